@@ -65,7 +65,8 @@ class Config:
     placements: tuple[str, ...] = field(
         (),
         "Placements of tables: row_wise or row_wise:SHARD-SHARD, table_wise or table_wise:SHARD, "
-        "column_wise, replicated; the others are planned; such as C3=row_wise:0-3,C4=table_wise.",
+        "column_wise, replicated, fully_sharded; the others are planned; such as "
+        "C3=row_wise:0-3,C4=table_wise.",
     )
     kernels: Literal["auto", "native", "jax"] = field(
         "auto", "Implementation of lookups and updates; auto takes native ones that are built."

@@ -70,6 +70,12 @@ def by_columns(shards: int) -> dict[str, str]:
     return {**PLACEMENTS, **columns, "cities": half}
 
 
+def over_devices(shards: int) -> dict[str, str]:
+    """Further placements: rows over all devices, beside others, also of tables of one width."""
+    return {**PLACEMENTS, **dict.fromkeys(("words", "items", "cities", "sites"), "fully_sharded")}
+
+
+_PLACED = {"rows": lambda shards: PLACEMENTS, "columns": by_columns, "devices": over_devices}
 WIDTH = 8
 WIDTHS_TO_CONCATENATE = dict(zip(ROWS, (8, 4, 6, 8, 5, 3), strict=True))
 FROZEN = ("sites",)
@@ -102,7 +108,7 @@ class Setup:
 
     mesh: str = "2x4"
     optimizer: str = "sgd"
-    columns: bool = False
+    placed: Literal["rows", "columns", "devices"] = "rows"
     dtype: Literal["float32", "float64"] = "float64"
     interaction: Literal["dot", "cat"] = "dot"
     self_interaction: bool = False
@@ -154,7 +160,7 @@ class Setup:
             LOOKUPS,
             mesh,
             row_optimizer(self.optimizer, rate),
-            automatic_plan(tables, shards, by_columns(shards) if self.columns else PLACEMENTS),
+            automatic_plan(tables, shards, _PLACED[self.placed](shards)),
             self.comm_dtype,
         )
 

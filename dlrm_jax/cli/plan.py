@@ -116,13 +116,13 @@ def main() -> None:
             limits=limits,
         )
     layout = make_layout(
-        described.tables, described.features, described.lookups, plan, described.optimizer
+        described.tables, described.features, described.lookups, plan, described.optimizer, groups
     )
     found = balance(layout, plan, asked)
     moved = collectives(layout, {DATA: groups, MODEL: shards}, micro_batch)
     parts = seconds_by_part(described.tables, plan, described.optimizer, asked, kind)
 
-    print(plan.describe(described.tables))
+    print(plan.describe(described.tables, groups))
     print(f"\n{shards_table(found)}")
     print(f"\n{collectives_table(moved)}")
     print(f"\n{time_table(parts, kind, len(moved))}")

@@ -84,6 +84,7 @@ def _stored(layout: Layout, plan: Plan, shard: int) -> Iterator[tuple[str, tuple
         for piece, _ in slab.pieces:
             if piece.shard in (shard, None):
                 rows = piece.rows(slab.tables[piece.table].rows)
+                rows /= slab.shards if slab.fully_sharded else 1
                 yield piece.table, (plan.placement(piece.table), rows * sum(row_bytes(slab)))
 
 

@@ -126,7 +126,8 @@ def main() -> None:
     status(data.source)
     learner = make_learner(config, mesh)
     check_same(pieces_by_table(learner.collection.plan))
-    status(learner.collection.plan.describe(learner.collection.tables.values()))
+    collection = learner.collection
+    status(collection.plan.describe(collection.tables.values(), learner.axes.groups))
     status("kernels: " + ", ".join(f"{x} {y}" for x, y in learner.kernels_in_use.items()))
 
     status(f"workdir {workdir}")

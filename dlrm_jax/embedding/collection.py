@@ -102,7 +102,7 @@ class EmbeddingCollection:
         if self.plan.shards != shards:
             raise UserError(f"the plan is for {self.plan.shards} shards, the mesh has {shards}")
         self.plan.check(tables)
-        self.layout = make_layout(tables, features, lookups, self.plan, optimizer)
+        self.layout = make_layout(tables, features, lookups, self.plan, optimizer, self.axes.groups)
         self.native = available(kernels, backend_of(mesh))
         self.per_device = PerDevice(self.axes, self.layout, self.lookups, comm_dtype, self.native)
         auto = self.axes.auto

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlrm_jax.embedding import owner_exchange
 from dlrm_jax.embedding.layout import Block, Layout
 from dlrm_jax.embedding.mesh_axes import copy_axes
 from dlrm_jax.embedding.row_gradients import Reduction, reduction
@@ -43,6 +44,7 @@ class Collective:
 
 
 _AXES = (DATA,), MODEL
+_ALL = (DATA, MODEL)
 
 
 def collectives(
@@ -51,6 +53,8 @@ def collectives(
     batch_size: int,
     weighted: bool = False,
     comm_dtype: str | None = None,
+    micro_batches: int = 1,
+    clipped: bool = False,
 ) -> tuple[Collective, ...]:
     """The collectives of a lookup and an update of the tables.
 
@@ -60,6 +64,9 @@ def collectives(
         batch_size: samples of a batch, over all devices.
         weighted: whether ids have weights.
         comm_dtype: dtype of vectors and cotangents between devices; None keeps their dtype.
+        micro_batches: number of lookups that share an update.
+        clipped: whether the norm of all gradients is taken; only that of fully sharded slabs is
+            counted here.
     """
     own = jnp.result_type(*(block.slab.vector_dtype for block in layout.blocks))
     width = jnp.dtype(comm_dtype or own).itemsize
@@ -77,6 +84,7 @@ def collectives(
                 here = [block for block in here if block.slab.optimizer]
             found.append(_of_blocks("all-to-all", (MODEL,), each.what, here, group, each.nbytes))
         found += _means(layout, mesh_shape, batch_size)
+    found += _with_owners(layout, mesh_shape, batch_size, comm_dtype, micro_batches, clipped)
     for sharded in (True, False):
         if copy_axes(sharded, mesh_shape, *_AXES):
             carried = [*of_ids, cotangents]
@@ -106,7 +114,7 @@ def _between_copies(
     axes = copy_axes(sharded, mesh_shape, *_AXES)
     found, sparse = [], []
     for slab in layout.slabs:
-        if slab.optimizer and slab.sharded == sharded:
+        if slab.optimizer and slab.sharded == sharded and not slab.fully_sharded:
             if _reduction(layout, slab, mesh_shape, batch_size).exchanged:
                 row = (slab.width + 1) * slab.vector_dtype.itemsize  # gradient; whether touched
                 found.append(_of_slab(axes, f"gradients of {slab.name}", slab.rows * row))
@@ -122,6 +130,62 @@ def _between_copies(
 
         found.append(_of_blocks("all-gather", axes, purpose, sparse, batch_size, nbytes))
     return found
+
+
+def _with_owners(
+    layout: Layout,
+    mesh_shape: Mapping[str, int],
+    batch_size: int,
+    comm_dtype: str | None,
+    micro_batches: int,
+    clipped: bool,
+) -> list[Collective]:
+    """Collectives of the first round of each `owner_exchange` of a fully sharded slab.
+
+    "Needed" are the rows of different ids as far as the plan expects them.
+    """
+    found: list[Collective] = []
+    norm: list[Collective] = []  # one of all slabs
+    devices = math.prod(mesh_shape[axis] for axis in _ALL)
+    for slab in layout.slabs if devices > 1 else ():
+        if not slab.fully_sharded:
+            continue
+        distinct = layout.distinct(slab)
+        own, sent = slab.vector_dtype.itemsize, jnp.dtype(comm_dtype or slab.vector_dtype).itemsize
+        stored = sent if slab.dtype.itemsize == own else slab.dtype.itemsize
+        ids = batch_size // devices * _per_sample(layout, slab)[0]
+        one = ids // micro_batches
+
+        def rows(ids: int, distinct: float = distinct) -> list[Collective]:
+            found = _to_each(mesh_shape, ids, distinct, "ids", 4)
+            if owner_exchange.capacity(ids, devices, distinct) == ids:
+                return found
+            return [*found, _of_slab(_ALL, "limits", 4 * devices)]
+
+        vectors = _to_each(mesh_shape, one, distinct, "vectors", slab.width * stored)
+        found += micro_batches * [*rows(one), *vectors]
+        if slab.optimizer:
+            back = _to_each(mesh_shape, ids, distinct, "cotangents", slab.width * sent)
+            if clipped:
+                found += back
+                norm = [Collective("all-reduce", _ALL, "norm", own, float(own))]
+            if micro_batches > 1:  # otherwise XLA finds that the same rows were sent before
+                back += rows(ids)
+            found += back
+    return found + norm
+
+
+def _to_each(
+    mesh_shape: Mapping[str, int], ids: int, distinct: float, what: str, nbytes: int
+) -> list[Collective]:
+    """A round's all-to-alls of so many bytes for each row, for so many ids of a device."""
+    devices = math.prod(mesh_shape[axis] for axis in _ALL)
+    rows = devices * owner_exchange.capacity(ids, devices, distinct)
+    return [
+        Collective("all-to-all", (axis,), what, rows * nbytes, distinct * ids * nbytes)
+        for axis in (MODEL, DATA)
+        if mesh_shape[axis] > 1
+    ]
 
 
 def _means(layout: Layout, mesh_shape: Mapping[str, int], batch_size: int) -> list[Collective]:

@@ -59,10 +59,10 @@ def route(block: Block, ids: Int[Array, "b C"]) -> Int[Array, "M b T L"]:
 
 
 def route_weights(
-    block: Block, id_weights: Float[Array, "b C"], rows: Int[Array, "M b T L"]
+    block: Block, id_weights: Float[Array, "b C"], rows: Int[Array, "M b T L"], size: int
 ) -> Float[Array, "M b T L"]:
-    """The id weights of the rows that `route` sends; 0 for "no row"."""
-    return jnp.where(rows < block.slab.rows, id_weights[:, block.column].transpose(1, 0, 2, 3), 0)
+    """The id weights of the rows that `route` sends; 0 for "no row", a number from ``size`` on."""
+    return jnp.where(rows < size, id_weights[:, block.column].transpose(1, 0, 2, 3), 0)
 
 
 def send_to_owners(

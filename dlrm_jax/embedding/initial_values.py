@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, UInt32
 
 from dlrm_jax.embedding import reshard
 from dlrm_jax.embedding.mesh_axes import MeshAxes
+from dlrm_jax.embedding.plan import Piece
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.table import Table
 from dlrm_jax.native import ops
@@ -84,21 +85,21 @@ def native_initial_slab(
         return arrays
 
     ndims = {"table": 2, **reshard.slot_ndims(slab)}
+    over = reshard.shard_axes(slab, axes)
     return jax.shard_map(
         run,
         mesh=axes.mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(axes.model) if slab.sharded else PartitionSpec()),
-        out_specs={name: reshard.slab_spec(slab, axes.model, n) for name, n in ndims.items()},
+        in_specs=(PartitionSpec(), PartitionSpec(over) if over else PartitionSpec()),
+        out_specs={name: reshard.slab_spec(slab, axes, n) for name, n in ndims.items()},
         check_vma=False,  # it can't know what the kernel does
-    )(key, jnp.asarray(_pieces(axes, slab)))
+    )(key, jnp.asarray(_pieces(slab)))
 
 
-def _pieces(axes: MeshAxes, slab: Slab) -> UInt32[np.ndarray, "M P 7"]:
+def _pieces(slab: Slab) -> UInt32[np.ndarray, "S P 7"]:
     """The pieces of each shard as `native.ops.uniform_rows` takes them, padded with empty ones."""
-    on_shard = [
-        [placed for placed in slab.pieces if (placed[0].shard or 0) == shard]
-        for shard in range(axes.shards if slab.sharded else 1)
-    ]
+    on_shard: list[list[tuple[Piece, int]]] = [[] for _ in range(slab.shards)]
+    for piece, first in slab.on_shards:
+        on_shard[piece.shard or 0].append((piece, first))
     found = np.zeros((len(on_shard), max(map(len, on_shard)), 7), np.uint32)
     for shard, pieces in enumerate(on_shard):
         for number, (piece, first) in enumerate(pieces):

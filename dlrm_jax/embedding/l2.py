@@ -40,7 +40,15 @@ def add_l2(
     if not gradients.summed:
         raise UserError("an L2 penalty needs coalesce(..., sum_duplicates=True)")
     device = collection.per_device
-    slabs, tables, rows = device.trained_slabs, device.state_specs.tables, row_specs(device)
+    if gradients.requests:
+        names = ", ".join(
+            table for slab in device.fully_sharded_slabs.values() for table in slab.tables
+        )
+        raise UserError(
+            f"an L2 penalty needs the summed gradients of rows, which fully sharded tables have "
+            f"only in the update; got {names}; place them otherwise"
+        )
+    slabs, tables, rows = device.exchanged_slabs, device.state_specs.tables, row_specs(device)
 
     def run(
         tables: dict[str, Array], blocks: dict[str, tuple[BlockCotangents, ...]]
@@ -50,7 +58,7 @@ def add_l2(
         for name, slab in slabs.items():
             sums = expand(blocks[name])
             if whole_tables:
-                stored = jnp.asarray(_rows_of_shards(slab, device.axes.shards))
+                stored = jnp.asarray(_rows_of_shards(slab))
                 sums = _of_all_rows(slab, sums, stored[shard if slab.sharded else 0])
             found[name] = one_by_one(_penalized(slab, tables[name], sums, strength))
         return found
@@ -83,10 +91,10 @@ def _of_all_rows(
     return jnp.where(number < stored, number, slab.rows + number), totals
 
 
-def _rows_of_shards(slab: Slab, shards: int) -> np.ndarray:
+def _rows_of_shards(slab: Slab) -> np.ndarray:
     """The number of rows that each shard stores; padding follows them."""
-    stored = np.zeros(shards, np.int32)
-    for piece, start in slab.pieces:
+    stored = np.zeros(slab.shards, np.int32)
+    for piece, start in slab.on_shards:
         end = start + piece.rows(slab.tables[piece.table].rows)
         stored[piece.shard or 0] = max(stored[piece.shard or 0], end)
     return stored

@@ -26,10 +26,13 @@ from dlrm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """The bag positions of one slab with bags of L ids, T for each of M shards (1 if replicated).
+    """The bag positions of one slab with bags of L ids, T for each of M shards.
+
+    M is 1 if the slab is replicated or fully sharded: each device then pools its own samples.
 
     A bag position reads an id iff it is below ``limit`` and its row is stored here, see
-    `row_split`; it reads the slab's row ``offset`` + local row. Padding has limit 0.
+    `row_split`; it reads the slab's row ``offset`` + local row. Padding has limit 0. For a fully
+    sharded slab, modulus, offset and residue are those of `row_split.place`.
     """
 
     slab: Slab
@@ -40,6 +43,7 @@ class Block:
     modulus: Int32[np.ndarray, "M T"]
     residue: Int32[np.ndarray, "M T"]
     offset: Int32[np.ndarray, "M T"]
+    distinct: float = 1.0  # expected share of different rows among the ids of a device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +73,9 @@ class Layout:
 
         Arrays of equal shapes don't tell one placement from another.
         """
-        slabs = [(x.name, x.split, x.rows, x.dim, str(x.dtype), x.pieces) for x in self.slabs]
+        slabs = [
+            (x.name, x.split, x.shards, x.rows, x.dim, str(x.dtype), x.pieces) for x in self.slabs
+        ]
         rows = [[(name, table.rows) for name, table in x.tables.items()] for x in self.slabs]
         return hashlib.blake2b(repr((slabs, rows)).encode(), digest_size=8).hexdigest()
 
@@ -94,6 +100,16 @@ class Layout:
         names = ", ".join(name for slab in self.slabs for name in slab.tables)
         raise UserError(f"table: expected one of {names}, got {table!r}")
 
+    def distinct(self, slab: Slab) -> float:
+        """The expected share of the ids of a device's samples that name different rows of a slab.
+
+        The plan says so for each table, see `plan.Piece`.
+        """
+        blocks = [block for block in self.blocks if block.slab is slab]
+        return float(
+            np.average([b.distinct for b in blocks], weights=[b.column.size for b in blocks])
+        )
+
     def table(self, name: str) -> Table:
         """The table of this name."""
         return self.slab_of(name).tables[name]
@@ -105,6 +121,7 @@ def make_layout(
     lookups: Sequence[Lookup],
     plan: Plan,
     optimizer: RowOptimizer | None,
+    groups: int = 1,
 ) -> Layout:
     """Lays out checked descriptions and a checked plan.
 
@@ -114,8 +131,9 @@ def make_layout(
         lookups: lookups in the order of the results.
         plan: placement of these tables.
         optimizer: default optimizer.
+        groups: number of data-parallel groups, each with the plan's shards.
     """
-    slabs = make_slabs(tables, plan, optimizer)
+    slabs = make_slabs(tables, plan, optimizer, groups)
     starts = np.cumsum([0, *(feature.max_ids for feature in features)]).tolist()
     span = {f.name: slice(starts[i], starts[i + 1]) for i, f in enumerate(features)}
     end = starts[-1]
@@ -144,7 +162,7 @@ def make_layout(
         here = [i for i, bag in enumerate(bags) if bag.table in slab.tables]
         for length in sorted({len(bags[i].columns) for i in here}):
             same = {i: bags[i] for i in here if len(bags[i].columns) == length}
-            block = _block(slab, length, same, plan.shards)
+            block = _block(slab, length, same)
             for m, t in zip(*np.nonzero(block.bag >= 0), strict=True):
                 positions[block.bag[m, t]].append((len(blocks), int(m), int(t)))
             blocks.append(block)
@@ -165,9 +183,9 @@ class _Bag(NamedTuple):
     columns: np.ndarray  # in the id array
 
 
-def _block(slab: Slab, length: int, bags: Mapping[int, _Bag], shards: int) -> Block:
+def _block(slab: Slab, length: int, bags: Mapping[int, _Bag]) -> Block:
     positions: list[list[tuple[int, Piece, int]]] = [
-        [] for _ in range(shards if slab.sharded else 1)
+        [] for _ in range(slab.shards if slab.sharded else 1)
     ]
     for i, bag in bags.items():
         for piece, offset in slab.pieces:
@@ -175,6 +193,7 @@ def _block(slab: Slab, length: int, bags: Mapping[int, _Bag], shards: int) -> Bl
                 positions[piece.shard or 0].append((i, piece, offset))
 
     shape = (len(positions), max(len(shard) for shard in positions))
+    shares = [piece.distinct for _, piece, _ in positions[0]] if slab.fully_sharded else [1.0]
     block = Block(
         slab=slab,
         length=length,
@@ -184,13 +203,16 @@ def _block(slab: Slab, length: int, bags: Mapping[int, _Bag], shards: int) -> Bl
         modulus=np.ones(shape, np.int32),
         residue=np.zeros(shape, np.int32),
         offset=np.zeros(shape, np.int32),
+        distinct=float(np.mean(shares)),
     )
     for m, shard in enumerate(positions):
         for t, (i, piece, offset) in enumerate(shard):
             block.bag[m, t] = i
             block.column[m, t] = bags[i].columns
             block.limit[m, t] = slab.tables[piece.table].rows
-            block.modulus[m, t] = piece.modulus
-            block.residue[m, t] = piece.residue
-            block.offset[m, t] = offset
+            place = piece.modulus, piece.residue, offset
+            if slab.fully_sharded:
+                quotient, remainder = slab.place(piece.table)
+                place = slab.shards, remainder, quotient
+            block.modulus[m, t], block.residue[m, t], block.offset[m, t] = place
     return block

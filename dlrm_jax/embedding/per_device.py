@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from dlrm_jax.embedding import exchange, row_gradients
+from dlrm_jax.embedding import exchange, owner_exchange, row_gradients
 from dlrm_jax.embedding.kernel_dispatch import has_native_lookup, has_native_update
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.optimizer import at_rate
 from dlrm_jax.embedding.pooling import pool, weight_sums
-from dlrm_jax.embedding.reshard import slab_spec, slot_ndims
+from dlrm_jax.embedding.reshard import shard_axes, slab_spec, slot_ndims
 from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
 from dlrm_jax.embedding.row_optimizer import mean_of_columns
 from dlrm_jax.embedding.row_update import checked_step, update_rows
 from dlrm_jax.embedding.slab import Slab
-from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents
+from dlrm_jax.embedding.state import (
+    EmbeddingState,
+    Residuals,
+    RowGradients,
+    RowRequests,
+    SparseCotangents,
+)
 from dlrm_jax.embedding.table import Lookup
 from dlrm_jax.native import ops
 
@@ -54,6 +61,16 @@ class PerDevice:
         return {slab.name: slab for slab in self.layout.slabs if slab.optimizer}
 
     @functools.cached_property
+    def exchanged_slabs(self) -> dict[str, Slab]:
+        """The trained slabs whose cotangents go to the owners of bags, by name."""
+        return {name: slab for name, slab in self.trained_slabs.items() if not slab.fully_sharded}
+
+    @functools.cached_property
+    def fully_sharded_slabs(self) -> dict[str, Slab]:
+        """The slabs that are split over all devices, by name."""
+        return {slab.name: slab for slab in self.layout.slabs if slab.fully_sharded}
+
+    @functools.cached_property
     def native_slabs(self) -> set[str]:
         """Names of the slabs that native kernels update."""
         return {s.name for s in self.layout.slabs if self.native and has_native_update(s)}
@@ -61,11 +78,11 @@ class PerDevice:
     @property
     def state_specs(self) -> EmbeddingState:
         """The split of a state's arrays over the mesh, as `PartitionSpec`s."""
-        model = self.axes.model
+        axes = self.axes
         return EmbeddingState(
-            {slab.name: slab_spec(slab, model) for slab in self.layout.slabs},
+            {slab.name: slab_spec(slab, axes) for slab in self.layout.slabs},
             {
-                name: {slot: slab_spec(slab, model, n) for slot, n in slot_ndims(slab).items()}
+                name: {slot: slab_spec(slab, axes, n) for slot, n in slot_ndims(slab).items()}
                 for name, slab in self.trained_slabs.items()
             },
             self.layout.key,
@@ -80,20 +97,24 @@ class PerDevice:
         """Pools the bags of this device's samples; see `EmbeddingCollection.lookup`."""
         blocks = self.layout.blocks
         ids = exchange.map_ids(self.layout, ids)
-        sent = [exchange.route(block, ids) for block in blocks]
+        requests, buffers, places = self._fetch(state, ids)
+        tables = dict(state.tables) | buffers
+        sent = [places[i] if i in places else exchange.route(b, ids) for i, b in enumerate(blocks)]
         rows = exchange.send_to_owners(blocks, sent, self.axes)
         row_weights = None
         if id_weights is not None:
             mapped = [id_weights[:, source] for source, _ in self.layout.mapped]
             id_weights = jnp.concatenate([id_weights, *mapped], axis=1)
             weights = [
-                exchange.route_weights(block, id_weights, x)
+                exchange.route_weights(
+                    block, id_weights, x, len(buffers.get(block.slab.name, range(block.slab.rows)))
+                )
                 for block, x in zip(blocks, sent, strict=True)
             ]
             row_weights = exchange.send_to_owners(blocks, weights, self.axes)
         vectors = []
         for i, block in enumerate(blocks):
-            slab = state.tables[block.slab.name]
+            slab = tables[block.slab.name]
             weights = None if row_weights is None else row_weights[i]
             if self.native and has_native_lookup(block):
                 vectors.append(ops.pool(slab, rows[i], weights))
@@ -102,7 +123,26 @@ class PerDevice:
         received = exchange.send_back(blocks, vectors, self.axes, self.comm_dtype)
         pooled, denominators = self._combine(received, ids, id_weights)
         rows, row_weights = _expanded(rows), row_weights and _expanded(row_weights)
-        return pooled, Residuals(rows, row_weights, denominators)
+        return pooled, Residuals(rows, row_weights, denominators, _expanded(requests))
+
+    def _fetch(
+        self, state: EmbeddingState, ids: Array
+    ) -> tuple[dict[str, RowRequests], dict[str, Array], dict[int, Array]]:
+        """The requests and the buffer of each fully sharded slab, and the places by block."""
+        requests, buffers, places = {}, {}, {}
+        for name, slab in self.fully_sharded_slabs.items():
+            own = {i: b for i, b in enumerate(self.layout.blocks) if b.slab is slab}
+            requests[name], found = owner_exchange.request(slab, list(own.values()), ids)
+            places |= {i: x[None] for i, x in zip(own, found, strict=True)}
+            buffers[name] = owner_exchange.fetch(
+                slab,
+                state.tables[name],
+                requests[name],
+                self.axes,
+                self.comm_dtype,
+                self.layout.distinct(slab),
+            )
+        return requests, buffers, places
 
     def _combine(
         self, received: Sequence[Array], ids: Array, id_weights: Array | None
@@ -140,15 +180,33 @@ class PerDevice:
                 of_bags.append(cotangent / residuals.denominators[lookup.name][:, None])
             else:
                 of_bags.append(cotangent)
-        trained = [i for i, block in enumerate(self.layout.blocks) if block.slab.optimizer]
+        weights = residuals.id_weights
+        requests = {}
+        for name, slab in self.fully_sharded_slabs.items():
+            if slab.optimizer:
+                items = [
+                    (
+                        residuals.rows[i][0, 0],
+                        None if weights is None else weights[i][0, 0],
+                        exchange.spread(block, of_bags)[0],
+                    )
+                    for i, block in enumerate(self.layout.blocks)
+                    if block.slab is slab
+                ]
+                asked = residuals.requests[name]
+                sums = owner_exchange.sum_by_row(asked.rows.size, items)
+                requests[name] = asked, sums[None, None]
+        trained = [
+            i for i, b in enumerate(self.layout.blocks) if b.slab.name in self.exchanged_slabs
+        ]
         blocks = [self.layout.blocks[i] for i in trained]
         by_receiver = [exchange.spread(block, of_bags) for block in blocks]
         sent = exchange.send_to_owners(blocks, by_receiver, self.axes, self.comm_dtype)
-        weights = residuals.id_weights
         return SparseCotangents(
             tuple(residuals.rows[i] for i in trained),
             None if weights is None else tuple(weights[i] for i in trained),
             _expanded(sent),
+            requests,
         )
 
     def coalesce(self, cotangents: SparseCotangents, sum_duplicates: bool = False) -> RowGradients:
@@ -157,9 +215,9 @@ class PerDevice:
         def local(x: Array) -> Array:
             return x.reshape(-1, *x.shape[-2:])
 
-        slabs = self.trained_slabs
+        slabs = self.exchanged_slabs
         blocks: dict[str, list[row_gradients.BlockCotangents]] = {name: [] for name in slabs}
-        trained = [block for block in self.layout.blocks if block.slab.optimizer]
+        trained = [block for block in self.layout.blocks if block.slab.name in slabs]
         for i, block in enumerate(trained):
             weights = None if cotangents.id_weights is None else local(cotangents.id_weights[i])
             blocks[block.slab.name].append(
@@ -173,12 +231,59 @@ class PerDevice:
             self.comm_dtype,
             self.native_slabs,
         )
-        return RowGradients(coalesced, self.sums(sum_duplicates))
+        requests = {}
+        for name, (asked, sums) in cotangents.requests.items():
+            if asked.rows.ndim > 3:  # stacked micro-batches
+                asked, sums = owner_exchange.merge(
+                    self.trained_slabs[name],
+                    RowRequests(asked.rows[:, 0, 0], asked.starts[:, 0, 0]),
+                    sums[:, 0, 0],
+                )
+                asked, sums = _expanded((asked, sums))
+            requests[name] = asked, sums
+        squares = self._squares(requests) if sum_duplicates and requests else None
+        return RowGradients(coalesced, self.sums(sum_duplicates), requests, squares)
+
+    def _squares(self, requests: Mapping[str, tuple[RowRequests, Array]]) -> Float[Array, ""]:
+        """The sum of squares over the summed gradients of fully sharded slabs, of all devices."""
+        total = jnp.zeros(())
+        for name, (asked, sums) in requests.items():
+            slab = self.trained_slabs[name]
+
+            def add(rows: Array, gradients: Array, total: Array, slab: Slab = slab) -> Array:
+                items = row_gradients.one_by_one((rows, gradients))
+                _, summed = row_gradients.expand(row_gradients.sum_rows(slab, items, True))
+                return total + jnp.sum(jnp.square(summed))
+
+            start = jax.lax.pcast(jnp.zeros((), sums.dtype), self.axes.split, to="varying")
+            total += self._send(slab, asked, sums, add, start)
+        return jax.lax.psum(total, self.axes.split)
+
+    def _send(
+        self,
+        slab: Slab,
+        asked: RowRequests,
+        sums: Array,
+        receive: Callable[[Array, Array, Any], Any],
+        carry: Any,
+    ) -> Any:
+        own = RowRequests(asked.rows[0, 0], asked.starts[0, 0])
+        return owner_exchange.send_sums(
+            slab,
+            own,
+            sums[0, 0],
+            self.axes,
+            self.comm_dtype,
+            self.layout.distinct(slab),
+            receive,
+            carry,
+        )
 
     def sums(self, sum_duplicates: bool) -> bool:
         """Whether `coalesce` returns each row once."""
         return all(
-            sum_duplicates or (slab.needs_sums(False) and name not in self.native_slabs)
+            sum_duplicates
+            or (slab.needs_sums(False) and name not in self.native_slabs and not slab.fully_sharded)
             for name, slab in self.trained_slabs.items()
         )
 
@@ -191,10 +296,44 @@ class PerDevice:
     ) -> EmbeddingState:
         """Updates the touched rows of this device; see `EmbeddingCollection.apply`."""
         tables, slots = dict(state.tables), dict(state.slots)
-        for name, slab in self.trained_slabs.items():
-            args = tables[name], slots[name], gradients.blocks[name], checked_step(step)
+        step = checked_step(step)
+        for name, slab in self.exchanged_slabs.items():
+            args = tables[name], slots[name], gradients.blocks[name], step
             tables[name], slots[name] = self._update(slab, *args, rate_factor)
+        for name, (asked, sums) in gradients.requests.items():
+            args = tables[name], slots[name], asked, sums, step
+            tables[name], slots[name] = self._update_owned(
+                self.trained_slabs[name], *args, rate_factor
+            )
         return dataclasses.replace(state, tables=tables, slots=slots)
+
+    def _update_owned(
+        self,
+        slab: Slab,
+        table: Array,
+        slots: dict[str, Array],
+        asked: RowRequests,
+        sums: Array,
+        step: Array,
+        rate_factor: Array | None,
+    ) -> tuple[Array, dict[str, Array]]:
+        """Updates the rows of a fully sharded slab that this device owns, round by round."""
+        ndims = slot_ndims(slab)
+        # Every round is a part of one update: each begins with the scalars from before it.
+        scalars = {name: slot for name, slot in slots.items() if ndims[name] == 0}
+        by_row = {name: slot for name, slot in slots.items() if ndims[name]}
+
+        def receive(rows: Array, gradients: Array, carry: Any) -> Any:
+            table, by_row, _ = carry
+            items = row_gradients.one_by_one((rows, gradients))
+            if slab.name not in self.native_slabs:
+                items = row_gradients.sum_rows(slab, items, False)
+            table, found = self._update(slab, table, by_row | scalars, items, step, rate_factor)
+            new = {name: found.pop(name) for name in scalars}
+            return table, found, new
+
+        table, by_row, scalars = self._send(slab, asked, sums, receive, (table, by_row, scalars))
+        return table, by_row | scalars
 
     def _update(
         self,
@@ -215,7 +354,8 @@ class PerDevice:
             return jax.lax.pmean(mean_of_columns(x), self.axes.model)
 
         def rounded(values: Array) -> Array:
-            shard = jax.lax.axis_index(self.axes.model) if slab.sharded else 0
+            over = shard_axes(slab, self.axes)
+            shard = jax.lax.axis_index(over) if over else 0
             return round_randomly(values, bits_of_rows(slab, rows, step, shard))
 
         return update_rows(
@@ -242,6 +382,8 @@ class PerDevice:
         return self.apply(state, self.coalesce(self.send_cotangents(residuals, cotangents)), step)
 
 
-def _expanded(arrays: Sequence[Array]) -> tuple[Array, ...]:
-    """One device's [1, 1, ...] of arrays [D, M, ...]."""
-    return tuple(x[None, None] for x in arrays)
+def _expanded(arrays: Any) -> Any:
+    """One device's [1, 1, ...] of a tree of arrays [D, M, ...]; a tuple for a sequence."""
+    return jax.tree.map(
+        lambda x: x[None, None], tuple(arrays) if isinstance(arrays, list) else arrays
+    )

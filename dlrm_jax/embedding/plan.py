@@ -11,7 +11,7 @@ from dlrm_jax.embedding.table import Table
 from dlrm_jax.errors import UserError
 from dlrm_jax.text_table import text_table
 
-PLACEMENTS = ("replicated", "table_wise", "row_wise", "column_wise")
+PLACEMENTS = ("replicated", "table_wise", "row_wise", "column_wise", "fully_sharded")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,10 @@ class Piece:
     """A part of a table, on one shard or, for None, on every shard.
 
     It has the rows r ≡ residue (mod modulus), see `row_split`, and of these all columns or, of
-    ``splits`` equal runs of columns, the one with number ``split``.
+    ``splits`` equal runs of columns, the one with number ``split``. A piece that is
+    ``fully_sharded`` is a whole table whose rows are dealt out over all devices of the mesh; of the
+    ids of a device's samples, about the share ``distinct`` names different rows. It decides the
+    size of messages alone: more rows are sent in several.
     """
 
     table: str
@@ -28,6 +31,8 @@ class Piece:
     residue: int = 0
     splits: int = 1
     split: int = 0
+    fully_sharded: bool = False
+    distinct: float = 1.0
 
     def rows(self, table_rows: int) -> int:
         """The number of the table's rows in the piece."""
@@ -54,6 +59,11 @@ def column_wise(table: str, shards: int) -> tuple[Piece, ...]:
     return tuple(Piece(table, k, splits=shards, split=k) for k in range(shards))
 
 
+def fully_sharded(table: str, distinct: float = 1.0) -> tuple[Piece, ...]:
+    """The piece of a table whose rows are dealt out over all devices; no row has a copy."""
+    return (Piece(table, None, fully_sharded=True, distinct=distinct),)
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """The pieces of all tables on ``shards`` shards, the size of the mesh's model axis."""
@@ -76,7 +86,7 @@ class Plan:
             raise UserError(f"table {table}: the plan has no pieces of it; make one of this table")
         first = pieces[0]
         if first.shard is None:
-            return "replicated"
+            return "fully_sharded" if first.fully_sharded else "replicated"
         if first.splits > 1:
             return "column_wise"
         return "table_wise" if first.modulus == 1 else "row_wise"
@@ -97,11 +107,12 @@ class Plan:
             on_mesh = set(shards) <= set(range(self.shards)) and len(set(shards)) == len(shards)
             by_rows = shards and on_mesh and ordered == row_wise(table.name, shards)
             by_columns = pieces == column_wise(table.name, self.shards)
-            if not (by_rows or by_columns or pieces == replicated(table.name)):
+            over_all = any(pieces == fully_sharded(table.name, x.distinct) for x in pieces)
+            if not (by_rows or by_columns or over_all or pieces == replicated(table.name)):
                 raise UserError(
                     f"table {table.name}: its pieces must hold every row once, each on a shard "
                     f"of its own below {self.shards}, or all its columns in order over all "
-                    f"shards; the plan has {pieces}"
+                    f"shards, or be one on all devices; the plan has {pieces}"
                 )
             if by_columns and table.dim % self.shards:
                 raise UserError(
@@ -136,8 +147,13 @@ class Plan:
             raise UserError(f"plan: expected pieces to be a list, got {_shortened(pieces)}")
         return cls(shards, tuple(_piece(number, piece) for number, piece in enumerate(pieces)))
 
-    def describe(self, tables: Iterable[Table]) -> str:
-        """A text for people: one line per table, then the MiB of tables per shard."""
+    def describe(self, tables: Iterable[Table], groups: int = 1) -> str:
+        """A text for people: one line per table, then the MiB of tables per shard.
+
+        Args:
+            tables: all tables.
+            groups: number of data-parallel groups, over which fully sharded tables are split, too.
+        """
         lines = []
         mib_by_shard = [0.0] * self.shards
         for table in tables:
@@ -152,6 +168,7 @@ class Plan:
             lines.append([table.name, f"{table.rows:,}", str(table.dim), placement, shard, mib])
             for piece in pieces:
                 share = table.nbytes / 2**20 * piece.rows(table.rows) / table.rows / piece.splits
+                share /= groups * self.shards if piece.fully_sharded else 1
                 for k in range(self.shards) if piece.shard is None else (piece.shard,):
                     mib_by_shard[k] += share
         header = ("table", "rows", "dim", "placement", "shard", "MiB")
@@ -175,6 +192,13 @@ def _piece(number: int, fields: object) -> Piece:
             good, wanted = type(value) is int and value >= low, f"a number from {low}"
             if name == "shard":
                 good, wanted = good or value is None, f"{wanted}, or null for all shards"
+            elif name == "fully_sharded":
+                good, wanted = isinstance(value, bool), "true or false"
+            elif name == "distinct":
+                good, wanted = (
+                    type(value) is float and 0 < value <= 1,
+                    "a share above 0.0, up to 1.0",
+                )
         if not good:
             raise UserError(f"plan: piece {number}: expected {name} to be {wanted}, got {value!r}")
     return Piece(**fields)

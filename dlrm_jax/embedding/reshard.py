@@ -25,18 +25,28 @@ from dlrm_jax.embedding.table import Table
 _CHUNK_ROWS = 2**15
 
 
-def slab_spec(slab: Slab, model: str, ndim: int = 2) -> PartitionSpec:
-    """The split of a slab's array over the model axis: by rows, by columns, or none.
+def slab_spec(slab: Slab, axes: MeshAxes, ndim: int = 2) -> PartitionSpec:
+    """The split of a slab's array: by rows, over all axes or the model axis, by columns, or none.
 
     Args:
         slab: slab of the array.
-        model: name of the model axis.
+        axes: axes of the mesh.
         ndim: rank of the array; optimizer slots with one number per row have no columns to split,
             and a scalar is on every device.
     """
-    if slab.split == "rows" and ndim:
-        return PartitionSpec(model)
-    return PartitionSpec(None, model) if slab.split == "columns" and ndim == 2 else PartitionSpec()
+    over = shard_axes(slab, axes)
+    if slab.split == "columns":
+        return PartitionSpec(None, *over) if ndim == 2 else PartitionSpec()
+    if not over or not ndim:
+        return PartitionSpec()
+    return PartitionSpec(over) if len(over) > 1 else PartitionSpec(*over)
+
+
+def shard_axes(slab: Slab, axes: MeshAxes) -> tuple[str, ...]:
+    """Names of the axes that a slab is split over; none if every device has a copy."""
+    if slab.fully_sharded:
+        return axes.split
+    return (axes.model,) if slab.sharded else ()
 
 
 def slot_ndims(slab: Slab) -> dict[str, int]:
@@ -47,12 +57,12 @@ def slot_ndims(slab: Slab) -> dict[str, int]:
 
 def slab_sharding(axes: MeshAxes, slab: Slab, shape: tuple[int, ...]) -> NamedSharding:
     """The sharding of a slab's array on the mesh, see `slab_spec`."""
-    spec = slab_spec(slab, axes.model, len(shape))
+    spec = slab_spec(slab, axes, len(shape))
     # The sharding that jitted functions return; with another one, a step would be compiled twice.
     if axes.explicit:
         spec = PartitionSpec(*spec, *[None] * (len(shape) - len(spec)))
-    elif axes.shards == 1:  # all splits mean the same then
-        spec = PartitionSpec()
+    elif slab.shards == 1 or (axes.shards == 1 and not slab.fully_sharded):
+        spec = PartitionSpec()  # all splits mean the same then
     return axes.sharding(spec)
 
 
@@ -64,7 +74,7 @@ def array_sharding(axes: MeshAxes, slab: Slab, shape: tuple[int, ...]) -> NamedS
     """
     if slab.split == "columns":
         return slab_sharding(axes, slab, shape)
-    split = _column_axes(axes, shape)
+    split = _column_axes(axes, slab, shape)
     return axes.sharding(PartitionSpec(None, split) if split else PartitionSpec())
 
 
@@ -76,15 +86,22 @@ def pack(axes: MeshAxes, slab: Slab, tables: Mapping[str, Array]) -> Array:
     if slab.split == "columns":  # shards have pieces of all tables, one after the other
         whole = jnp.concatenate([tables[name] for name in slab.tables])
         return jax.lax.with_sharding_constraint(whole, slab_sharding(axes, slab, whole.shape))
-    shards: list[list[Array]] = [[] for _ in range(_shards(axes, slab))]
-    for piece, _ in slab.pieces:  # on its shard, pieces lie in this order
-        own = row_split.stored_rows(tables[piece.table], piece.modulus, piece.residue)
-        shards[piece.shard or 0].append(own)
-    for pieces in shards:
-        missing = slab.rows - sum(len(piece) for piece in pieces)
-        if missing:
-            pieces.append(jnp.zeros((missing, *some.shape[1:]), some.dtype))
-    stacked = jnp.stack([jnp.concatenate(pieces) for pieces in shards])
+    if slab.fully_sharded:
+        whole = [tables[piece.table] for piece, _ in slab.pieces]
+        missing = slab.shards * slab.rows - sum(map(len, whole))
+        whole.append(jnp.zeros((missing, *some.shape[1:]), some.dtype))
+        in_order = jnp.concatenate(whole).reshape(slab.rows, slab.shards, *some.shape[1:])
+        stacked = jnp.swapaxes(in_order, 0, 1)
+    else:
+        shards: list[list[Array]] = [[] for _ in range(slab.shards)]
+        for piece, _ in slab.pieces:  # on its shard, pieces lie in this order
+            own = row_split.stored_rows(tables[piece.table], piece.modulus, piece.residue)
+            shards[piece.shard or 0].append(own)
+        for pieces in shards:
+            missing = slab.rows - sum(len(piece) for piece in pieces)
+            if missing:
+                pieces.append(jnp.zeros((missing, *some.shape[1:]), some.dtype))
+        stacked = jnp.stack([jnp.concatenate(pieces) for pieces in shards])
     for sharding in reversed(_column_shardings(axes, slab, stacked.shape)):
         stacked = jax.lax.with_sharding_constraint(stacked, sharding)
     return stacked.reshape(-1, *some.shape[1:])
@@ -107,7 +124,7 @@ class Unpacker:
         self._pieces = {
             # A plan may list the pieces of a table in any order.
             name: sorted(
-                (placed for placed in slab.pieces if placed[0].table == name),
+                (placed for placed in slab.on_shards if placed[0].table == name),
                 key=lambda placed: placed[0].residue,
             )
             for name in slab.tables
@@ -121,7 +138,7 @@ class Unpacker:
 
     def __call__(self, array: Array) -> dict[str, Array]:
         """The whole arrays by table name, of the slab's table or of one of its optimizer slots."""
-        in_order = self._slab.split != "rows" or self._axes.shards == 1
+        in_order = self._slab.split not in ("rows", "devices") or self._slab.shards == 1
         if array.ndim == 0 or (len(self._slab.tables) == 1 and in_order):
             return dict.fromkeys(self._slab.tables, array)  # it is that already
         if self._slab.split == "columns":
@@ -158,7 +175,7 @@ class Unpacker:
             return tables
 
         specs = {name: self._spec(table, array) for name, table in self._slab.tables.items()}
-        own = slab_spec(self._slab, self._axes.model)
+        own = slab_spec(self._slab, self._axes, array.ndim)
         return jax.shard_map(run, mesh=self._axes.mesh, in_specs=own, out_specs=specs)(array)
 
     def _make_fill(self, table: Table, out: Array, array: Array, first: Array) -> Array:
@@ -173,7 +190,7 @@ class Unpacker:
         return jax.shard_map(
             run,
             mesh=self._axes.mesh,
-            in_specs=(spec, slab_spec(self._slab, self._axes.model), PartitionSpec()),
+            in_specs=(spec, slab_spec(self._slab, self._axes, array.ndim), PartitionSpec()),
             out_specs=spec,
         )(out, array, first)
 
@@ -190,18 +207,21 @@ class Unpacker:
             count: number of rows of each piece.
         """
         axes, slab, pieces = self._axes, self._slab, self._pieces[table.name]
-        starts = np.zeros(_shards(axes, slab), np.int32)
+        starts = np.zeros(slab.shards, np.int32)
         for piece, start in pieces:
             starts[piece.shard or 0] = start
-        mine = jnp.asarray(starts)[jax.lax.axis_index(axes.model)] if slab.sharded else starts[0]
+        over = shard_axes(slab, axes)
+        mine = jnp.asarray(starts)[jax.lax.axis_index(over)] if over else starts[0]
         rows = local.at[mine + first + jnp.arange(count)].get(mode="fill", fill_value=0)
-        by_shard = _to_columns(axes, slab, rows, _column_axes(axes, local.shape))
+        by_shard = _to_columns(axes, slab, rows, _column_axes(axes, slab, local.shape))
         by_residue = by_shard[np.array([piece.shard or 0 for piece, _ in pieces])]
         return row_split.in_table_order(by_residue)
 
 
 def _to_columns(axes: MeshAxes, slab: Slab, rows: Array, split: tuple[str, ...]) -> Array:
-    """Converts this shard's rows [rows, *d] to this device's columns of all rows, [M, rows, *c].
+    """Converts this shard's rows [rows, *d] to this device's columns of all rows, [S, rows, *c].
+
+    S is the number of shards of the slab.
 
     Args:
         axes: axes of the mesh.
@@ -209,15 +229,20 @@ def _to_columns(axes: MeshAxes, slab: Slab, rows: Array, split: tuple[str, ...])
         rows: this shard's rows.
         split: names of the axes that the columns are split over, see `_column_axes`.
     """
-    for name in axes.data:
-        if name in split:
+    over = shard_axes(slab, axes)
+    for name in split:
+        if name not in over:
             rows = _own_columns(axes, rows, name)
-    if not slab.sharded:
-        return (_own_columns(axes, rows, axes.model) if axes.model in split else rows)[None]
-    if axes.model not in split:
-        return jax.lax.all_gather(rows, axes.model, to="invarying")
-    by_receiver = rows.reshape(len(rows), axes.shards, rows.shape[1] // axes.shards)
-    return jax.lax.all_to_all(by_receiver, axes.model, split_axis=1, concat_axis=0)
+    rows = rows[None]
+    for name in reversed(over):  # the last axis varies fastest in the numbers of shards
+        if name not in split:
+            rows = jax.lax.all_gather(rows, name, to="invarying")
+        else:
+            parts = axes.mesh.shape[name]
+            by_receiver = rows.reshape(*rows.shape[:2], parts, rows.shape[2] // parts)
+            rows = jax.lax.all_to_all(by_receiver, name, split_axis=2, concat_axis=0)
+        rows = rows.reshape(rows.shape[0] * rows.shape[1], *rows.shape[2:])
+    return rows
 
 
 def _own_columns(axes: MeshAxes, rows: Array, name: str) -> Array:
@@ -231,21 +256,23 @@ def _column_shardings(axes: MeshAxes, slab: Slab, shape: tuple[int, ...]) -> lis
     XLA's partitioner turns the steps into a slice and an all-to-all, and their inverses on the way
     back. In a single step, it would make the whole array on every device.
     """
-    columns = _column_axes(axes, shape[1:])
-    rows = axes.model if slab.sharded else None
-    others = tuple(name for name in columns if name != rows)
-    specs = [(rows, None), (rows, None, others or None), (None, None, columns or None)]
+    columns, rows = _column_axes(axes, slab, shape[1:]), shard_axes(slab, axes)
+    others = tuple(name for name in columns if name not in rows)
+    specs = [(rows or None, None, None), (rows or None, None, others or None)]
+    for kept in range(len(rows) - 1, -1, -1):  # the last axis of the rows moves first
+        split = tuple(name for name in columns if name not in rows[:kept])
+        specs.append((rows[:kept] or None, None, split or None))
     return [axes.sharding(PartitionSpec(*spec[: len(shape)])) for spec in specs]
 
 
-def _column_axes(axes: MeshAxes, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """The axes that an array's columns are split over: as many as divide them."""
+def _column_axes(axes: MeshAxes, slab: Slab, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The axes that an array's columns are split over: as many as divide them.
+
+    The axes of a fully sharded slab are in reverse, so that columns move over one axis at a time.
+    """
     if len(shape) == 2:
         for split in (axes.split, (axes.model,), axes.data):
+            split = split[::-1] if slab.fully_sharded else split
             if split and shape[1] % math.prod(axes.mesh.shape[name] for name in split) == 0:
                 return split
     return ()
-
-
-def _shards(axes: MeshAxes, slab: Slab) -> int:
-    return axes.shards if slab.sharded else 1

@@ -65,9 +65,8 @@ def bits_of_rows(
 
 def _pieces(slab: Slab) -> tuple[np.ndarray, ...]:
     """Start, modulus, residue and hash of the name of each shard's pieces, by row number."""
-    shards = 1 + max(piece.shard or 0 for piece, _ in slab.pieces)
-    found: list[list[tuple[int, ...]]] = [[] for _ in range(shards)]
-    for piece, start in slab.pieces:
+    found: list[list[tuple[int, ...]]] = [[] for _ in range(slab.shards)]
+    for piece, start in slab.on_shards:
         if piece.rows(slab.tables[piece.table].rows):  # otherwise another may start there, too
             name = zlib.crc32(piece.table.encode())
             found[piece.shard or 0].append((start, piece.modulus, piece.residue, name))

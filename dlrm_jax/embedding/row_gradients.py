@@ -75,13 +75,34 @@ def coalesce(
         everywhere = _gather_copies([blocks[slab.name] for slab, _ in apart], between, dtype)
         for (slab, way), items in zip(apart, everywhere, strict=True):
             kernel_sums = slab.name in native_slabs and not sum_duplicates
-            if way.dense and not kernel_sums:
-                found[slab.name] = one_by_one(_sum_densely(slab.rows, items, ()))
-            elif way.dedup and not kernel_sums:
-                found[slab.name] = one_by_one(_coalesce_rows(slab.rows, *expand(items)))
-            else:
-                found[slab.name] = tuple(items)
+            found[slab.name] = tuple(items) if kernel_sums else _sum(slab, items, way)
     return found
+
+
+def sum_rows(
+    slab: Slab, items: Sequence[BlockCotangents], sum_duplicates: bool
+) -> tuple[BlockCotangents, ...]:
+    """The gradients of the rows of one device, as `coalesce` makes them where there are no copies.
+
+    Args:
+        slab: slab of the rows.
+        items: rows and gradients.
+        sum_duplicates: whether to sum the gradients of equal rows even if the optimizer doesn't
+            need it.
+    """
+    ids, bags = sum(rows.size for rows, _, _ in items), sum(g[..., 0].size for _, _, g in items)
+    needs_sums = slab.needs_sums(sum_duplicates)
+    return _sum(slab, items, reduction(slab.rows, slab.width, ids, bags, 1, needs_sums))
+
+
+def _sum(
+    slab: Slab, items: Sequence[BlockCotangents], way: Reduction
+) -> tuple[BlockCotangents, ...]:
+    if way.dense:
+        return one_by_one(_sum_densely(slab.rows, items, ()))
+    if way.dedup:
+        return one_by_one(_coalesce_rows(slab.rows, *expand(items)))
+    return tuple(items)
 
 
 class Reduction(NamedTuple):

@@ -3,6 +3,10 @@
 If ids are ordered by frequency, all shards then read about equally many different rows, which they
 would not if each had a run of rows. A whole table is the case m = 1.
 
+The rows of a fully sharded slab are dealt out over all devices, one table after the other: row r of
+a table that begins at row s of the slab lies on device (s + r) mod m, where it is local row
+(s + r) // m. Only quotient and remainder of s are used: s + r may be past int32.
+
 ``modulus`` is m and ``residue`` is k, numbers or arrays. A row of the table has a *local row*: its
 number among the rows that its shard stores. Arrays are NumPy's or JAX's.
 """
@@ -33,6 +37,19 @@ def table_row(local: Any, modulus: Any, residue: Any) -> Any:
 def count(rows: int, modulus: int, residue: int) -> int:
     """The number of rows that the shard stores of a table of so many rows."""
     return (rows - residue + modulus - 1) // modulus
+
+
+def place(row: Any, modulus: Any, quotient: Any, remainder: Any) -> tuple[Any, Any]:
+    """The device and the local row of a row of a fully sharded table.
+
+    Args:
+        row: row of the table.
+        modulus: number m of devices.
+        quotient: s // m of the table's first row s in the slab.
+        remainder: s % m.
+    """
+    position = row % modulus + remainder
+    return position % modulus, quotient + row // modulus + position // modulus
 
 
 def stored_rows(

@@ -38,7 +38,7 @@ def lookup(
         run,
         mesh=device.axes.mesh,
         in_specs=(device.state_specs.tables, batch, batch),
-        out_specs=(batch, Residuals(per_device, per_device, batch)),  # pyright: ignore
+        out_specs=(batch, Residuals(per_device, per_device, batch, per_device)),  # pyright: ignore
         # The check can't know what native kernels do.
         check_vma=not (device.native and any(map(has_native_lookup, device.layout.blocks))),
     )(state.tables, *device.axes.place((ids, id_weights), batch))
@@ -59,7 +59,7 @@ def send_cotangents(
     return jax.shard_map(
         device.send_cotangents,
         mesh=device.axes.mesh,
-        in_specs=(Residuals(per_device, per_device, batch), batch),  # pyright: ignore
+        in_specs=(Residuals(per_device, per_device, batch, per_device), batch),  # pyright: ignore
         out_specs=per_device,
     )(residuals, device.axes.place(dict(cotangents), batch))
 
@@ -84,15 +84,16 @@ def _check_shapes(device: PerDevice, residuals: Residuals, cotangents: Mapping[s
 def coalesce(device: PerDevice, cotangents: SparseCotangents, sum_duplicates: bool) -> RowGradients:
     """See `EmbeddingCollection.coalesce`. Stacked micro-batches lie along the first axis."""
     stacked = cotangents.rows[0].ndim - 5 if cotangents.rows else 0
-    blocks = jax.shard_map(
-        lambda cotangents: device.coalesce(cotangents, sum_duplicates).blocks,
+    for asked, _ in cotangents.requests.values():
+        stacked = asked.rows.ndim - 3
+    return jax.shard_map(
+        lambda cotangents: device.coalesce(cotangents, sum_duplicates),
         mesh=device.axes.mesh,
         in_specs=PartitionSpec(*[None] * stacked, *device.axes.per_device),
-        out_specs=row_specs(device),
+        out_specs=_gradient_specs(device, device.sums(sum_duplicates)),
         # Collectives make copies equal. A single copy needs no collective, which the check needs.
         check_vma=False,
     )(cotangents)
-    return RowGradients(blocks, device.sums(sum_duplicates))
 
 
 def apply(
@@ -107,25 +108,29 @@ def apply(
     slabs, specs = device.trained_slabs, device.state_specs
     specs = dataclasses.replace(specs, tables={name: specs.tables[name] for name in slabs})
 
-    def run(
-        state: EmbeddingState, blocks: dict[str, Any], step: Array, rate_factor: Array | None
-    ) -> EmbeddingState:
-        return device.apply(state, RowGradients(blocks, gradients.summed), step, rate_factor)
-
     updated = jax.shard_map(
-        run,
+        device.apply,
         mesh=device.axes.mesh,
-        in_specs=(specs, row_specs(device), PartitionSpec(), PartitionSpec()),
+        in_specs=(
+            specs,
+            _gradient_specs(device, gradients.summed),
+            PartitionSpec(),
+            PartitionSpec(),
+        ),
         out_specs=specs,
         # If columns are split, all shards have the same row state, which the check can't know; nor
-        # does it know what native updates and optax transforms do.
+        # does it know what native updates and optax transforms do. Fully sharded slabs are summed
+        # here, see `coalesce`.
         check_vma=not any(
-            slab.split == "columns" or name in device.native_slabs or 0 in slot_ndims(slab).values()
+            slab.split == "columns"
+            or slab.fully_sharded
+            or name in device.native_slabs
+            or 0 in slot_ndims(slab).values()
             for name, slab in slabs.items()
         ),
     )(
         EmbeddingState({name: state.tables[name] for name in slabs}, state.slots, specs.layout),
-        gradients.blocks,
+        dataclasses.replace(gradients, squares=None),
         checked_step(step),
         None if rate_factor is None else jnp.asarray(rate_factor),
     )
@@ -136,5 +141,10 @@ def apply(
 def row_specs(device: PerDevice) -> dict[str, PartitionSpec]:
     """The split of touched rows and their gradients: over the shards."""
     model = PartitionSpec(device.axes.model)
-    slabs = device.trained_slabs.items()
+    slabs = device.exchanged_slabs.items()
     return {name: model if slab.sharded else PartitionSpec() for name, slab in slabs}
+
+
+def _gradient_specs(device: PerDevice, summed: bool) -> Any:
+    """The split of `RowGradients`: the requests of fully sharded slabs are at the samples."""
+    return RowGradients(row_specs(device), summed, device.axes.per_device, PartitionSpec())

@@ -6,6 +6,7 @@ A *slab* is one array of the pieces of tables with equal properties, one after t
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Literal
 
@@ -21,7 +22,7 @@ from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.embedding.table import MAX_ROWS, Table
 from dlrm_jax.errors import UserError
 
-_Split = Literal["rows", "columns"] | None
+_Split = Literal["rows", "columns", "devices"] | None
 
 # A table of at least as many rows has a slab of its own: on one shard it is then saved and restored
 # without a copy, and on CPU scatters into separate arrays run on all cores.
@@ -30,16 +31,19 @@ OWN_SLAB_ROWS = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Slab:
-    """One array: [shards · rows, dim] split by rows over the model axis, or [rows, dim].
+    """One array: [shards · rows, dim] split by rows, or [rows, dim].
 
     Attributes:
         name: key of its arrays in the state.
-        split: axis that is split over the model axis; None if every device has a copy.
+        split: axis that is split over the model axis, rows or columns; ``"devices"`` if rows are
+            split over all devices; None if every device has a copy.
+        shards: number of devices that it is split over; 1 if every device has a copy.
         rows: number of rows on one device; shards with fewer are padded.
         dim: width of its tables.
         width: width of a vector on one shard, less than ``dim`` if columns are split.
         dtype: dtype of its tables.
-        pieces: pieces of tables, each with its first row in the slab.
+        pieces: pieces of tables, each with its first row in its shard's part of the slab, or in a
+            fully sharded slab, see `row_split`.
         tables: tables that the pieces belong to, by name.
         optimizer: optimizer of all its rows; None if they are frozen.
         rounds_randomly: whether new values are rounded at random, see `rounding`.
@@ -47,6 +51,7 @@ class Slab:
 
     name: str
     split: _Split
+    shards: int
     rows: int
     dim: int
     width: int
@@ -58,8 +63,33 @@ class Slab:
 
     @property
     def sharded(self) -> bool:
-        """Whether it is split over the model axis; the opposite is replicated."""
-        return self.split is not None
+        """Whether it is split over the model axis, and copied over the data axes."""
+        return self.split in ("rows", "columns")
+
+    @property
+    def fully_sharded(self) -> bool:
+        """Whether its rows are split over all devices, without copies."""
+        return self.split == "devices"
+
+    @functools.cached_property
+    def on_shards(self) -> tuple[tuple[Piece, int], ...]:
+        """The pieces, with each device's share of a fully sharded table as a piece of its own."""
+        if not self.fully_sharded:
+            return self.pieces
+        found = []
+        for piece, first in self.pieces:
+            for residue in range(self.shards):
+                row, device = divmod(first + residue, self.shards)
+                found.append((Piece(piece.table, device, self.shards, residue), row))
+        return tuple(found)
+
+    def place(self, table: str) -> tuple[int, int]:
+        """Quotient and remainder of a table's first row in a fully sharded slab.
+
+        `row_split.place` takes them.
+        """
+        (first,) = (start for piece, start in self.pieces if piece.table == table)
+        return divmod(first, self.shards)
 
     @property
     def vector_dtype(self) -> np.dtype:
@@ -108,9 +138,10 @@ def slab_key(
     """
     split: _Split = "columns" if pieces[0].splits > 1 else "rows"
     if pieces[0].shard is None:
-        split = None
-    # A slab of a table on some shards only would need padding on the others.
-    on_all_shards = split is None or len(pieces) == shards
+        split = "devices" if pieces[0].fully_sharded else None
+    # A slab of a table on some shards only would need padding on the others. Fully sharded tables
+    # are exchanged together.
+    on_all_shards = split is None or (split != "devices" and len(pieces) == shards)
     own = table.row_optimizer(optimizer)
     return SlabKey(
         split,
@@ -124,7 +155,7 @@ def slab_key(
 
 
 def make_slabs(
-    tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None
+    tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None, groups: int = 1
 ) -> tuple[Slab, ...]:
     """The slabs of a plan; every table lies in exactly one.
 
@@ -132,6 +163,7 @@ def make_slabs(
         tables: all tables.
         plan: placement of these tables.
         optimizer: default optimizer.
+        groups: number of data-parallel groups, each with the plan's shards.
 
     Raises:
         UserError: the update of an optimizer failed or mixes rows; the message names a table.
@@ -139,9 +171,11 @@ def make_slabs(
     by_key: dict[SlabKey, list[_Members]] = {}
     for table in tables:
         own = plan.of(table.name)
-        alike = by_key.setdefault(slab_key(table, own, plan.shards, optimizer), [])
+        key = slab_key(table, own, plan.shards, optimizer)
+        alike = by_key.setdefault(key, [])
+        shards = {"devices": groups * plan.shards, None: 1}.get(key.split, plan.shards)
         if not alike or not alike[-1].add(table, own):
-            alike.append(_Members(plan.shards))
+            alike.append(_Members(key.split, shards))
             alike[-1].add(table, own)
 
     slabs = []
@@ -153,7 +187,8 @@ def make_slabs(
                 Slab(
                     name=names[0] + more,
                     split=key.split,
-                    rows=max(members.rows.values()),
+                    shards=members.shards,
+                    rows=members.most,
                     dim=key.dim,
                     width=key.dim // plan.shards if key.split == "columns" else key.dim,
                     dtype=np.dtype(key.dtype),
@@ -179,9 +214,11 @@ def _check_optimizer(slab: Slab) -> None:
 
 
 class _Members:
-    """The tables of a slab, and the rows that it has so far by shard."""
+    """The tables of a slab, and the rows that it has so far by shard, or in all at None."""
 
-    def __init__(self, shards: int):
+    def __init__(self, split: _Split, shards: int):
+        self.split = split
+        self.shards = shards
         self.tables: dict[str, Table] = {}
         self.pieces: list[tuple[Piece, int]] = []
         self.rows: dict[int | None, int] = dict.fromkeys([None, *range(shards)], 0)
@@ -189,9 +226,17 @@ class _Members:
     def add(self, table: Table, pieces: Sequence[Piece]) -> bool:
         """Adds a table, if the rows of no shard become more than an array may have."""
         ends = {x.shard: self.rows[x.shard] + x.rows(table.rows) for x in pieces}
-        if max(ends.values()) > MAX_ROWS:
+        if self._on_a_device(max(ends.values())) > MAX_ROWS:
             return False
         self.pieces += [(piece, self.rows[piece.shard]) for piece in pieces]
         self.rows |= ends
         self.tables[table.name] = table
         return True
+
+    @property
+    def most(self) -> int:
+        """The rows of the fullest shard."""
+        return self._on_a_device(max(self.rows.values()))
+
+    def _on_a_device(self, rows: int) -> int:
+        return -(-rows // self.shards) if self.split == "devices" else rows

@@ -38,18 +38,37 @@ class EmbeddingState:
 
 @_pytree
 @dataclasses.dataclass(frozen=True)
+class RowRequests:
+    """The different rows of a fully sharded slab that one device's samples read, by owner.
+
+    Attributes:
+        rows: numbers of the rows at their owners, [D, M, K], those of the first owner first, each
+            owner's in ascending order; then numbers past the slab's end.
+        starts: places in ``rows`` where the rows of each of the S owners begin, and where the last
+            end, [D, M, S + 1].
+    """
+
+    rows: Leaf
+    starts: Leaf
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
 class Residuals:
     """Arrays that `lookup` keeps for `send_cotangents`; one item per block.
 
     Attributes:
-        rows: row numbers in the slab, at the owners, [D, M, N, T, L].
+        rows: row numbers in the slab, at the owners, [D, M, N, T, L]; of a fully sharded slab,
+            places in the requests, at the samples.
         id_weights: id weight of each of these rows, [D, M, N, T, L]; None without.
         denominators: divisors of the sums, [B], by lookup with mean pooling.
+        requests: requests of each fully sharded slab, by name.
     """
 
     rows: tuple[Leaf, ...] | Leaf
     id_weights: tuple[Leaf, ...] | Leaf | None
     denominators: dict[str, Leaf] | Leaf
+    requests: dict[str, RowRequests] | Leaf = dataclasses.field(default_factory=dict)
 
 
 @_pytree
@@ -58,14 +77,18 @@ class SparseCotangents:
     """Cotangents of the pooled vectors and the rows that they belong to, at the owners.
 
     Attributes:
-        rows: row numbers of the blocks that are trained, [D, M, N, T, L].
+        rows: row numbers of the blocks that are trained, [D, M, N, T, L]; without those of fully
+            sharded slabs.
         id_weights: id weight of each of these rows, [D, M, N, T, L]; None without.
         cotangents: cotangent of each bag, [D, M, N, T, d].
+        requests: requests of each fully sharded slab, by name, and the gradients of their rows,
+            [D, M, K, d], which are still at the samples.
     """
 
     rows: tuple[Leaf, ...] | Leaf
     id_weights: tuple[Leaf, ...] | Leaf | None
     cotangents: tuple[Leaf, ...] | Leaf
+    requests: dict[str, tuple[RowRequests, Leaf]] | Leaf = dataclasses.field(default_factory=dict)
 
 
 @_pytree
@@ -78,17 +101,24 @@ class RowGradients:
             [M · N, T, d], by block. A row is a number in the owner's slab, or past its end for "no
             row"; its gradient is that of its bag times its id weight.
         summed: whether each row comes once with its summed gradient, as a bag of one row.
+        requests: requests of each fully sharded slab, by name, and the gradients of their rows,
+            [D, M, K, d]: `apply` sends them to the owners, who sum them.
+        squares: sum of squares over the summed gradients of fully sharded slabs, a scalar; None
+            unless ``summed``.
     """
 
     blocks: dict[str, tuple[tuple[Leaf, Leaf | None, Leaf], ...]] | Leaf
     summed: bool = dataclasses.field(metadata={"static": True})
+    requests: dict[str, tuple[RowRequests, Leaf]] | Leaf = dataclasses.field(default_factory=dict)
+    squares: Leaf | None = None
 
     def squared_norm(self) -> Float[Array, ""]:
         """The sum of squares over all rows of all tables, for clipping by global norm."""
         if not self.summed:
             raise UserError("a norm needs coalesce(..., sum_duplicates=True)")
         gradients = (g for items in self.blocks.values() for _, _, g in items)
-        return sum((jnp.sum(jnp.square(g)) for g in gradients), jnp.zeros(()))
+        others = jnp.zeros(()) if self.squares is None else self.squares
+        return sum((jnp.sum(jnp.square(g)) for g in gradients), others)
 
     def scaled(self, factor: Float[Array, ""]) -> RowGradients:
         """The gradients times a number, in their own dtype."""
@@ -96,4 +126,8 @@ class RowGradients:
             name: tuple((rows, w, (g * factor).astype(g.dtype)) for rows, w, g in items)
             for name, items in self.blocks.items()
         }
-        return dataclasses.replace(self, blocks=blocks)
+        requests = {
+            name: (rows, (g * factor).astype(g.dtype)) for name, (rows, g) in self.requests.items()
+        }
+        squares = None if self.squares is None else self.squares * jnp.square(factor)
+        return dataclasses.replace(self, blocks=blocks, requests=requests, squares=squares)

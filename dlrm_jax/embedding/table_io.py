@@ -124,7 +124,7 @@ def array_specs(axes: MeshAxes, slab: Slab, table: Table) -> Specs:
 
 def _slab_specs(axes: MeshAxes, slab: Slab) -> Specs:
     """Shapes, dtypes and shardings of a slab's arrays."""
-    rows = slab.rows * (axes.shards if slab.split == "rows" else 1)
+    rows = slab.rows * (1 if slab.split == "columns" else slab.shards)
     return _specs(axes, slab, rows, storage_dtype(slab.dtype), reshard.slab_sharding)
 
 

@@ -130,7 +130,8 @@ def main() -> None:
     status(describe(task))
     config = config_of(config, settings, data, task.user, task.item)
     learner = make_learner(config, mesh)
-    status(learner.collection.plan.describe(learner.collection.tables.values()))
+    collection = learner.collection
+    status(collection.plan.describe(collection.tables.values(), learner.axes.groups))
     status(f"workdir {workdir}")
     outcome = run_retrieval(task, config, learner, workdir, FLAGS.index, status)
     summary = dict(outcome.summary)

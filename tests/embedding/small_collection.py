@@ -54,6 +54,8 @@ PLANS = {
     "on_some_shards": ["row_wise:1-2", "table_wise:3", "row_wise:0-2", *["row_wise:2-3"] * 3],
     "table_wise": ["table_wise"] * 6,
     "replicated": ["replicated"] * 6,
+    "fully_sharded": ["fully_sharded"] * 6,
+    "half_fully_sharded": [*["fully_sharded", "row_wise", "fully_sharded"], *["replicated"] * 3],
 }
 
 

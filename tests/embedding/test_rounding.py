@@ -90,9 +90,13 @@ def test_bits_depend_on_neither_mesh_nor_plan():
 def test_shards_without_rows_of_a_table_draw_as_others_do():
     tables = [Table("tiny", 2, 8, "bfloat16"), Table("big", 40, 8, "bfloat16")]
     wanted = trained("1x1", ("replicated", "replicated"), tables)
-    found = trained("1x4", ("row_wise", "table_wise:3"), tables)  # shard 3 has no row of tiny
-    for name, weights in wanted.items():
-        np.testing.assert_array_equal(found[name], weights, err_msg=name)
+    for mesh, placements in (
+        ("1x4", ("row_wise", "table_wise:3")),  # shard 3 has no row of tiny
+        ("2x4", ("fully_sharded", "fully_sharded")),  # of which 6 devices have no row
+    ):
+        found = trained(mesh, placements, tables)
+        for name, weights in wanted.items():
+            np.testing.assert_array_equal(found[name], weights, err_msg=f"{name} {mesh}")
 
 
 def test_a_rate_of_64_bits_rounds_as_one_of_32():

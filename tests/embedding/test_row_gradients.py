@@ -133,6 +133,8 @@ def problem(weighted):
         ("replicated", True, True),
         ("column_wise", True, True),
         ("on_some_shards", True, False),
+        ("fully_sharded", True, True),
+        ("half_fully_sharded", True, False),
     ],
 )
 def test_row_gradients_are_those_of_dense_autodiff(plan, weighted, sums):

@@ -39,6 +39,9 @@ PLACED = [
     ("8x1", "mixed"),
     ("1x8", "row_wise"),
     ("1x8", "table_wise"),
+    ("2x4", "fully_sharded"),
+    ("4x2", "half_fully_sharded"),
+    ("1x1", "fully_sharded"),
 ]
 
 
@@ -98,7 +101,9 @@ def test_given_arrays_are_read_back_to_the_bit():
     assert_same(read(tables, built(tables, arrays)), arrays)
 
 
-@pytest.mark.parametrize(("mesh", "plan"), [("2x4", "mixed"), ("1x8", "row_wise")])
+@pytest.mark.parametrize(
+    ("mesh", "plan"), [("2x4", "mixed"), ("1x8", "row_wise"), ("2x4", "fully_sharded")]
+)
 def test_large_tables_are_moved_in_chunks_of_rows(mesh, plan, monkeypatch):
     monkeypatch.setattr(reshard, "_CHUNK_ROWS", 2)
     tables = collection(mesh, plan)

@@ -41,6 +41,7 @@ PLACEMENTS = {
     "row_wise": ["row_wise"] * 6,
     "table_wise": ["table_wise"] * 6,
     "column_wise": ["column_wise", "column_wise", "row_wise", "replicated", *["column_wise"] * 2],
+    "fully_sharded": ["fully_sharded"] * 6,
     "on_some_shards": ["row_wise:1-2", "table_wise:3", *["row_wise:0-2"] * 2, *["replicated"] * 2],
 }
 
@@ -90,6 +91,7 @@ def assert_same_bits(left: dict[str, jax.Array], right: dict[str, jax.Array]) ->
         ("2x4", "row_wise", 2**40 + 7),
         ("2x4", "column_wise", 1),
         ("2x4", "on_some_shards", 2),
+        ("4x2", "fully_sharded", 5),
         pytest.param("1x8", "table_wise", 3, marks=pytest.mark.thorough),
         pytest.param("8x1", "table_wise", -4, marks=pytest.mark.thorough),
     ],

@@ -28,7 +28,7 @@ STEPS_BEFORE = 3  # of these, those in one process
 
 # By the number of processes: what goes on from a checkpoint of one process, on another mesh and
 # with another plan. The shards of a group lie in several processes.
-RESUMED = {2: Setup("1x8", "adam", columns=True), 4: Setup("2x4", "adam", columns=True)}
+RESUMED = {2: Setup("1x8", "adam", placed="columns"), 4: Setup("2x4", "adam", placed="columns")}
 
 
 def main(coordinator: str, count: int, index: int, directory: Path) -> None:

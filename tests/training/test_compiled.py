@@ -28,19 +28,21 @@ def bytes_by_kind(collectives: list[tuple[str, int]]) -> Counter[str]:
 
 WEIGHTED = [
     Setup("1x1"),
-    Setup("4x2", "adam", columns=True),
-    Setup("1x8", "rowwise_adagrad", columns=True),
-    Setup("2x4", "rowwise_adagrad", columns=True, comm_dtype="bfloat16"),
+    Setup("4x2", "adam", placed="columns"),
+    Setup("1x8", "rowwise_adagrad", placed="columns"),
+    Setup("2x4", "rowwise_adagrad", placed="columns", comm_dtype="bfloat16"),
     Setup("1x8", comm_dtype="bfloat16"),
     Setup("8x1", clip_norm=1.0),
+    Setup("2x4", "rowwise_adagrad", placed="devices", comm_dtype="bfloat16"),
 ]
 UNWEIGHTED = [
+    Setup("2x4", "adagrad", placed="devices", accumulation_steps=2, clip_norm=1.0),
     Setup("2x4"),
     Setup("8x1", "adagrad"),
     Setup("2x4", "adagrad", accumulation_steps=4, label_weights=(1.0, 0.5)),
-    Setup("2x4", "rowwise_adagrad", columns=True, clip_norm=1.0),
+    Setup("2x4", "rowwise_adagrad", placed="columns", clip_norm=1.0),
 ]
-OTHERS = [*UNWEIGHTED, Setup("2x4", "rowwise_adagrad", columns=True), Setup("1x8")]
+OTHERS = [*UNWEIGHTED, Setup("2x4", "rowwise_adagrad", placed="columns"), Setup("1x8")]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_the_step_has_the_collectives_of_the_plan_and_no_other(setup, weighted):
 
 def test_wider_numbers():
     with jax.enable_x64(True):
-        check(Setup("2x4", "rowwise_adagrad", columns=True, clip_norm=1.0), weighted=True)
+        check(Setup("2x4", "rowwise_adagrad", placed="columns", clip_norm=1.0), weighted=True)
 
 
 def check(setup: Setup, weighted: bool):

@@ -64,7 +64,7 @@ def compare(
     batches = make_batches(batch_dtype or setup.dtype, weighted=weighted, labels=labels)
     if initial is None:
         # To the oracle, they are the same.
-        alike = dataclasses.replace(setup, mesh="1x1", columns=False, accumulation_steps=1)
+        alike = dataclasses.replace(setup, mesh="1x1", placed="rows", accumulation_steps=1)
         oracle, expected = trained_oracle(alike, batch_dtype or setup.dtype, weighted)
     else:
         oracle, expected = train_oracle(setup.oracle(initial), batches)
@@ -131,8 +131,9 @@ def test_float64_training_is_the_oracles(mesh, optimizer, ways_taken):
 @pytest.mark.usefixtures("x64")
 # Each mesh and each optimizer; `test_processes.py --thorough` has all pairs.
 @pytest.mark.parametrize(("mesh", "optimizer"), MESHES_AND_OPTIMIZERS)
-def test_float64_training_with_split_columns_is_the_oracles(mesh, optimizer):
-    check_training(Setup(mesh=mesh, optimizer=optimizer, columns=True))
+@pytest.mark.parametrize("placed", ["columns", "devices"])
+def test_float64_training_with_other_placements_is_the_oracles(mesh, optimizer, placed):
+    check_training(Setup(mesh=mesh, optimizer=optimizer, placed=placed))
 
 
 @pytest.mark.usefixtures("x64")
@@ -145,8 +146,14 @@ def test_float64_training_with_split_columns_is_the_oracles(mesh, optimizer):
             marks=pytest.mark.thorough,
         ),
         pytest.param(
-            Setup(optimizer="rowwise_adagrad", columns=True, clip_norm=0.15, accumulation_steps=2),
+            Setup(
+                optimizer="rowwise_adagrad", placed="columns", clip_norm=0.15, accumulation_steps=2
+            ),
             id="split-columns-clipped",
+        ),
+        pytest.param(
+            Setup(optimizer="adagrad", placed="devices", clip_norm=0.15, accumulation_steps=2),
+            id="fully-sharded-clipped",
         ),
         pytest.param(
             Setup(optimizer="sgd", self_interaction=True, loss="mse"),
@@ -269,8 +276,8 @@ def test_float32(mesh, optimizer):
 
 def test_the_problem_has_every_placement():
     placements = set()
-    for columns in (False, True):
-        plan = Setup(dtype="float32", columns=columns).learner().collection.plan
+    for placed in ("rows", "columns", "devices"):
+        plan = Setup(dtype="float32", placed=placed).learner().collection.plan
         placements |= {plan.placement(piece.table) for piece in plan.pieces}
     assert placements == set(PLACEMENTS)
 

@@ -26,19 +26,19 @@ def thorough(setup: Setup, name: str):
     "setup",
     [
         pytest.param(Setup("2x4", "adam", penalty=TOUCHED, clip_norm=0.15), id="touched-clipped"),
-        pytest.param(Setup("1x8", "adam", True, penalty=ALL), id="all-columns"),
+        pytest.param(Setup("1x8", "adam", "columns", penalty=ALL), id="all-columns"),
         thorough(Setup("4x2", "sgd", penalty=TOUCHED, accumulation_steps=2), "micro-batches"),
         thorough(Setup("2x4", "sgd", penalty=ALL, clip_norm=0.15), "all-clipped"),
         thorough(Setup("8x1", "rowwise_adagrad", penalty=ALL), "all-rowwise"),
         thorough(Setup("1x1", "rowwise_adagrad", penalty=TOUCHED), "touched-1x1"),
-        thorough(Setup("2x4", "rowwise_adagrad", True, penalty=TOUCHED), "touched-columns"),
+        thorough(Setup("2x4", "rowwise_adagrad", "columns", penalty=TOUCHED), "touched-columns"),
     ],
 )
 def test_training_with_a_penalty_is_the_oracles(setup: Setup):
     with jax.enable_x64(True):
         learner, initial = setup.learner(), initial_arrays(setup)
         batches = make_batches(setup.dtype)
-        alike = dataclasses.replace(setup, mesh="1x1", columns=False, accumulation_steps=1)
+        alike = dataclasses.replace(setup, mesh="1x1", placed="rows", accumulation_steps=1)
         oracle = alike.oracle(initial)
         expected = [
             oracle.step(**oracle_arguments(batches[i % len(batches)])) for i in range(STEPS)

@@ -67,6 +67,8 @@ def balance(layout: Layout, plan: Plan, workload: Workload) -> Balance:
             rows = piece.rows(table.rows)
             on = slice(None) if piece.shard is None else piece.shard
             samples = group / plan.shards if piece.shard is None else group
+            if slab.fully_sharded:
+                rows, samples = rows / slab.shards, workload.batch_size
             used[on] += rows
             by_placement[plan.placement(table.name)][on] += rows * (table_row + state_row)
             reads[on] += workload.distinct_rows(table, samples) * rows / table.rows

@@ -10,6 +10,7 @@ from dlrm_jax.embedding.plan import (
     Piece,
     Plan,
     column_wise,
+    fully_sharded,
     replicated,
     row_wise,
     table_wise,
@@ -34,7 +35,7 @@ class Choice(NamedTuple):
     def of(cls, plan: Plan, table: str) -> Choice:
         """The choice that a plan makes for a table."""
         placement, pieces = plan.placement(table), plan.of(table)
-        if placement in ("replicated", "column_wise"):
+        if placement in ("replicated", "column_wise", "fully_sharded"):
             return cls(placement, range(plan.shards))
         ordered = sorted(pieces, key=lambda piece: piece.residue)
         return cls(placement, [piece.shard for piece in ordered if piece.shard is not None])
@@ -43,6 +44,8 @@ class Choice(NamedTuple):
         """The pieces of a table that is placed in this way."""
         if self.placement == "replicated":
             return replicated(table)
+        if self.placement == "fully_sharded":
+            return fully_sharded(table)
         if self.placement == "column_wise":
             return column_wise(table, len(self.shards))
         if self.placement == "row_wise":
@@ -106,8 +109,8 @@ def _asked_for(table: str, text: str, shards: int) -> list[Choice]:
     placement, colon, where = text.partition(":")
     if placement not in PLACEMENTS or (colon and placement not in ("table_wise", "row_wise")):
         raise UserError(
-            f"placements: table {table}: expected replicated, column_wise, row_wise, "
-            f"row_wise:FIRST-LAST, table_wise or table_wise:SHARD, got {text!r}"
+            f"placements: table {table}: expected replicated, column_wise, fully_sharded, "
+            f"row_wise, row_wise:FIRST-LAST, table_wise or table_wise:SHARD, got {text!r}"
         )
     if placement == "table_wise":
         if not colon:

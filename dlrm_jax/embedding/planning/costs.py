@@ -159,7 +159,8 @@ class Costs:
         for i, (choice, key) in enumerate(zip(choices, keys, strict=True)):
             rows = np.zeros(self.shards)
             for piece in choice.pieces(table.name):
-                rows[slice(None) if piece.shard is None else piece.shard] = piece.rows(table.rows)
+                on = slice(None) if piece.shard is None else piece.shard
+                rows[on] = piece.rows(table.rows) / alone[key].parts
             load.reads[i], load.row_seconds[i] = np.outer(lookups[key], rows / table.rows)
             if is_shared(key):
                 load.rows[i, list(self.slabs).index(key)] = rows

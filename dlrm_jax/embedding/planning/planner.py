@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import optax
 
-from dlrm_jax.embedding.plan import Plan
+from dlrm_jax.embedding.plan import Plan, fully_sharded
 from dlrm_jax.embedding.planning.choices import choices
 from dlrm_jax.embedding.planning.costs import Costs
 from dlrm_jax.embedding.planning.devices import DEVICES, Device
@@ -35,14 +35,14 @@ def automatic_plan(
     A table may be whole on all shards or on one, have its rows dealt out over aligned runs of
     shards (2, 4, … or all), or its columns split over all; large tables are on all. The same
     arguments give the same plan. The defaults suit large batches of single ids; the plan is valid
-    for any batch.
+    for any batch. Tables are fully sharded only where ``placements`` says so.
 
     Args:
         tables: all tables.
         shards: size of the mesh's model axis.
         placements: overrides by table name: ``"replicated"``, ``"column_wise"``, ``"row_wise"``,
-            ``"table_wise"`` on a shard of the planner's choice or, with shards, ``"row_wise:0-3"``,
-            ``"table_wise:2"``.
+            ``"fully_sharded"``, ``"table_wise"`` on a shard of the planner's choice or, with
+            shards, ``"row_wise:0-3"``, ``"table_wise:2"``.
         optimizer: default optimizer.
         workload: reads of the tables in a step; None for the defaults of `Workload`.
         device: model of every device.
@@ -59,23 +59,38 @@ def automatic_plan(
     if optimizer is not None:
         optimizer = as_row_optimizer(optimizer, "optimizer")
     found = choices(tables, shards, placements or {})
-    costs = Costs(tables, found, shards, optimizer, workload or Workload(), device)
+    workload = workload or Workload()
+    costs = Costs(tables, found, shards, optimizer, workload, device)
     limits = limits or Limits()
     search = Search(costs, limits)
     chosen = search.best()
     overflow = float(search.score(chosen).overflow)
     if overflow > 0:
         raise UserError(_too_large(tables, costs, limits.memory, (1 + overflow) * limits.memory))
+    placed = zip(
+        tables, (own[choice] for own, choice in zip(found, chosen, strict=True)), strict=True
+    )
     plan = Plan(
         shards,
         tuple(
             piece
-            for table, own, choice in zip(tables, found, chosen, strict=True)
-            for piece in own[choice].pieces(table.name)
+            for table, choice in placed
+            for piece in (
+                fully_sharded(table.name, _distinct(table, workload, shards))
+                if choice.placement == "fully_sharded"
+                else choice.pieces(table.name)
+            )
         ),
     )
     plan.check(tables)  # an override may split columns that the shards don't divide
     return plan
+
+
+def _distinct(table: Table, workload: Workload, shards: int) -> float:
+    """The expected share of the ids of a device's samples that name different rows of a table."""
+    samples = workload.batch_size / (workload.data_groups * shards)
+    share = workload.distinct_rows(table, samples) / (samples * workload.ids(table.name))
+    return round(min(max(share, 0.001), 1.0), 3)
 
 
 def _too_large(tables: Sequence[Table], costs: Costs, memory: float, found: float) -> str:

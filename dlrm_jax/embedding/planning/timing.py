@@ -21,11 +21,13 @@ from dlrm_jax.embedding.table import Table
 # Passes of an array through memory, counted in the code of the step. Vectors looked up are read and
 # added to a sum. Pooled vectors and their cotangents are packed, sent and unpacked. Ids are routed,
 # packed and unpacked. To sum gradients, ids are hashed into a scratch of up to 16 entries each, and
-# gradients are made, summed by row and applied. Dense sums are zeroed, filled and applied.
+# gradients are made, summed by row and applied. Dense sums are zeroed, filled and applied. To find
+# different rows, a device sorts its ids: log2 of a few thousands times, three numbers each.
 _PASSES_LOOKUP = 3
 _PASSES_POOLED = 8
 _PASSES_IDS = 6
 _PASSES_SCRATCH = 24
+_PASSES_SORT = 100
 _PASSES_UPDATE = 6
 _PASSES_DENSE = 4
 _ID_BYTES = 4
@@ -43,6 +45,7 @@ class SlabCosts:
 
     Attributes:
         lengths: bag lengths of the blocks, [K].
+        parts: number of devices that a piece on every shard is split over.
         width: width of a row on one device.
         trained: whether the tables are trained.
         row_bytes: bytes of one row on one device, with its optimizer state.
@@ -61,10 +64,12 @@ class SlabCosts:
         device: Device,
     ):
         self._workload, self._device, self._shards = workload, device, shards
-        replicated = key.split is None
-        self._copies = workload.data_groups * (shards if replicated else 1)
+        replicated, over_all = key.split is None, key.split == "devices"
+        devices = workload.data_groups * shards
+        self.parts = devices if over_all else 1
+        self._copies = devices if replicated else 1 if over_all else workload.data_groups
         self._stride = 1 if replicated else shards  # from a copy to the next
-        self._samples = workload.batch_size / self._copies  # that one device pools
+        self._samples = workload.batch_size / self._copies  # whose rows one device reads
         self.width = -(-key.dim // shards) if key.split == "columns" else key.dim
         self.trained = key.optimizer is not None
         self.needs_sums = needs_sums(key.optimizer, np.dtype(key.dtype))
@@ -81,12 +86,17 @@ class SlabCosts:
 
         self.lengths = np.array(lengths, float)
         vectors = (2 if self.trained else 1) * self._vector
-        exchanges = not replicated and shards > 1
-        self.position_bytes = exchanges * self._samples * (_ID_BYTES * self.lengths + vectors)
-        passed = self._vector * (_PASSES_LOOKUP * self.lengths + _PASSES_POOLED)
+        partners = 1 if replicated else devices if over_all else shards
+        pooled = self._samples / self.parts  # samples whose bags one device pools
+        # Owners send rows to the samples of a fully sharded slab, the pooled vectors of others.
+        sent = self.lengths if over_all else 1.0
+        ids = _ID_BYTES * self.lengths * (2 if over_all and self.trained else 1)
+        self.position_bytes = (partners > 1) * pooled * (ids + vectors * sent)
+        passed = self._vector * (_PASSES_LOOKUP * self.lengths + _PASSES_POOLED * sent)
         passed += _PASSES_IDS * _ID_BYTES * self.lengths
-        self.position_seconds = device.exchange_seconds(1.0, shards) * self.position_bytes
-        self.position_seconds += self._samples * passed / device.memory_bandwidth
+        passed += over_all * _PASSES_SORT * _ID_BYTES * self.lengths
+        self.position_seconds = device.exchange_seconds(1.0, partners) * self.position_bytes
+        self.position_seconds += pooled * passed / device.memory_bandwidth
 
     def lookups(self, table: Table) -> tuple[float, float]:
         """The distinct rows of a table that a device reads if it has all rows.
@@ -115,7 +125,7 @@ class SlabCosts:
         seconds = positions @ self.position_seconds
         if not self.trained:
             return seconds
-        batch, device = self._workload.batch_size, self._device
+        batch, device = self._workload.batch_size / self.parts, self._device
         ids, bags = batch * (positions @ self.lengths), batch * positions.sum(axis=-1)
         way = reduction(rows, self.width, ids, bags, self._copies, self.needs_sums)
         if self._copies > 1:
