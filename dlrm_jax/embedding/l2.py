@@ -42,7 +42,7 @@ def add_l2(
     device = collection.per_device
     if gradients.requests:
         names = ", ".join(
-            table for slab in device.fully_sharded_slabs.values() for table in slab.tables
+            table for slab in device.fully_sharded.slabs.values() for table in slab.tables
         )
         raise UserError(
             f"an L2 penalty needs the summed gradients of rows, which fully sharded tables have "

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from dlrm_jax.embedding import exchange, owner_exchange, row_gradients
+from dlrm_jax.embedding import exchange, row_gradients
+from dlrm_jax.embedding.fully_sharded import FullySharded
 from dlrm_jax.embedding.kernel_dispatch import has_native_lookup, has_native_update
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
@@ -26,7 +27,6 @@ from dlrm_jax.embedding.state import (
     EmbeddingState,
     Residuals,
     RowGradients,
-    RowRequests,
     SparseCotangents,
 )
 from dlrm_jax.embedding.table import Lookup
@@ -66,9 +66,9 @@ class PerDevice:
         return {name: slab for name, slab in self.trained_slabs.items() if not slab.fully_sharded}
 
     @functools.cached_property
-    def fully_sharded_slabs(self) -> dict[str, Slab]:
-        """The slabs that are split over all devices, by name."""
-        return {slab.name: slab for slab in self.layout.slabs if slab.fully_sharded}
+    def fully_sharded(self) -> FullySharded:
+        """The slabs that are split over all devices."""
+        return FullySharded(self.axes, self.layout, self.comm_dtype)
 
     @functools.cached_property
     def native_slabs(self) -> set[str]:
@@ -97,7 +97,7 @@ class PerDevice:
         """Pools the bags of this device's samples; see `EmbeddingCollection.lookup`."""
         blocks = self.layout.blocks
         ids = exchange.map_ids(self.layout, ids)
-        requests, buffers, places = self._fetch(state, ids)
+        requests, buffers, places = self.fully_sharded.fetch(state.tables, ids)
         tables = dict(state.tables) | buffers
         sent = [places[i] if i in places else exchange.route(b, ids) for i, b in enumerate(blocks)]
         rows = exchange.send_to_owners(blocks, sent, self.axes)
@@ -124,25 +124,6 @@ class PerDevice:
         pooled, denominators = self._combine(received, ids, id_weights)
         rows, row_weights = _expanded(rows), row_weights and _expanded(row_weights)
         return pooled, Residuals(rows, row_weights, denominators, _expanded(requests))
-
-    def _fetch(
-        self, state: EmbeddingState, ids: Array
-    ) -> tuple[dict[str, RowRequests], dict[str, Array], dict[int, Array]]:
-        """The requests and the buffer of each fully sharded slab, and the places by block."""
-        requests, buffers, places = {}, {}, {}
-        for name, slab in self.fully_sharded_slabs.items():
-            own = {i: b for i, b in enumerate(self.layout.blocks) if b.slab is slab}
-            requests[name], found = owner_exchange.request(slab, list(own.values()), ids)
-            places |= {i: x[None] for i, x in zip(own, found, strict=True)}
-            buffers[name] = owner_exchange.fetch(
-                slab,
-                state.tables[name],
-                requests[name],
-                self.axes,
-                self.comm_dtype,
-                self.layout.distinct(slab),
-            )
-        return requests, buffers, places
 
     def _combine(
         self, received: Sequence[Array], ids: Array, id_weights: Array | None
@@ -181,21 +162,6 @@ class PerDevice:
             else:
                 of_bags.append(cotangent)
         weights = residuals.id_weights
-        requests = {}
-        for name, slab in self.fully_sharded_slabs.items():
-            if slab.optimizer:
-                items = [
-                    (
-                        residuals.rows[i][0, 0],
-                        None if weights is None else weights[i][0, 0],
-                        exchange.spread(block, of_bags)[0],
-                    )
-                    for i, block in enumerate(self.layout.blocks)
-                    if block.slab is slab
-                ]
-                asked = residuals.requests[name]
-                sums = owner_exchange.sum_by_row(asked.rows.size, items)
-                requests[name] = asked, sums[None, None]
         trained = [
             i for i, b in enumerate(self.layout.blocks) if b.slab.name in self.exchanged_slabs
         ]
@@ -206,7 +172,7 @@ class PerDevice:
             tuple(residuals.rows[i] for i in trained),
             None if weights is None else tuple(weights[i] for i in trained),
             _expanded(sent),
-            requests,
+            self.fully_sharded.sums(residuals, of_bags),
         )
 
     def coalesce(self, cotangents: SparseCotangents, sum_duplicates: bool = False) -> RowGradients:
@@ -231,53 +197,11 @@ class PerDevice:
             self.comm_dtype,
             self.native_slabs,
         )
-        requests = {}
-        for name, (asked, sums) in cotangents.requests.items():
-            if asked.rows.ndim > 3:  # stacked micro-batches
-                asked, sums = owner_exchange.merge(
-                    self.trained_slabs[name],
-                    RowRequests(asked.rows[:, 0, 0], asked.starts[:, 0, 0]),
-                    sums[:, 0, 0],
-                )
-                asked, sums = _expanded((asked, sums))
-            requests[name] = asked, sums
-        squares = self._squares(requests) if sum_duplicates and requests else None
+        requests = self.fully_sharded.merge(cotangents.requests)
+        squares = None
+        if requests and sum_duplicates:
+            squares = self.fully_sharded.squares(requests)
         return RowGradients(coalesced, self.sums(sum_duplicates), requests, squares)
-
-    def _squares(self, requests: Mapping[str, tuple[RowRequests, Array]]) -> Float[Array, ""]:
-        """The sum of squares over the summed gradients of fully sharded slabs, of all devices."""
-        total = jnp.zeros(())
-        for name, (asked, sums) in requests.items():
-            slab = self.trained_slabs[name]
-
-            def add(rows: Array, gradients: Array, total: Array, slab: Slab = slab) -> Array:
-                items = row_gradients.one_by_one((rows, gradients))
-                _, summed = row_gradients.expand(row_gradients.sum_rows(slab, items, True))
-                return total + jnp.sum(jnp.square(summed))
-
-            start = jax.lax.pcast(jnp.zeros((), sums.dtype), self.axes.split, to="varying")
-            total += self._send(slab, asked, sums, add, start)
-        return jax.lax.psum(total, self.axes.split)
-
-    def _send(
-        self,
-        slab: Slab,
-        asked: RowRequests,
-        sums: Array,
-        receive: Callable[[Array, Array, Any], Any],
-        carry: Any,
-    ) -> Any:
-        own = RowRequests(asked.rows[0, 0], asked.starts[0, 0])
-        return owner_exchange.send_sums(
-            slab,
-            own,
-            sums[0, 0],
-            self.axes,
-            self.comm_dtype,
-            self.layout.distinct(slab),
-            receive,
-            carry,
-        )
 
     def sums(self, sum_duplicates: bool) -> bool:
         """Whether `coalesce` returns each row once."""
@@ -300,10 +224,10 @@ class PerDevice:
         for name, slab in self.exchanged_slabs.items():
             args = tables[name], slots[name], gradients.blocks[name], step
             tables[name], slots[name] = self._update(slab, *args, rate_factor)
-        for name, (asked, sums) in gradients.requests.items():
-            args = tables[name], slots[name], asked, sums, step
-            tables[name], slots[name] = self._update_owned(
-                self.trained_slabs[name], *args, rate_factor
+        update = functools.partial(self._update_owned, step=step, rate_factor=rate_factor)
+        for name in gradients.requests:
+            tables[name], slots[name] = self.fully_sharded.apply(
+                name, tables[name], slots[name], gradients.requests, update
             )
         return dataclasses.replace(state, tables=tables, slots=slots)
 
@@ -312,28 +236,14 @@ class PerDevice:
         slab: Slab,
         table: Array,
         slots: dict[str, Array],
-        asked: RowRequests,
-        sums: Array,
+        items: Sequence[row_gradients.BlockCotangents],
         step: Array,
         rate_factor: Array | None,
     ) -> tuple[Array, dict[str, Array]]:
-        """Updates the rows of a fully sharded slab that this device owns, round by round."""
-        ndims = slot_ndims(slab)
-        # Every round is a part of one update: each begins with the scalars from before it.
-        scalars = {name: slot for name, slot in slots.items() if ndims[name] == 0}
-        by_row = {name: slot for name, slot in slots.items() if ndims[name]}
-
-        def receive(rows: Array, gradients: Array, carry: Any) -> Any:
-            table, by_row, _ = carry
-            items = row_gradients.one_by_one((rows, gradients))
-            if slab.name not in self.native_slabs:
-                items = row_gradients.sum_rows(slab, items, False)
-            table, found = self._update(slab, table, by_row | scalars, items, step, rate_factor)
-            new = {name: found.pop(name) for name in scalars}
-            return table, found, new
-
-        table, by_row, scalars = self._send(slab, asked, sums, receive, (table, by_row, scalars))
-        return table, by_row | scalars
+        """Updates the rows whose gradients came from all devices."""
+        if slab.name not in self.native_slabs:
+            items = row_gradients.sum_rows(slab, items, False)
+        return self._update(slab, table, slots, items, step, rate_factor)
 
     def _update(
         self,

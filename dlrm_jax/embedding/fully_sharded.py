@@ -1,0 +1,167 @@
+"""The fully sharded slabs' part of `PerDevice`'s methods, on one device inside `jax.shard_map`.
+
+To the other code, a fully sharded slab is a small replicated one: the buffer of the rows that this
+device's samples read. Only here and in `owner_exchange` have rows an owner.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+from dlrm_jax.embedding import exchange, owner_exchange, row_gradients
+from dlrm_jax.embedding.layout import Block, Layout
+from dlrm_jax.embedding.mesh_axes import MeshAxes
+from dlrm_jax.embedding.reshard import slot_ndims
+from dlrm_jax.embedding.slab import Slab
+from dlrm_jax.embedding.state import Residuals, RowRequests
+
+Sums = dict[str, tuple[RowRequests, Array]]
+"""Requests of each slab, by name, and the gradients of their rows, summed over the samples of this
+device: [1, 1, ...], or [A, 1, 1, ...] of A micro-batches."""
+
+Update = Callable[[Slab, Array, dict[str, Array], Any], tuple[Array, dict[str, Array]]]
+"""Function of a slab, its table, its optimizer slots and the gradients of rows: it returns the
+updated table and slots."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FullySharded:
+    """The fully sharded slabs of a layout.
+
+    Attributes:
+        axes: axes of the mesh.
+        layout: layout of all slabs.
+        comm_dtype: dtype of rows and gradients between devices; None keeps their dtype.
+    """
+
+    axes: MeshAxes
+    layout: Layout
+    comm_dtype: str | None
+
+    @functools.cached_property
+    def slabs(self) -> dict[str, Slab]:
+        """These slabs, by name."""
+        return {slab.name: slab for slab in self.layout.slabs if slab.fully_sharded}
+
+    def _blocks(self, slab: Slab) -> dict[int, Block]:
+        """The blocks that read a slab, by number."""
+        return {i: block for i, block in enumerate(self.layout.blocks) if block.slab is slab}
+
+    def fetch(
+        self, tables: Mapping[str, Shaped[Array, "_ _"]], ids: Int[Array, "b C2"]
+    ) -> tuple[dict[str, RowRequests], dict[str, Array], dict[int, Array]]:
+        """Gets the rows that these samples read.
+
+        Args:
+            tables: rows of this device, by slab name.
+            ids: ids after `exchange.map_ids`.
+
+        Returns:
+            The requests and the buffer of each slab, by name; and for each block, by number, the
+            places in the buffer that its bag positions read, [1, b, T, L].
+        """
+        requests, buffers, places = {}, {}, {}
+        for name, slab in self.slabs.items():
+            own = self._blocks(slab)
+            requests[name], found = owner_exchange.request(slab, list(own.values()), ids)
+            places |= {i: x[None] for i, x in zip(own, found, strict=True)}
+            distinct = self.layout.distinct(slab)
+            buffers[name] = owner_exchange.fetch(
+                slab, tables[name], requests[name], self.axes, self.comm_dtype, distinct
+            )
+        return requests, buffers, places
+
+    def sums(self, residuals: Residuals, of_bags: Sequence[Float[Array, "b _"]]) -> Sums:
+        """The gradient of each row of the buffers, summed over this device's samples.
+
+        Args:
+            residuals: second result of `PerDevice.lookup`.
+            of_bags: cotangents of all bags, in the order of the bags.
+        """
+        weights, found = residuals.id_weights, {}
+        for name, slab in self.slabs.items():
+            if slab.optimizer:
+                items = [
+                    (
+                        residuals.rows[i][0, 0],
+                        None if weights is None else weights[i][0, 0],
+                        exchange.spread(block, of_bags)[0],
+                    )
+                    for i, block in self._blocks(slab).items()
+                ]
+                asked = residuals.requests[name]
+                sums = owner_exchange.sum_by_row(asked.rows.size, items)
+                found[name] = asked, sums[None, None]
+        return found
+
+    def merge(self, sums: Sums) -> Sums:
+        """Makes one request for each slab of those of stacked micro-batches."""
+        found = {}
+        for name, (asked, gradients) in sums.items():
+            if asked.rows.ndim > 3:
+                own = RowRequests(asked.rows[:, 0, 0], asked.starts[:, 0, 0])
+                merged = owner_exchange.merge(self.slabs[name], own, gradients[:, 0, 0])
+                asked, gradients = jax.tree.map(lambda x: x[None, None], merged)
+            found[name] = asked, gradients
+        return found
+
+    def squares(self, sums: Sums) -> Float[Array, ""]:
+        """The sum of squares over the gradients that are summed over all samples."""
+        total = jnp.zeros(())
+        for name, (_, gradients) in sums.items():
+
+            def add(slab: Slab, rows: Array, gradients: Array, total: Array) -> Array:
+                items = row_gradients.one_by_one((rows, gradients))
+                _, summed = row_gradients.expand(row_gradients.sum_rows(slab, items, True))
+                return total + jnp.sum(jnp.square(summed))
+
+            start = jax.lax.pcast(jnp.zeros((), gradients.dtype), self.axes.split, to="varying")
+            total += self._send(name, sums, add, start)
+        return jax.lax.psum(total, self.axes.split)
+
+    def apply(
+        self, name: str, table: Array, slots: dict[str, Array], sums: Sums, update: Update
+    ) -> tuple[Array, dict[str, Array]]:
+        """Updates the rows of a slab that this device owns, round by round.
+
+        Args:
+            name: name of the slab.
+            table: rows of this device.
+            slots: optimizer slots of these rows.
+            sums: gradients that devices have for the owners.
+            update: function that updates rows.
+        """
+        ndims = slot_ndims(self.slabs[name])
+        # Every round is a part of one update: each begins with the scalars from before it.
+        before = {name: slot for name, slot in slots.items() if ndims[name] == 0}
+
+        def receive(slab: Slab, rows: Array, gradients: Array, carry: Any) -> Any:
+            table, by_row, _ = carry
+            items = row_gradients.one_by_one((rows, gradients))
+            table, found = update(slab, table, by_row | before, items)
+            return table, found, {name: found.pop(name) for name in before}
+
+        by_row = {name: slot for name, slot in slots.items() if ndims[name]}
+        table, by_row, scalars = self._send(name, sums, receive, (table, by_row, before))
+        return table, by_row | scalars
+
+    def _send(self, name: str, sums: Sums, receive: Callable[..., Any], carry: Any) -> Any:
+        """Sends a slab's gradients; calls ``receive(slab, rows, gradients, carry)`` there."""
+        slab, (asked, gradients) = self.slabs[name], sums[name]
+        return owner_exchange.send_sums(
+            slab,
+            RowRequests(asked.rows[0, 0], asked.starts[0, 0]),
+            gradients[0, 0],
+            self.axes,
+            self.comm_dtype,
+            self.layout.distinct(slab),
+            functools.partial(receive, slab),
+            carry,
+        )
