@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -34,6 +34,7 @@ class Collective:
         purpose: description of its contents, for people.
         nbytes: bytes of its result on one device.
         needed: bytes of the result that aren't padding, averaged over the shards.
+        has_room: whether the padding is room for more rows than the plan expects.
     """
 
     kind: Literal["all-to-all", "all-gather", "all-reduce"]
@@ -41,6 +42,7 @@ class Collective:
     purpose: str
     nbytes: int
     needed: float
+    has_room: bool = False
 
 
 _AXES = (DATA,), MODEL
@@ -146,6 +148,7 @@ def _with_owners(
     """
     found: list[Collective] = []
     norm: list[Collective] = []  # one of all slabs
+    seen: set[Hashable] = set()
     devices = math.prod(mesh_shape[axis] for axis in _ALL)
     for slab in layout.slabs if devices > 1 else ():
         if not slab.fully_sharded:
@@ -155,24 +158,39 @@ def _with_owners(
         stored = sent if slab.dtype.itemsize == own else slab.dtype.itemsize
         ids = batch_size // devices * _per_sample(layout, slab)[0]
         one = ids // micro_batches
+        # XLA sends the same row numbers once: to fetch rows, to send their gradients, and for
+        # tables of the same rows that the same ids read.
+        key = _asked_rows(layout, slab)
+        is_new = key not in seen
+        seen.add(key)
 
-        def rows(ids: int, distinct: float = distinct) -> list[Collective]:
-            found = _to_each(mesh_shape, ids, distinct, "ids", 4)
-            if owner_exchange.capacity(ids, devices, distinct) == ids:
-                return found
-            return [*found, _of_slab(_ALL, "limits", 4 * devices)]
+        def numbers(
+            ids: int, distinct: float = distinct, is_new: bool = is_new
+        ) -> list[Collective]:
+            found = is_new * _to_each(mesh_shape, ids, distinct, "row numbers", 4)
+            if found and owner_exchange.capacity(ids, devices, distinct) < ids:
+                found.append(_of_slab(_ALL, "limits", 4 * devices))
+            return found
 
-        vectors = _to_each(mesh_shape, one, distinct, "vectors", slab.width * stored)
-        found += micro_batches * [*rows(one), *vectors]
+        rows = _to_each(mesh_shape, one, distinct, "rows", slab.width * stored)
+        found += micro_batches * [*numbers(one), *rows]
         if slab.optimizer:
-            back = _to_each(mesh_shape, ids, distinct, "cotangents", slab.width * sent)
+            back = _to_each(mesh_shape, ids, distinct, "gradients of rows", slab.width * sent)
             if clipped:
                 found += back
                 norm = [Collective("all-reduce", _ALL, "norm", own, float(own))]
-            if micro_batches > 1:  # otherwise XLA finds that the same rows were sent before
-                back += rows(ids)
+            if micro_batches > 1:
+                back += numbers(ids)
             found += back
     return found + norm
+
+
+def _asked_rows(layout: Layout, slab: Slab) -> Hashable:
+    """The same for slabs of which every batch asks for the same rows of the same owners."""
+    blocks = [block for block in layout.blocks if block.slab is slab]
+    arrays = [(b.column, b.limit, b.modulus, b.residue, b.offset) for b in blocks]
+    places = tuple(tuple(x.tobytes() for x in own) for own in arrays)
+    return slab.rows, layout.distinct(slab), places
 
 
 def _to_each(
@@ -182,7 +200,7 @@ def _to_each(
     devices = math.prod(mesh_shape[axis] for axis in _ALL)
     rows = devices * owner_exchange.capacity(ids, devices, distinct)
     return [
-        Collective("all-to-all", (axis,), what, rows * nbytes, distinct * ids * nbytes)
+        Collective("all-to-all", (axis,), what, rows * nbytes, distinct * ids * nbytes, True)
         for axis in (MODEL, DATA)
         if mesh_shape[axis] > 1
     ]

@@ -26,9 +26,9 @@ Sums = dict[str, tuple[RowRequests, Array]]
 """Requests of each slab, by name, and the gradients of their rows, summed over the samples of this
 device: [1, 1, ...], or [A, 1, 1, ...] of A micro-batches."""
 
-Update = Callable[[Slab, Array, dict[str, Array], Any], tuple[Array, dict[str, Array]]]
-"""Function of a slab, its table, its optimizer slots and the gradients of rows: it returns the
-updated table and slots."""
+Update = Callable[[Slab, Array, dict[str, Array], Any, int], tuple[Array, dict[str, Array]]]
+"""Function of a slab, its table, its optimizer slots, the gradients of rows, and the number of a
+device's ids: it returns the updated table and slots."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,11 +115,14 @@ class FullySharded:
     def squares(self, sums: Sums) -> Float[Array, ""]:
         """The sum of squares over the gradients that are summed over all samples."""
         total = jnp.zeros(())
-        for name, (_, gradients) in sums.items():
+        for name, (asked, gradients) in sums.items():
+            ids = asked.rows.size
 
-            def add(slab: Slab, rows: Array, gradients: Array, total: Array) -> Array:
+            def add(
+                slab: Slab, rows: Array, gradients: Array, total: Array, ids: int = ids
+            ) -> Array:
                 items = row_gradients.one_by_one((rows, gradients))
-                _, summed = row_gradients.expand(row_gradients.sum_rows(slab, items, True))
+                _, summed = row_gradients.expand(row_gradients.sum_rows(slab, items, True, ids))
                 return total + jnp.sum(jnp.square(summed))
 
             start = jax.lax.pcast(jnp.zeros((), gradients.dtype), self.axes.split, to="varying")
@@ -145,7 +148,7 @@ class FullySharded:
         def receive(slab: Slab, rows: Array, gradients: Array, carry: Any) -> Any:
             table, by_row, _ = carry
             items = row_gradients.one_by_one((rows, gradients))
-            table, found = update(slab, table, by_row | before, items)
+            table, found = update(slab, table, by_row | before, items, sums[name][0].rows.size)
             return table, found, {name: found.pop(name) for name in before}
 
         by_row = {name: slot for name, slot in slots.items() if ndims[name]}

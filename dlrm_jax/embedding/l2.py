@@ -41,9 +41,8 @@ def add_l2(
         raise UserError("an L2 penalty needs coalesce(..., sum_duplicates=True)")
     device = collection.per_device
     if gradients.requests:
-        names = ", ".join(
-            table for slab in device.fully_sharded.slabs.values() for table in slab.tables
-        )
+        slabs = [device.trained_slabs[name] for name in gradients.requests]
+        names = ", ".join(table for slab in slabs for table in slab.tables)
         raise UserError(
             f"an L2 penalty needs the summed gradients of rows, which fully sharded tables have "
             f"only in the update; got {names}; place them otherwise"

@@ -237,12 +237,17 @@ class PerDevice:
         table: Array,
         slots: dict[str, Array],
         items: Sequence[row_gradients.BlockCotangents],
+        ids: int,
         step: Array,
         rate_factor: Array | None,
     ) -> tuple[Array, dict[str, Array]]:
-        """Updates the rows whose gradients came from all devices."""
+        """Updates the rows whose gradients came from all devices.
+
+        About as many come as this device has ids. A message has more room, and its size must not
+        decide the order of sums.
+        """
         if slab.name not in self.native_slabs:
-            items = row_gradients.sum_rows(slab, items, False)
+            items = row_gradients.sum_rows(slab, items, False, ids)
         return self._update(slab, table, slots, items, step, rate_factor)
 
     def _update(

@@ -107,6 +107,11 @@ class Plan:
             on_mesh = set(shards) <= set(range(self.shards)) and len(set(shards)) == len(shards)
             by_rows = shards and on_mesh and ordered == row_wise(table.name, shards)
             by_columns = pieces == column_wise(table.name, self.shards)
+            if any(not 0 < piece.distinct <= 1 for piece in pieces):
+                raise UserError(
+                    f"table {table.name}: expected distinct to be a share above 0, up to 1, got "
+                    f"{pieces[0].distinct}"
+                )
             over_all = any(pieces == fully_sharded(table.name, x.distinct) for x in pieces)
             if not (by_rows or by_columns or over_all or pieces == replicated(table.name)):
                 raise UserError(
@@ -195,10 +200,8 @@ def _piece(number: int, fields: object) -> Piece:
             elif name == "fully_sharded":
                 good, wanted = isinstance(value, bool), "true or false"
             elif name == "distinct":
-                good, wanted = (
-                    type(value) is float and 0 < value <= 1,
-                    "a share above 0.0, up to 1.0",
-                )
+                good = type(value) in (int, float) and 0 < value <= 1
+                wanted = "a share above 0, up to 1"
         if not good:
             raise UserError(f"plan: piece {number}: expected {name} to be {wanted}, got {value!r}")
     return Piece(**fields)

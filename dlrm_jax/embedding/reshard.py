@@ -61,8 +61,12 @@ def slab_sharding(axes: MeshAxes, slab: Slab, shape: tuple[int, ...]) -> NamedSh
     # The sharding that jitted functions return; with another one, a step would be compiled twice.
     if axes.explicit:
         spec = PartitionSpec(*spec, *[None] * (len(shape) - len(spec)))
-    elif slab.shards == 1 or (axes.shards == 1 and not slab.fully_sharded):
-        spec = PartitionSpec()  # all splits mean the same then
+    else:  # a split over one device means none
+        over = tuple(name for name in shard_axes(slab, axes) if axes.mesh.shape[name] > 1)
+        if not over:
+            spec = PartitionSpec()
+        elif slab.fully_sharded and len(shape):
+            spec = PartitionSpec(over) if len(over) > 1 else PartitionSpec(*over)
     return axes.sharding(spec)
 
 

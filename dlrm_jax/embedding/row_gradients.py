@@ -80,7 +80,7 @@ def coalesce(
 
 
 def sum_rows(
-    slab: Slab, items: Sequence[BlockCotangents], sum_duplicates: bool
+    slab: Slab, items: Sequence[BlockCotangents], sum_duplicates: bool, ids: int
 ) -> tuple[BlockCotangents, ...]:
     """The gradients of the rows of one device, as `coalesce` makes them where there are no copies.
 
@@ -89,10 +89,10 @@ def sum_rows(
         items: rows and gradients.
         sum_duplicates: whether to sum the gradients of equal rows even if the optimizer doesn't
             need it.
+        ids: number of ids that decides the way, whatever the size of the items.
     """
-    ids, bags = sum(rows.size for rows, _, _ in items), sum(g[..., 0].size for _, _, g in items)
     needs_sums = slab.needs_sums(sum_duplicates)
-    return _sum(slab, items, reduction(slab.rows, slab.width, ids, bags, 1, needs_sums))
+    return _sum(slab, items, reduction(slab.rows, slab.width, ids, ids, 1, needs_sums))
 
 
 def _sum(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from main_job import run
 
 from dlrm_jax.presets import preset
@@ -28,6 +29,24 @@ def test_memory_and_collectives_of_the_compiled_step():
     for kind in ("all-gather", "all-reduce", "all-to-all"):
         planned, compiled = re.findall(rf"^{kind} +([\d,]+) +([\d,]+)$", text, re.M)[0]
         assert planned == compiled != "0"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--placements=C3=fully_sharded", "--model=deepfm"),
+        pytest.param(
+            ("--placements=C1=fully_sharded,C3=fully_sharded", "--pooling=learned",
+             "--bag_lengths=3", "--accumulation_steps=2"),
+            marks=pytest.mark.thorough,
+        ),
+    ],
+)  # fmt: skip
+def test_tables_that_the_same_ids_read_ask_for_their_rows_once(flags):
+    """Each has a table of weights of width 1 beside that of vectors."""
+    small = ("--preset=small", "--batch_size=512", "--mesh=2x4")
+    result = run(*small, *flags, program=PROGRAM)
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 def test_a_batch_that_does_not_fit_the_mesh_is_refused():

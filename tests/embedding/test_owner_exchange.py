@@ -98,18 +98,37 @@ def test_any_skew_is_exact_in_any_number_of_rounds(mesh, capacity, bags):
         np.testing.assert_allclose(arrays["table"], after, rtol=1e-9, atol=1e-9)
 
 
-def test_the_bits_dont_depend_on_the_number_of_rounds():
+@pytest.mark.parametrize("rows", [40, 400, 4000])  # their sums are dense, and over touched rows
+@pytest.mark.parametrize("optimizer", [SGD(0.1), RowWiseAdagrad(0.1)])
+def test_the_bits_dont_depend_on_the_size_of_messages(rows, optimizer):
     rng = np.random.default_rng(1)
-    ids = np.minimum(rng.zipf(1.2, (B, IDS)) - 1, ROWS - 1).astype(np.int32)
+    ids = np.minimum(rng.zipf(1.3, (128, 2)) - 1, rows - 1).astype(np.int32)
+    args = [Table("t", rows, 8)], [Feature("f", 2)], [Lookup("f", "f", "t")], "2x4", optimizer
     found = []
-    for capacity in (1, 5, None):
-        with jax.enable_x64(True):
-            tables, step = stepped("2x4", capacity)
-            pooled, state = step(tables.init(0), tables.put(ids), jnp.zeros((), jnp.int32))
-            found.append((np.asarray(pooled), read(tables, state)))
-    for pooled, arrays in found[1:]:
-        np.testing.assert_array_equal(pooled, found[0][0])
-        assert_same(arrays, found[0][1])
+    for distinct in (0.01, 0.3, 1.0):
+        tables = EmbeddingCollection(*args, Plan(4, fully_sharded("t", distinct)), kernels="jax")
+
+        @jax.jit
+        def step(state, ids, count, tables=tables):
+            pooled, residuals = tables.lookup(state, ids)
+            return tables.update(state, residuals, {"f": jnp.sin(pooled["f"] * 50)}, count)
+
+        state = tables.init(0)
+        for count in range(2):
+            state = step(state, tables.put(ids), count)
+        found.append(read(tables, state))
+    for arrays in found[1:]:
+        assert_same(arrays, found[0])
+
+
+@pytest.mark.parametrize("mesh", ["8x1", "1x8", "2x4"])
+def test_a_step_returns_the_shardings_of_init(mesh):
+    with jax.enable_x64(True):
+        tables, step = stepped(mesh, None)
+        state = tables.init(0)
+        _, after = step(state, tables.put(np.zeros((B, IDS), np.int32)), jnp.zeros((), jnp.int32))
+        for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+            assert old.sharding == new.sharding
 
 
 @pytest.mark.parametrize("first", [0, 5, 2**31 - 3, 7 * 2**30])
@@ -155,6 +174,14 @@ def test_on_one_device_nothing_is_sent():
     assert not re.findall(r"all-to-all|all-reduce", step.as_text() or "")
 
 
+@pytest.mark.parametrize("distinct", [0.0, -1.0, 2.0, float("nan")])
+def test_a_share_out_of_range_is_refused(distinct):
+    with pytest.raises(
+        UserError, match="table t: expected distinct to be a share above 0, up to 1"
+    ):
+        Plan(4, fully_sharded("t", distinct)).check([Table("t", 8, 4)])
+
+
 def test_a_penalty_is_refused():
     tables = collection("2x4", "fully_sharded")
     state = tables.init(0)
@@ -173,7 +200,7 @@ def test_a_plan_is_written_and_read():
     assert plan.placement("t") == "fully_sharded"
     assert plan.describe([Table("t", 2**20, 4)], 2).splitlines()[-1].endswith("2.0, 2.0, 2.0, 2.0")
     for name, value, wanted in (
-        ("distinct", 0, "a share above 0.0, up to 1.0"),
+        ("distinct", 0, "a share above 0, up to 1"),
         ("fully_sharded", 1, "true or false"),
     ):
         text = re.sub(rf'"{name}": [\w.]+', f'"{name}": {value}', plan.to_json())

@@ -11,6 +11,7 @@ from drawn_batches import make_batches, oracle_arguments
 from named_arrays import arrays_of, initial_arrays, oracle_arrays, start
 from setups import Setup, train
 
+from dlrm_jax.errors import UserError
 from dlrm_jax.training.penalty import Penalty
 
 STEPS = 6
@@ -50,3 +51,12 @@ def test_training_with_a_penalty_is_the_oracles(setup: Setup):
             np.testing.assert_allclose(found[name], array, rtol=1e-9, atol=1e-9, err_msg=name)
     moved = np.any(found["items/table"] != initial["items/table"], axis=1)
     assert np.all(moved) if setup.penalty.whole_tables else not np.all(moved)
+
+
+def test_fully_sharded_tables_have_none():
+    """Frozen ones have none anyway."""
+    with pytest.raises(
+        UserError, match=r"table_l2: .* got 0.1 and words, items, cities; give"
+    ) as error:
+        Setup("2x4", placed="devices", penalty=Penalty(0.1)).learner()
+    assert "sites" not in str(error.value)

@@ -110,7 +110,7 @@ class Costs:
         for key, slab in self.slabs.items():
             self.position_bytes[self.blocks[key]] = slab.position_bytes
         self.candidates = [
-            self._candidates(table, own, keys[i], workload.lengths(table.name))
+            self._candidates(table, own, keys[i], workload)
             for i, (table, own) in enumerate(zip(tables, choices, strict=True))
         ]
         self.least = np.array([
@@ -150,10 +150,16 @@ class Costs:
         return Load(*(np.zeros((count, *shape)) for shape in (*shapes, (), (), ())))
 
     def _candidates(
-        self, table: Table, choices: Sequence[Choice], keys: Sequence[SlabKey], bags: dict[int, int]
+        self,
+        table: Table,
+        choices: Sequence[Choice],
+        keys: Sequence[SlabKey],
+        workload: Workload,
     ) -> Load:
+        bags = workload.lengths(table.name)
         load = self._empty(len(choices))
-        alone = {key: self._slab(key, list(bags)) for key in keys}
+        distinct = workload.distinct_share(table, self.shards)
+        alone = {key: self._slab(key, list(bags), distinct=distinct) for key in keys}
         lookups = {key: slab.lookups(table) for key, slab in alone.items()}
         counts = np.array(list(bags.values()), float)
         for i, (choice, key) in enumerate(zip(choices, keys, strict=True)):

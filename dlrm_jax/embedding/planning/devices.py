@@ -46,14 +46,15 @@ class Device:
         """The seconds of reading one row of so many bytes at random."""
         return math.ceil(nbytes / self.granule) * self.granule / self.row_bandwidth
 
-    def exchange_seconds(self, nbytes: float, devices: int) -> float:
-        """The seconds of an all-to-all of neighbours.
+    def exchange_seconds(self, nbytes: float, devices: int, stride: int = 1) -> float:
+        """The seconds of an all-to-all.
 
         Args:
             nbytes: bytes of its result on one device.
-            devices: number of devices that take part, consecutive in the order of the hosts.
+            devices: number of devices that take part.
+            stride: distance between devices that take part, in the order of the hosts.
         """
-        near, far = self._near_and_far(1, devices)
+        near, far = self._near_and_far(stride, devices)
         return nbytes * (near / self.link_bandwidth + far / self.network_bandwidth)
 
     def gather_seconds(self, nbytes: float, stride: int, devices: int) -> float:

@@ -76,7 +76,7 @@ def automatic_plan(
             piece
             for table, choice in placed
             for piece in (
-                fully_sharded(table.name, _distinct(table, workload, shards))
+                fully_sharded(table.name, workload.distinct_share(table, shards))
                 if choice.placement == "fully_sharded"
                 else choice.pieces(table.name)
             )
@@ -84,13 +84,6 @@ def automatic_plan(
     )
     plan.check(tables)  # an override may split columns that the shards don't divide
     return plan
-
-
-def _distinct(table: Table, workload: Workload, shards: int) -> float:
-    """The expected share of the ids of a device's samples that name different rows of a table."""
-    samples = workload.batch_size / (workload.data_groups * shards)
-    share = workload.distinct_rows(table, samples) / (samples * workload.ids(table.name))
-    return round(min(max(share, 0.001), 1.0), 3)
 
 
 def _too_large(tables: Sequence[Table], costs: Costs, memory: float, found: float) -> str:

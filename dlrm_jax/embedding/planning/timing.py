@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
+from dlrm_jax.embedding.owner_exchange import capacity
 from dlrm_jax.embedding.planning.devices import Device
 from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.row_gradients import reduction
@@ -42,6 +43,8 @@ class SlabCosts:
         shards: number M of shards.
         workload: reads of the tables in a step, with the number D of groups.
         device: model of every device.
+        distinct: expected share of different rows among the ids of a device, if the slab is fully
+            sharded.
 
     Attributes:
         lengths: bag lengths of the blocks, [K].
@@ -62,6 +65,7 @@ class SlabCosts:
         shards: int,
         workload: Workload,
         device: Device,
+        distinct: float = 1.0,
     ):
         self._workload, self._device, self._shards = workload, device, shards
         replicated, over_all = key.split is None, key.split == "devices"
@@ -86,16 +90,27 @@ class SlabCosts:
 
         self.lengths = np.array(lengths, float)
         vectors = (2 if self.trained else 1) * self._vector
-        partners = 1 if replicated else devices if over_all else shards
         pooled = self._samples / self.parts  # samples whose bags one device pools
-        # Owners send rows to the samples of a fully sharded slab, the pooled vectors of others.
-        sent = self.lengths if over_all else 1.0
-        ids = _ID_BYTES * self.lengths * (2 if over_all and self.trained else 1)
-        self.position_bytes = (partners > 1) * pooled * (ids + vectors * sent)
+        # Owners send rows to the samples of a fully sharded slab, the pooled vectors of others; in
+        # messages with room for more.
+        room = 1.0
+        if over_all:
+            ids_of_all = round(pooled * sum(map(sum, workload.bags.values()))) or round(pooled)
+            room = devices * capacity(ids_of_all, devices, distinct) / (distinct * ids_of_all)
+        sent = room * distinct * self.lengths if over_all else 1.0
+        ids = _ID_BYTES * (sent if over_all else self.lengths)
+        # Over the shards of a group, and then, if it is fully sharded, over the groups.
+        hops = [] if replicated else [(shards, 1)]
+        hops += [(workload.data_groups, shards)] if over_all else []
+        hops = [(count, stride) for count, stride in hops if count > 1]
+        self.position_bytes = len(hops) * pooled * (ids + vectors * sent)
         passed = self._vector * (_PASSES_LOOKUP * self.lengths + _PASSES_POOLED * sent)
         passed += _PASSES_IDS * _ID_BYTES * self.lengths
         passed += over_all * _PASSES_SORT * _ID_BYTES * self.lengths
-        self.position_seconds = device.exchange_seconds(1.0, partners) * self.position_bytes
+        self.position_seconds = np.zeros_like(self.lengths)
+        for count, stride in hops:
+            hop = device.exchange_seconds(1.0, count, stride)
+            self.position_seconds += hop * self.position_bytes / len(hops)
         self.position_seconds += pooled * passed / device.memory_bandwidth
 
     def lookups(self, table: Table) -> tuple[float, float]:

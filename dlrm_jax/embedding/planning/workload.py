@@ -56,6 +56,17 @@ class Workload:
         """The expected number of distinct rows of a table that so many samples read."""
         return distinct_rows(table.rows, self.zipf_exponent, samples * self.ids(table.name))
 
+    def distinct_share(self, table: Table, shards: int) -> float:
+        """The expected share of the ids of a device's samples that name different rows.
+
+        Args:
+            table: table of the ids.
+            shards: number of shards of a data-parallel group.
+        """
+        samples = self.batch_size / (self.data_groups * shards)
+        share = self.distinct_rows(table, samples) / (samples * self.ids(table.name))
+        return round(min(max(share, 0.001), 1.0), 3)
+
 
 def bags_of(features: Sequence[Feature], lookups: Sequence[Lookup]) -> dict[str, list[int]]:
     """The argument ``bags`` of `Workload` for lookups; a sequence of L ids is L bags of one id."""
