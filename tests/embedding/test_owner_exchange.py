@@ -80,7 +80,15 @@ def by_hand(table, ids, steps):
 BAGS = st.lists(st.integers(-1, ROWS - 1), min_size=B * IDS, max_size=B * IDS)
 
 
-@pytest.mark.parametrize(("mesh", "capacity"), [("2x4", 1), ("1x8", 2), ("8x1", None), ("4x2", 3)])
+@pytest.mark.parametrize(
+    ("mesh", "capacity"),
+    [
+        ("2x4", 1),
+        pytest.param("1x8", 2, marks=pytest.mark.thorough),
+        pytest.param("8x1", None, marks=pytest.mark.thorough),
+        ("4x2", 3),
+    ],
+)
 @given(bags=BAGS | st.integers(-1, ROWS - 1).map(lambda one: [one] * B * IDS))
 def test_any_skew_is_exact_in_any_number_of_rounds(mesh, capacity, bags):
     with jax.enable_x64(True):
@@ -98,7 +106,7 @@ def test_any_skew_is_exact_in_any_number_of_rounds(mesh, capacity, bags):
         np.testing.assert_allclose(arrays["table"], after, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("rows", [40, 400, 4000])  # their sums are dense, and over touched rows
+@pytest.mark.parametrize("rows", [40, 800])  # their sums are dense, and over touched rows
 @pytest.mark.parametrize("optimizer", [SGD(0.1), RowWiseAdagrad(0.1)])
 def test_the_bits_dont_depend_on_the_size_of_messages(rows, optimizer):
     rng = np.random.default_rng(1)
@@ -184,14 +192,14 @@ def test_a_share_out_of_range_is_refused(distinct):
 
 def test_a_penalty_is_refused():
     tables = collection("2x4", "fully_sharded")
-    state = tables.init(0)
-    ids = tables.put(np.zeros((B, 9), np.int32))
-    pooled, residuals = tables.lookup(state, ids)
-    gradients = tables.coalesce(tables.send_cotangents(residuals, pooled), sum_duplicates=True)
-    with pytest.raises(
-        UserError, match=r"L2 penalty .* fully sharded tables .* place them otherwise"
-    ):
-        add_l2(tables, state, gradients, 0.1)
+
+    def step(state, ids):
+        pooled, residuals = tables.lookup(state, ids)
+        gradients = tables.coalesce(tables.send_cotangents(residuals, pooled), sum_duplicates=True)
+        return add_l2(tables, state, gradients, 0.1)
+
+    with pytest.raises(UserError, match=r"L2 penalty .* got a, b, c, d, e; place them otherwise"):
+        jax.eval_shape(step, tables.state_specs(), jnp.zeros((B, 9), jnp.int32))
 
 
 def test_a_plan_is_written_and_read():

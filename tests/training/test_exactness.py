@@ -129,9 +129,18 @@ def test_float64_training_is_the_oracles(mesh, optimizer, ways_taken):
 
 
 @pytest.mark.usefixtures("x64")
-# Each mesh and each optimizer; `test_processes.py --thorough` has all pairs.
-@pytest.mark.parametrize(("mesh", "optimizer"), MESHES_AND_OPTIMIZERS)
-@pytest.mark.parametrize("placed", ["columns", "devices"])
+@pytest.mark.parametrize(
+    ("mesh", "optimizer", "placed"),
+    [
+        # Each mesh and each optimizer; `test_processes.py --thorough` has all pairs.
+        *((*pair, "columns") for pair in MESHES_AND_OPTIMIZERS),
+        ("2x4", "rowwise_adagrad", "devices"),
+        *(
+            pytest.param(*pair, "devices", marks=pytest.mark.thorough if pair[0] != "1x8" else ())
+            for pair in MESHES_AND_OPTIMIZERS
+        ),
+    ],
+)
 def test_float64_training_with_other_placements_is_the_oracles(mesh, optimizer, placed):
     check_training(Setup(mesh=mesh, optimizer=optimizer, placed=placed))
 
