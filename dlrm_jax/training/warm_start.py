@@ -23,6 +23,7 @@ from dlrm_jax.embedding.table_io import check_array
 from dlrm_jax.errors import OtherShapeError, UserError
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.mesh import put_whole
+from dlrm_jax.saved_config import OtherShapes
 from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
@@ -46,7 +47,7 @@ def warm_start(
     names: Sequence[str],
     same_ids: Collection[str] | None = None,
     there: NamesThere | None = None,
-    settings: str = "",
+    settings: OtherShapes | None = None,
     labels: Sequence[str] = (),
 ) -> TrainState:
     """Makes a new state with named parts from elsewhere; optimizers start anew.
@@ -66,7 +67,7 @@ def warm_start(
             those that it continues, see `data.metadata.Metadata`. None if that isn't known:
             the caller must then know it, and tables can't grow.
         there: names in the checkpoint of what has another one here; None if all are the same.
-        settings: settings of shapes that differ, for messages, see `saved_config.other_shapes`.
+        settings: settings of shapes that differ, for messages; None if that isn't known.
         labels: names of the labels here; none for one without a name.
 
     Raises:
@@ -76,7 +77,7 @@ def warm_start(
     """
     if not source.is_dir():
         raise UserError(f"warm start: expected a directory, {source} is none")
-    there = there or NamesThere()
+    there, settings = there or NamesThere(), settings or OtherShapes()
     every = EVERYTHING in names
     if every and len(names) > 1:
         raise UserError(
@@ -103,7 +104,7 @@ def warm_start(
         sums = LoadedSums(source, metadata)
 
         def table_arrays(table: Table) -> Mapping[str, Any]:
-            with _explained(settings):
+            with _explained(settings.tables):
                 return {
                     "table": _trained(learner, seed, source, metadata, table, same_ids, sums, there)
                 }
@@ -111,7 +112,7 @@ def warm_start(
         of = {path: there.layer(path, metadata["params"]) for path in params}
         read = {of[path]: spec for path, spec in params.items()}
         wanted = {"statistics": unflatten_dict(statistics)} if statistics else {}
-        with _explained(settings):
+        with _explained(settings.layers):
             found, other = load_model(source, metadata, unflatten_dict(read), wanted, sums)
         by_path = _by_path(found)
         loaded = {path: by_path[of[path]] for path in params}
