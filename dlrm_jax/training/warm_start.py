@@ -37,6 +37,7 @@ from dlrm_jax.training.warm_start_checks import (
     check_not_shared,
     check_only_tables,
     saved_rows,
+    saved_tables,
 )
 
 
@@ -209,7 +210,12 @@ def _trained(
 ) -> Array | np.ndarray:
     """Reads a table from a checkpoint, where it may have fewer rows."""
     wanted, name = learner.collection.array_specs(table.name)["table"], there.table(table.name)
-    rows = saved_rows(metadata, name) or table.rows
+    rows = saved_rows(metadata, name)
+    if rows is None:
+        raise UserError(
+            f"warm start: {source} has no table {table.name!r}; its tables are "
+            f"{', '.join(saved_tables(metadata))}; name only what it has in --warm_start_names"
+        )
     check_collisions(learner, source, metadata, table.name, there)
     known = _has_same_ids(source, metadata, table, rows, same_ids)
     if rows >= table.rows or not known:
