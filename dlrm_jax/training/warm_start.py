@@ -25,6 +25,7 @@ from dlrm_jax.feature_names import file_name
 from dlrm_jax.mesh import put_whole
 from dlrm_jax.saved_config import OtherShapes
 from dlrm_jax.training.checksums import LoadedSums
+from dlrm_jax.training.kept_data import find_kept
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.saved_names import NamesThere
@@ -243,12 +244,13 @@ def _has_same_ids(
         return False
     known = same_ids is not None and of_data(str(noted)) in same_ids
     if same_ids is not None and not known:
+        kept = find_kept(source)  # two towers and artifacts have none
+        where = "" if kept else f", where OLD_DIRECTORY is what {source} was trained on"
         raise UserError(
             f"warm start: the ids of these data aren't those of {source}, and don't continue "
             f"them: in table {table.name} (with {rows} rows there, {table.rows} here) an id may "
             f"mean different values. Prepare the data with python -m dlrm_jax preprocess "
-            f"--grow=OLD_DIRECTORY, where OLD_DIRECTORY is what {source} was trained on, or the "
-            f"preprocessing/ in its workdir"
+            f"--grow={kept or 'OLD_DIRECTORY'}{where}"
         )
     return known
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def test_ids_that_do_not_continue_are_refused(saved: tuple[Path, dict[str, np.nd
     learner = make_learner(GROWN, make_mesh("1x1"))
     for same_ids in ((), ("data of long ago",)):
         for name, rows in (("C3", 40), ("C1", 7)):  # also where there are as many rows
-            match = rf"table {name} \(with {rows} rows there, .* --grow=OLD_DIRECTORY"
+            match = rf"table {name} \(with {rows} rows there, .* --grow=OLD_DIR.* on$"
             with pytest.raises(UserError, match=match):
                 warm_start(learner, 0, checkpoint, (name,), same_ids)
     with pytest.raises(UserError, match=r"'table' of table C3 has shape \(40, 8\)"):
@@ -43,6 +44,20 @@ def test_ids_that_do_not_continue_are_refused(saved: tuple[Path, dict[str, np.nd
     # Where it isn't known what ids mean, it is the user's business.
     found = arrays_of(learner, warm_start(learner, 0, checkpoint, ("C1",)))
     np.testing.assert_array_equal(found["C1/table"], trained["C1/table"])
+
+
+def test_ids_may_continue_what_the_run_keeps_of_its_data(saved: tuple[Path, dict], tmp_path: Path):
+    checkpoint, kept = tmp_path / "checkpoints" / saved[0].name, tmp_path / "preprocessing"
+    shutil.copytree(saved[0], checkpoint)
+    learner = make_learner(GROWN, make_mesh("1x1"))
+    kept.mkdir()
+    with pytest.raises(
+        UserError, match=r"--grow=OLD_DIRECTORY, where OLD_DIRECTORY is what .* on$"
+    ):
+        warm_start(learner, 0, checkpoint, ("C1",), ())
+    (kept / "metadata.json").touch()
+    with pytest.raises(UserError, match=f"preprocess --grow={kept}$"):
+        warm_start(learner, 0, checkpoint, ("C1",), ())
 
 
 @pytest.mark.parametrize(
