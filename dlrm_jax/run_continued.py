@@ -17,6 +17,7 @@ from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.continuing import continued_state
+from dlrm_jax.training.kept_data import find_kept
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.sampling import KEPT_NEGATIVES, noted_shift
@@ -101,7 +102,6 @@ def check_data(directory: Path | None, checkpoint: Path, metadata: Mapping[str, 
     """
     # Here, since Polars comes with them, which a run on generated examples does without.
     from dlrm_jax.data.preprocessing.options import Options as Preparation
-    from dlrm_jax.inference.vocabularies import find_kept
 
     check_click_model(checkpoint, metadata)
     kept = find_kept(checkpoint)

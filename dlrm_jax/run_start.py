@@ -212,7 +212,7 @@ def _warm(
     source = Path(on_process_0(lambda: str(find_checkpoint(given))))
     if source != given:
         say(f"warm start from {source}")
-    same_ids, settings = None, ""
+    same_ids, settings = None, None
     if data.directory:
         same_ids = [data.fingerprint, *Metadata.read(data.directory).grown_from]
     if (source / "metadata.json").exists():

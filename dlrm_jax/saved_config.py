@@ -96,28 +96,48 @@ def trained_config(checkpoint: Path, metadata: Mapping[str, Any]) -> Config:
     return Config(**given)
 
 
-_OF_SHAPES = (
-    "model", "model_options", "embedding_dim", "pooling", "compression", "compress_above",
-    "collisions", "composition", "temperature", "bottom_mlp", "top_mlp", "interaction",
-    "self_interaction", "dense_features",
+_OF_TABLES = (
+    "embedding_dim", "compression", "compress_above", "collisions", "composition", "temperature",
+)  # fmt: skip
+
+_OF_LAYERS = (
+    "model", "model_options", "pooling", "bottom_mlp", "top_mlp", "interaction", "self_interaction",
+    "dense_features",
 )  # fmt: skip
 
 
-def other_shapes(config: Config, metadata: Mapping[str, Any]) -> str:
-    """The settings of shapes that a checkpoint has otherwise than a config; empty without any.
+@dataclasses.dataclass(frozen=True)
+class OtherShapes:
+    """Settings of shapes that a checkpoint has otherwise than a config, as messages name them.
+
+    Attributes:
+        tables: settings that give tables their shapes; empty if none differs.
+        layers: settings that give layers their shapes, those of tables among them.
+    """
+
+    tables: str = ""
+    layers: str = ""
+
+
+def other_shapes(config: Config, metadata: Mapping[str, Any]) -> OtherShapes:
+    """The settings of shapes that a checkpoint has otherwise than a config.
 
     Args:
         config: config of a run.
         metadata: metadata of the checkpoint, as `metadata.read_metadata` gives it.
     """
     saved = saved_fields(metadata.get("config") or {})
-    here = {name: _written(getattr(config, name)) for name in _OF_SHAPES}
-    there = {name: _written(saved[name]) for name in _OF_SHAPES if name in saved}
-    return ", ".join(
-        f"{name} is {there[name]} there and {value} here"
-        for name, value in here.items()
-        if there.get(name, value) != value
-    )
+
+    def differing(names: Iterable[str]) -> str:
+        here = {name: _written(getattr(config, name)) for name in names}
+        there = {name: _written(saved[name]) for name in here if name in saved}
+        return ", ".join(
+            f"{name} is {there[name]} there and {value} here"
+            for name, value in here.items()
+            if there.get(name, value) != value
+        )
+
+    return OtherShapes(differing(_OF_TABLES), differing((*_OF_TABLES, *_OF_LAYERS)))
 
 
 def _written(value: Any) -> str:

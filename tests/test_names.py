@@ -20,7 +20,8 @@ from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.table_files import write_table
-from dlrm_jax.inference.vocabularies import find_kept, read_values
+from dlrm_jax.inference.vocabularies import read_values
+from dlrm_jax.training.kept_data import find_kept
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.tables import describe
 

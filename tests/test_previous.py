@@ -28,13 +28,14 @@ from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.table_files import write_table
-from dlrm_jax.inference.vocabularies import find_kept, read_values
+from dlrm_jax.inference.vocabularies import read_values
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run_continued import start_from
 from dlrm_jax.run_start import checkpoints_of
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import for_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.kept_data import find_kept
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.saved_names import with_saved_names

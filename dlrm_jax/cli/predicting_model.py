@@ -17,8 +17,9 @@ from dlrm_jax.inference.checkpoint_scorer import inputs_of_config
 from dlrm_jax.inference.loading import check_model
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.scorer import Inputs
-from dlrm_jax.inference.vocabularies import check_same_data, find_kept
+from dlrm_jax.inference.vocabularies import check_same_data
 from dlrm_jax.saved_config import trained_config
+from dlrm_jax.training.kept_data import find_kept
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.sampling import noted_correction, noted_shift
 

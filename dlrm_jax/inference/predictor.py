@@ -31,8 +31,9 @@ from dlrm_jax.inference.rows import NAME
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.scorer import Scorer
 from dlrm_jax.inference.trained_parts import TrainedParts
-from dlrm_jax.inference.vocabularies import check_same_data, find_kept
+from dlrm_jax.inference.vocabularies import check_same_data
 from dlrm_jax.mesh import as_mesh
+from dlrm_jax.training.kept_data import find_kept
 
 _log = logging.getLogger(__name__)
 

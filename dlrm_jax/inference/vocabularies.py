@@ -19,6 +19,7 @@ from dlrm_jax.data.preprocessing.vocabulary import check_types
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing
 from dlrm_jax.processes import on_process_0
+from dlrm_jax.training.kept_data import KEPT
 
 
 def keep(directory: Path, fingerprint: str, workdir: Path) -> None:
@@ -34,7 +35,7 @@ def keep(directory: Path, fingerprint: str, workdir: Path) -> None:
     Raises:
         UserError: the files can't be read or written, or another process has replaced the data.
     """
-    on_process_0(lambda: _keep(directory, fingerprint, workdir / "preprocessing"))
+    on_process_0(lambda: _keep(directory, fingerprint, workdir / KEPT))
 
 
 def _keep(directory: Path, fingerprint: str, copy: Path) -> None:
@@ -70,16 +71,6 @@ def _is_kept(copy: Path, fingerprint: str) -> bool:
             f"another workdir: the run keeps its vocabularies there"
         )
     return False
-
-
-def find_kept(checkpoint: Path) -> Path | None:
-    """The directory with the vocabularies of a checkpoint's run, or None if it has none."""
-    # As it is given first: the checkpoints may be on another disk by a link.
-    for path in (checkpoint.absolute(), checkpoint.resolve()):
-        copy = path.parent.parent / "preprocessing"
-        if (copy / METADATA).exists():  # a user's directory may have that name
-            return copy
-    return None
 
 
 def no_vocabularies(model: Path | str, fingerprint: str) -> str:

@@ -191,12 +191,10 @@ class App:
         await read_body(request, self._limits)
         found = await asyncio.to_thread(self._repository.try_refresh)
         versions = self._repository.versions
-        if found is None or found.failed:  # the reason names files
-            what = "the directory of the versions can't be read"
-            if found:
-                what = f"version {', '.join(found.failed)} can't be loaded"
+        if found.problem or found.failed:  # the reason names files
+            what = found.problem or f"version {', '.join(found.failed)} can't be loaded"
             raise HttpError(
-                400, f"{what}, the server's log says why; served are {', '.join(versions)}"
+                400, f"{what}, the server's log says more; served are {', '.join(versions)}"
             )
         return json_response({"loaded": found.loaded, "versions": versions})
 

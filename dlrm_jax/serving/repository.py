@@ -15,7 +15,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.serving.served_model import ServedModel
 from dlrm_jax.serving.table_files import TableFiles
 from dlrm_jax.serving.tensors import model_inputs
-from dlrm_jax.serving.versions import Version, versions_in
+from dlrm_jax.serving.versions import Version, VersionsError, versions_in
 
 _log = logging.getLogger(__name__)
 
@@ -29,10 +29,12 @@ class Refreshed(NamedTuple):
     Attributes:
         loaded: names of the versions that were loaded, the newest last.
         failed: names of the versions that can't be loaded, and would be the newest that is served.
+        problem: why there was nothing to look at, without names of files; empty if there was.
     """
 
     loaded: list[str]
     failed: list[str]
+    problem: str = ""
 
 
 class _Newest(NamedTuple):
@@ -175,13 +177,14 @@ class Repository:
                     f"may be wrong; export to a new directory instead, and start the server again"
                 )
 
-    def try_refresh(self) -> Refreshed | None:
-        """As `refresh`; None if there are no versions to be looked at, which is logged."""
+    def try_refresh(self) -> Refreshed:
+        """As `refresh`, but if there are no versions to be looked at, it is logged and noted."""
         try:
             return self.refresh()
         except _FAILURES as error:
             self._log_failures({"the versions that are served stay": error})
-            return None
+            unread = "the directory of the versions can't be read"
+            return Refreshed([], [], error.problem if isinstance(error, VersionsError) else unread)
 
     def _log_failures(self, failures: Mapping[str, BaseException]) -> None:
         """Logs what is wrong, and why: once, and where if no check foresaw it."""
@@ -201,7 +204,7 @@ class Repository:
             ended: event that ends it.
         """
         while not ended.wait(seconds):
-            if (found := self.try_refresh()) and found.loaded:
+            if (found := self.try_refresh()).loaded:
                 _log.info("serving version %s", ", ".join(found.loaded))
 
     def close(self) -> None:

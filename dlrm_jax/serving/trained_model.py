@@ -16,11 +16,12 @@ from dlrm_jax.embedding import Table
 from dlrm_jax.errors import UserError, shortened
 from dlrm_jax.inference.loading import check_model, for_prediction
 from dlrm_jax.inference.runs import find_checkpoint, reading
-from dlrm_jax.inference.vocabularies import check_same_data, find_kept
+from dlrm_jax.inference.vocabularies import check_same_data
 from dlrm_jax.mesh import host_mesh
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.checksums import LoadedSums
+from dlrm_jax.training.kept_data import find_kept
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.sampling import noted_shift

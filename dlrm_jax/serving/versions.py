@@ -34,6 +34,19 @@ class Version:
         return int(self.name)
 
 
+class VersionsError(UserError):
+    """A directory that can't be served, though it can be read.
+
+    Args:
+        problem: fault, without names of files, which aren't for clients.
+        message: message with what was expected, what is there, and what to do.
+    """
+
+    def __init__(self, problem: str, message: str):
+        super().__init__(message)
+        self.problem = problem
+
+
 def versions_in(directory: Path) -> list[Version]:
     """The versions in a directory, the newest last.
 
@@ -44,29 +57,32 @@ def versions_in(directory: Path) -> list[Version]:
         directory: an artifact, or a directory of artifacts whose names are numbers.
 
     Raises:
-        UserError: there is none, the manifest of a lone artifact can't be read, or two names are
-            the same number.
+        VersionsError: there is none, or two names are the same number.
+        UserError: the manifest of a lone artifact can't be read.
     """
     if is_artifact(directory):
         named = {str(Manifest.read(directory).step): directory}
     elif directory.is_dir():
         named = {x.name: x for x in directory.iterdir() if x.name.isdecimal()}
     else:
-        raise UserError(
-            f"expected an artifact or a directory of artifacts, there is no {directory}"
+        raise VersionsError(
+            "the directory of the versions isn't there",
+            f"expected an artifact or a directory of artifacts, there is no {directory}",
         )
     versions = (_version(name, x) for name, x in named.items())
     found = sorted((x for x in versions if x), key=lambda x: (x.number, x.name))
     if not found:
-        raise UserError(
+        raise VersionsError(
+            "the directory of the versions holds none",
             f"expected an artifact of dlrm_jax export, which has a {MANIFEST}, or a directory of "
-            f"artifacts named by numbers, such as {directory / '1'}; {directory} is none of them"
+            f"artifacts named by numbers, such as {directory / '1'}; {directory} is none of them",
         )
     for older, newer in itertools.pairwise(found):
         if older.number == newer.number:
-            raise UserError(
+            raise VersionsError(
+                f"two versions have the number {newer.number}",
                 f"expected one version of each number, {older.directory} and {newer.directory} "
-                f"have the same; rename one"
+                f"have the same; rename one",
             )
     return found
 

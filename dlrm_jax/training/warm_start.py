@@ -23,7 +23,9 @@ from dlrm_jax.embedding.table_io import check_array
 from dlrm_jax.errors import OtherShapeError, UserError
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.mesh import put_whole
+from dlrm_jax.saved_config import OtherShapes
 from dlrm_jax.training.checksums import LoadedSums
+from dlrm_jax.training.kept_data import find_kept
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.saved_names import NamesThere
@@ -36,6 +38,7 @@ from dlrm_jax.training.warm_start_checks import (
     check_not_shared,
     check_only_tables,
     saved_rows,
+    saved_tables,
 )
 
 
@@ -46,7 +49,7 @@ def warm_start(
     names: Sequence[str],
     same_ids: Collection[str] | None = None,
     there: NamesThere | None = None,
-    settings: str = "",
+    settings: OtherShapes | None = None,
     labels: Sequence[str] = (),
 ) -> TrainState:
     """Makes a new state with named parts from elsewhere; optimizers start anew.
@@ -66,7 +69,7 @@ def warm_start(
             those that it continues, see `data.metadata.Metadata`. None if that isn't known:
             the caller must then know it, and tables can't grow.
         there: names in the checkpoint of what has another one here; None if all are the same.
-        settings: settings of shapes that differ, for messages, see `saved_config.other_shapes`.
+        settings: settings of shapes that differ, for messages; None if that isn't known.
         labels: names of the labels here; none for one without a name.
 
     Raises:
@@ -76,7 +79,7 @@ def warm_start(
     """
     if not source.is_dir():
         raise UserError(f"warm start: expected a directory, {source} is none")
-    there = there or NamesThere()
+    there, settings = there or NamesThere(), settings or OtherShapes()
     every = EVERYTHING in names
     if every and len(names) > 1:
         raise UserError(
@@ -103,7 +106,7 @@ def warm_start(
         sums = LoadedSums(source, metadata)
 
         def table_arrays(table: Table) -> Mapping[str, Any]:
-            with _explained(settings):
+            with _explained(settings.tables):
                 return {
                     "table": _trained(learner, seed, source, metadata, table, same_ids, sums, there)
                 }
@@ -111,7 +114,7 @@ def warm_start(
         of = {path: there.layer(path, metadata["params"]) for path in params}
         read = {of[path]: spec for path, spec in params.items()}
         wanted = {"statistics": unflatten_dict(statistics)} if statistics else {}
-        with _explained(settings):
+        with _explained(settings.layers):
             found, other = load_model(source, metadata, unflatten_dict(read), wanted, sums)
         by_path = _by_path(found)
         loaded = {path: by_path[of[path]] for path in params}
@@ -208,7 +211,12 @@ def _trained(
 ) -> Array | np.ndarray:
     """Reads a table from a checkpoint, where it may have fewer rows."""
     wanted, name = learner.collection.array_specs(table.name)["table"], there.table(table.name)
-    rows = saved_rows(metadata, name) or table.rows
+    rows = saved_rows(metadata, name)
+    if rows is None:
+        raise UserError(
+            f"warm start: {source} has no table {table.name!r}; its tables are "
+            f"{', '.join(saved_tables(metadata))}; name only what it has in --warm_start_names"
+        )
     check_collisions(learner, source, metadata, table.name, there)
     known = _has_same_ids(source, metadata, table, rows, same_ids)
     if rows >= table.rows or not known:
@@ -236,12 +244,13 @@ def _has_same_ids(
         return False
     known = same_ids is not None and of_data(str(noted)) in same_ids
     if same_ids is not None and not known:
+        kept = find_kept(source)  # two towers and artifacts have none
+        where = "" if kept else f", where OLD_DIRECTORY is what {source} was trained on"
         raise UserError(
             f"warm start: the ids of these data aren't those of {source}, and don't continue "
             f"them: in table {table.name} (with {rows} rows there, {table.rows} here) an id may "
             f"mean different values. Prepare the data with python -m dlrm_jax preprocess "
-            f"--grow=OLD_DIRECTORY, where OLD_DIRECTORY is what {source} was trained on, or the "
-            f"preprocessing/ in its workdir"
+            f"--grow={kept or 'OLD_DIRECTORY'}{where}"
         )
     return known
 

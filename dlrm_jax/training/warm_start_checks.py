@@ -98,7 +98,7 @@ def check_only_tables(
         UserError: some are; the message names the tables there.
     """
     if layers and "retrieval" in metadata["identity"]:
-        tables = ",".join(dict.fromkeys(x.rpartition("/")[0] for x in metadata["arrays"]))
+        tables = ",".join(saved_tables(metadata))
         raise UserError(
             f"warm start: {source} is one of two towers (retrieval), whose layers no other model "
             f"has; take tables alone, by --warm_start_names={tables} or some of these"
@@ -114,6 +114,11 @@ def check_not_shared(learner: Learner, name: str) -> None:
             f"warm start: feature {name!r} has no table of its name, it reads {tables}; name "
             f"{tables} instead"
         )
+
+
+def saved_tables(metadata: Mapping[str, Any]) -> list[str]:
+    """The names of the tables in a checkpoint."""
+    return list(dict.fromkeys(name.rpartition("/")[0] for name in metadata["arrays"]))
 
 
 def saved_rows(metadata: Mapping[str, Any], table: str) -> int | None:

@@ -14,6 +14,7 @@ from dlrm_jax.data.metadata import FORMAT, Metadata
 from dlrm_jax.data.preprocessing.vocabulary import read_entries
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference import vocabularies
+from dlrm_jax.training.kept_data import find_kept
 
 
 def prepared(directory: Path, fingerprint: str = "f") -> Path:
@@ -39,9 +40,9 @@ def test_kept(tmp_path: Path):
     data, workdir = prepared(tmp_path / "data"), tmp_path / "run"
     checkpoint = workdir / "checkpoints" / "00000005"
     checkpoint.mkdir(parents=True)
-    assert vocabularies.find_kept(checkpoint) is None
+    assert find_kept(checkpoint) is None
     vocabularies.keep(data, "f", workdir)
-    kept = vocabularies.find_kept(checkpoint)
+    kept = find_kept(checkpoint)
     assert kept is not None
     assert kept == workdir / "preprocessing"
     assert {path.name for path in workdir.iterdir()} == {"checkpoints", "preprocessing"}
@@ -80,7 +81,7 @@ def test_a_directory_of_code_beside_a_link_has_no_vocabularies(tmp_path: Path):
     (tmp_path / "project" / "models").mkdir()
     link = tmp_path / "project" / "models" / "best"
     link.symlink_to(checkpoint)
-    assert vocabularies.find_kept(link) == kept
+    assert find_kept(link) == kept
 
 
 def test_kept_once_for_the_same_data(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,11 @@ from dlrm_jax.training.learner import TrainState
 CONFIG = Config(embedding_dim=8, bottom_mlp=(8,), top_mlp=(4, 1), pooling="mean", batch_size=32)
 
 
-def started(directory: Path, workdir: Path, *names: str) -> dict[str, np.ndarray]:
+def started(
+    directory: Path, workdir: Path, *names: str, config: Config = CONFIG
+) -> dict[str, np.ndarray]:
     """The tables of a new click model that starts from towers, by name."""
-    config, data = load_data(CONFIG, directory)
+    config, data = load_data(config, directory)
     learner = make_learner(config, make_mesh("1x1"))
     options = Options(warm_start=workdir, warm_start_names=names)
     state, *_ = first_state(config, learner, None, data, options, lambda text: None)
@@ -79,8 +82,17 @@ def test_a_click_model_starts_from_tables(tables: dict, task: Task, workdir: Pat
     assert len(grown) > len(found["item"])
     np.testing.assert_array_equal(grown[: len(found["item"])], found["item"])
     preprocess([tmp_path / "more.parquet"], tmp_path / "other", options)
-    with pytest.raises(UserError, match="the ids of these data aren't those of"):
+    with pytest.raises(UserError, match=r"the ids of these data .* --grow=OLD_DIR.* trained on$"):
         started(tmp_path / "other", workdir, "item")
+
+
+def test_an_error_of_widths_names_what_shapes_tables(task: Task, workdir: Path):
+    """Though towers have another model, other MLPs and another pooling, too."""
+    assert task.data.directory
+    wider = dataclasses.replace(CONFIG, embedding_dim=16, bottom_mlp=(16,), pooling="sum")
+    with pytest.raises(UserError) as error:
+        started(task.data.directory, workdir, "item", config=wider)
+    assert str(error.value).endswith("; settings differ: embedding_dim is 8 there and 16 here")
 
 
 @pytest.mark.parametrize("name", ["all", "bottom"])

@@ -61,7 +61,7 @@ class Models:
     def look(self) -> tuple[list[str], list[str], list[str]]:
         """What was loaded, what failed, and what is served."""
         found = self.repository.try_refresh()
-        assert found
+        assert not found.problem
         return found.loaded, found.failed, self.repository.versions
 
 
@@ -198,6 +198,33 @@ def test_two_names_of_one_number_are_refused(artifact: Path, tmp_path: Path):
     (tmp_path / "01").rename(tmp_path / "03")
     assert models.look() == (["2", "03"], [], ["2", "03"])
     assert [x.name for x in versions_in(tmp_path)] == ["1", "2", "03"]
+
+
+def test_a_look_without_versions_says_what_is_there(
+    artifact: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    directory = tmp_path / "models"
+    models = Models(artifact, directory, set())
+
+    def problem() -> str:
+        found = models.repository.try_refresh()
+        assert (found.loaded, found.failed, models.repository.versions) == ([], [], ["1"])
+        assert str(tmp_path) in caplog.messages[-1]
+        return found.problem
+
+    models.add("01")
+    assert problem() == "two versions have the number 1"
+    for name in ("01", "1"):
+        (directory / name).rename(tmp_path / name)
+    assert problem() == "the directory of the versions holds none"
+    directory.rmdir()
+    assert problem() == "the directory of the versions isn't there"
+    shutil.copytree(tmp_path / "1", directory)  # a lone artifact
+    (directory / "manifest.json").write_text("{", encoding="utf-8")
+    assert problem() == "the directory of the versions can't be read"
+    shutil.rmtree(directory)
+    (tmp_path / "1").rename(directory)
+    assert models.repository.try_refresh().problem == ""
 
 
 def test_versions_at_the_start(artifact: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):

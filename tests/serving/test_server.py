@@ -246,7 +246,7 @@ def test_versions_are_replaced_under_load(
             status, found, _ = client.ask("POST", path)
             assert status == 400
             assert found["error"] == (
-                "version 3 can't be loaded, the server's log says why; served are 2"
+                "version 3 can't be loaded, the server's log says more; served are 2"
             )
             assert str(tmp_path) not in found["error"]
             time.sleep(0.2)

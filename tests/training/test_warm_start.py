@@ -24,7 +24,6 @@ from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.saved_names import NamesThere, names_there
 from dlrm_jax.training.warm_start import warm_start
-from dlrm_jax.training.warm_start_checks import check_labels, noted_start
 
 # C1 stays, C2 gets a row that the shards don't divide, C3 more than are initialized at a time.
 GROWN = dataclasses.replace(CONFIG, table_rows=(7, 3001, INITIAL_ROWS + 5), seed=3)
@@ -81,21 +80,6 @@ def test_only_what_is_named_is_taken(saved: tuple[Path, dict[str, np.ndarray]]):
         np.testing.assert_array_equal(found[name], fresh[name], err_msg=name)
 
 
-def test_ids_that_do_not_continue_are_refused(saved: tuple[Path, dict[str, np.ndarray]]):
-    checkpoint, trained = saved
-    learner = make_learner(GROWN, make_mesh("1x1"))
-    for same_ids in ((), ("data of long ago",)):
-        for name, rows in (("C3", 40), ("C1", 7)):  # also where there are as many rows
-            match = rf"table {name} \(with {rows} rows there, .* --grow=OLD_DIRECTORY"
-            with pytest.raises(UserError, match=match):
-                warm_start(learner, 0, checkpoint, (name,), same_ids)
-    with pytest.raises(UserError, match=r"'table' of table C3 has shape \(40, 8\)"):
-        warm_start(learner, 0, checkpoint, ("C3",))
-    # Where it isn't known what ids mean, it is the user's business.
-    found = arrays_of(learner, warm_start(learner, 0, checkpoint, ("C1",)))
-    np.testing.assert_array_equal(found["C1/table"], trained["C1/table"])
-
-
 @pytest.mark.parametrize(
     ("array", "message"),
     [
@@ -126,22 +110,6 @@ def test_files_without_the_numbers_of_a_table_or_a_layer(
     with pytest.raises(UserError, match=f"^warm start: .*{re.escape(str(path))}") as error:
         warm_start(learner, 0, tmp_path, (name,))
     assert re.search(message, str(error.value))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"table_rows": (7, 2999, 40)}, r"C2 has shape \(3000, 8\), expected \(2999, 8\)"),
-        ({"embedding_dim": 4, "bottom_mlp": (4,)}, r"has shape \([0-9]*, 8\), expected"),
-        ({"table_rows": (7, 3001, 40, 5), "bag_lengths": (1,)}, "no array 'table' of .* 'C4'"),
-    ],
-)
-def test_other_shapes_are_refused(
-    saved: tuple[Path, dict[str, np.ndarray]], changes: dict, message: str
-):
-    learner = make_learner(dataclasses.replace(CONFIG, **changes), make_mesh("1x1"))
-    with pytest.raises(UserError, match=message):
-        warm_start(learner, 0, saved[0], tuple(learner.collection.tables), OLDER)
 
 
 QR = dataclasses.replace(
@@ -238,15 +206,6 @@ def test_layers_may_have_digits_and_dots_in_their_names(name: str, tmp_path: Pat
     assert taken == {x for x in wanted if f"{x}.".startswith(f"{name}.")}
 
 
-def test_a_run_without_a_warm_start_gets_none_later(tmp_path: Path):
-    assert noted_start(None, [], None) is None
-    assert noted_start(None, [], {"warm_start": None}) is None
-    with pytest.raises(UserError, match=r"was started without, .* or give another workdir"):
-        noted_start(tmp_path, ["C1"], {"warm_start": None})
-    noted = {"source": str(tmp_path), "names": ["C1"]}
-    assert noted_start(tmp_path, ["C1"], {}) == noted, "earlier versions didn't note it"
-
-
 def test_all_of_a_checkpoint_that_calls_its_tables_by_numbers(tmp_path: Path):
     """As an earlier version did; the run's own names come from the columns of the same log."""
     earlier = dataclasses.replace(
@@ -284,38 +243,3 @@ def test_all_of_a_checkpoint_that_calls_its_tables_by_numbers(tmp_path: Path):
         UserError, match=r"'C2' has no table of its name, it reads items; name items"
     ):
         warm_start(new, 2, checkpoint, ["C2"], OLDER, there)
-
-
-TOWER, SHARED = ("towers", "towers", 0, "kernel"), ("shared", "layers", 0, "kernel")
-BOTH = ("click", "buy")
-
-
-@pytest.mark.parametrize(
-    ("there", "here", "names", "paths"),
-    [
-        (BOTH, ("buy", "click"), ["all"], []),
-        (BOTH, ("buy", "click"), ["C1", "towers"], [SHARED, TOWER]),
-        (BOTH, ("buy",), ["all"], []),
-        (("click",), BOTH, ["all"], []),
-        ((), BOTH, ["all"], []),
-    ],
-)
-def test_layers_of_other_labels_are_refused(
-    there: Sequence[str], here: Sequence[str], names: list[str], paths: list[tuple], tmp_path: Path
-):
-    metadata = {"config": dataclasses.asdict(CONFIG) | {"labels": list(there)}}
-    match = f"labels {', '.join(there or ['label'])}, and this run has {', '.join(here)}:"
-    with pytest.raises(UserError, match=match):
-        check_labels(here, tmp_path, metadata, names, paths)
-    check_labels(there, tmp_path, metadata, names, paths)
-
-
-def test_what_fits_other_labels(saved: tuple[Path, dict[str, np.ndarray]], tmp_path: Path):
-    metadata = {"config": dataclasses.asdict(CONFIG) | {"labels": BOTH}}
-    check_labels(("click",), tmp_path, metadata, ["all"], [TOWER])  # its tower is the first
-    check_labels(("buy", "click"), tmp_path, metadata, ["shared"], [SHARED])
-    one = {"config": metadata["config"] | {"labels": ["read"]}}
-    check_labels(("click",), tmp_path, one, ["all"], [TOWER])
-    learner = make_learner(CONFIG, make_mesh("2x4"))
-    with pytest.raises(UserError, match="has the labels label, and this run has click, buy:"):
-        warm_start(learner, 0, saved[0], ("all",), OLDER, labels=BOTH)
