@@ -29,7 +29,7 @@ from dlrm_jax.cli.flags import (
 from dlrm_jax.cli.split_table import split_rule, split_table, unseen_by_split
 from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.multi_hot import MLPERF_ROWS, MLPERF_SIZES
-from dlrm_jax.data.preprocessing.growth import limits_before
+from dlrm_jax.data.preprocessing.growth import min_count_before
 from dlrm_jax.data.preprocessing.options import Compatible, Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
@@ -68,8 +68,8 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer(
     "max_rows",
-    None,
-    "Most rows of a table, 0 for any; without it, that of --grow, or 0; such as 40000000.",
+    0,
+    "Most rows of a table, those of --grow included; 0 for any; such as 40000000.",
 )
 flags.DEFINE_string(
     "grow", None, "Directory whose vocabularies go on: old values keep their ids; such as criteo."
@@ -112,11 +112,10 @@ def main() -> None:
     output = Path(FLAGS.output)
     there = output.exists()
     grow = Path(FLAGS.grow) if FLAGS.grow else None
-    limits = chosen_limits(grow)
     options = Options(
         Schema.from_json(Path(FLAGS.schema)) if FLAGS.schema else CRITEO,
-        min_count=limits["min_count"],
-        max_rows=limits["max_rows"],
+        min_count=chosen_min_count(grow),
+        max_rows=FLAGS.max_rows,
         on_bad_line=FLAGS.on_bad_line,
         compatible=FLAGS.compatible or "",
         max_ind_range=FLAGS.max_ind_range,
@@ -138,14 +137,15 @@ def main() -> None:
     print(f"{rows:,} rows in {len(metadata.days)} days, {done}; see {output}")
 
 
-def chosen_limits(grow: Path | None) -> dict[str, int]:
-    """``min_count`` and ``max_rows``: of the flags, or of the data that grow, which is printed."""
-    given = {"min_count": FLAGS.min_count, "max_rows": FLAGS.max_rows}
-    before = limits_before(grow) if grow else {"min_count": 1, "max_rows": 0}
-    kept = [f"--{name}={before[name]}" for name, value in given.items() if value is None]
-    if grow and kept:
-        print(f"as {grow} has: {' '.join(kept)}")
-    return {name: before[name] if value is None else value for name, value in given.items()}
+def chosen_min_count(grow: Path | None) -> int:
+    """``min_count`` of the flag, or of the data that grow, which is printed, or 1."""
+    if FLAGS.min_count is not None:
+        return FLAGS.min_count
+    if grow is None:
+        return 1
+    before = min_count_before(grow)
+    print(f"as {grow} has: --min_count={before}")
+    return before
 
 
 def check_flags() -> None:

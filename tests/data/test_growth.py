@@ -17,6 +17,7 @@ from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.errors import UserError
 
 SCHEMA = {"label": "clicked", "categorical": ["shop"], "dense": ["price"]}
 
@@ -52,28 +53,41 @@ def rows_of(directory: Path) -> dict[str, int]:
     return dict(frame.select("value", "id").sort("id").rows())
 
 
-def test_limits_of_vocabularies_stay(before: list[str], tmp_path: Path, capsys, caplog):
-    """The rare value has no row, as none had, and the table has no more rows than before."""
+def test_min_count_stays(before: list[str], tmp_path: Path, capsys):
+    """The rare value has no row, as none had."""
     capsys.readouterr()
     command(*before, f"--output={tmp_path / '1'}")
-    assert f"as {tmp_path / '0'} has: --min_count=2 --max_rows=5\n" in capsys.readouterr().out
+    assert f"as {tmp_path / '0'} has: --min_count=2\n" in capsys.readouterr().out
+    assert set(rows_of(tmp_path / "1")) == {"a", "b", "f", "g", "h", "i"}
+    command(*before, f"--output={tmp_path / '1'}", "--min_count=2")  # the same
+
+
+def test_full_tables_take_new_values(before: list[str], tmp_path: Path, caplog):
+    """Without ``--max_rows``, on the next day and on the one after it."""
+    with caplog.at_level(logging.WARNING):
+        command(*before, f"--output={tmp_path / '1'}")
+    assert "grow: max_rows is 0 here, and 5 in the data that grow" in caplog.text
     found = rows_of(tmp_path / "1")
-    assert set(found) == {"a", "b", "f", "g", "h", "i"}
-    assert (found["a"], found["b"]) == (2, 3)
-    assert max(found.values()) == 4
-    assert "grow:" not in caplog.text
-    command(*before, f"--output={tmp_path / '1'}", "--min_count=2", "--max_rows=5")  # the same
+    assert (found.pop("a"), found.pop("b")) == (2, 3)
+    assert sorted(found.values()) == [4, 5, 6, 7]
+    log = day(tmp_path, "2", ["j", "j"])
+    command(f"--input={log}", before[1], f"--grow={tmp_path / '1'}", f"--output={tmp_path / '2'}")
+    assert rows_of(tmp_path / "2")["j"] == 8
 
 
 def test_limits_that_are_given_count(before: list[str], tmp_path: Path, capsys, caplog):
     capsys.readouterr()
     with caplog.at_level(logging.WARNING):
-        command(*before, f"--output={tmp_path / '1'}", "--min_count=1")
-    assert f"as {tmp_path / '0'} has: --max_rows=5\n" in capsys.readouterr().out
-    assert set(rows_of(tmp_path / "1")) == {"a", "b", "e", "f", "g", "h", "i"}
+        command(*before, f"--output={tmp_path / '1'}", "--min_count=1", "--max_rows=5")
+    assert " has: " not in capsys.readouterr().out
+    found = rows_of(tmp_path / "1")
+    assert set(found) == {"a", "b", "e", "f", "g", "h", "i"}
+    assert (found["a"], found["b"], max(found.values())) == (2, 3, 4)
     assert "grow: min_count is 1 here, and 2 in the data that grow" in caplog.text
-    command(*before, f"--output={tmp_path / '2'}", "--max_rows=0")
-    assert max(rows_of(tmp_path / "2").values()) == 7
+    assert "grow: max_rows" not in caplog.text
+    grow = f"--grow={tmp_path / '1'}"
+    with pytest.raises(UserError, match="has 5 rows already, more than max_rows = 4"):
+        command(*before[:2], grow, f"--output={tmp_path / '2'}", "--max_rows=4")
 
 
 def test_columns_that_mean_something_else_are_named(tmp_path: Path, caplog):

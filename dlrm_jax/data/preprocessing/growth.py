@@ -16,14 +16,15 @@ _OF_COLUMNS = ("label", "label_at_least", "dense", "dense_transform")
 _log = logging.getLogger(__name__)
 
 
-def limits_before(directory: Path) -> dict[str, int]:
-    """The limits of the vocabularies of prepared data, by the names that `Options` has for them.
+def min_count_before(directory: Path) -> int:
+    """The ``min_count`` of prepared data, which those that grow from them keep.
+
+    They don't keep ``max_rows``: a table that is full would take no new value on any later day.
 
     Args:
         directory: directory of prepared data, or a copy of its vocabularies.
     """
-    before = Options.from_json(Metadata.read(directory).made_from["options"])
-    return {"min_count": before.min_count, "max_rows": before.max_rows}
+    return Options.from_json(Metadata.read(directory).made_from["options"]).min_count
 
 
 def check_growth(options: Options, grown: Metadata) -> None:
