@@ -26,6 +26,7 @@ from dlrm_jax.embedding.planning.workload import bags_of
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import numbered, renamed_hint
 from dlrm_jax.mesh import DATA, MODEL, check_batch_size
+from dlrm_jax.models.zoo import MODELS
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.training.dense import dense_optimizer
 from dlrm_jax.training.learner import Learner
@@ -159,6 +160,7 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
         config.accumulation_steps,
         Penalty(config.table_l2, config.table_l2_rows == "all", config.dense_l2),
         config.weight_of_label,
+        native_keys=config.model in MODELS,  # classes of users may do anything with keys
     )
 
 

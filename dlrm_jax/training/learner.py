@@ -77,6 +77,9 @@ class Learner:
         label_weights: weight in the loss of each label of an example, by its name, the main one
             first. With several, H, the model returns logits [b, H] in this order; see
             `label_weights.by_label` for the loss.
+        native_keys: whether ``make_model`` takes keys of `native.threefry`, which give the same
+            numbers sooner. They aren't for every function of JAX: `jax.random.poisson` refuses
+            them, and so does `jnp.stack` beside JAX's own.
 
     Raises:
         UserError: the mesh's axes are Explicit, a number is out of range, or the model has random
@@ -93,6 +96,7 @@ class Learner:
         accumulation_steps: int = 1,
         penalty: Penalty = NO_PENALTY,
         label_weights: Mapping[str, float] | None = None,
+        native_keys: bool = False,
     ):
         if collection.axes.explicit:
             raise UserError(
@@ -133,6 +137,7 @@ class Learner:
         self.label_weights = dict(label_weights or {"label": 1.0})
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self._make_model = make_model
+        self._native_keys = native_keys and collection.native
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
         self._rng_specs = nnx.to_pure_dict(nnx.state(model, nnx.RngState))
         check_keys(self._rng_specs)
@@ -189,7 +194,7 @@ class Learner:
 
     def init_model(self, seed: int) -> tuple[Any, dict[str, Any]]:
         """Initial parameters of the model, as nested dicts, and its other state."""
-        native = self.collection.native and threefry.is_default()
+        native = self._native_keys and threefry.is_default()
         key = threefry.key(seed) if native else jax.random.key(seed)
         params, rngs, statistics = split_model(self._make_model(nnx.Rngs(key)))
         parts = {"rngs": raw_keys(rngs), "statistics": statistics}

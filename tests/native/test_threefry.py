@@ -8,12 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from as_users import OPTIMIZED
+from flax import nnx
 
 from dlrm_jax.config import Config
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.models.logistic_regression import LogisticRegression
 from dlrm_jax.native import threefry
 from dlrm_jax.training.build import make_learner
 
@@ -72,3 +75,26 @@ def test_a_model_starts_from_the_same_numbers(mesh: str):
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert x.dtype == y.dtype
         np.testing.assert_array_equal(x, y)
+
+
+class OfManyDraws(LogisticRegression):
+    """Has initial values by functions that take JAX's own keys alone."""
+
+    def __init__(self, *inputs: Any, rngs: nnx.Rngs):
+        super().__init__(*inputs, rngs=rngs)
+        counts = jax.random.poisson(rngs.params(), 3.0, (4,))
+        keys = jnp.stack([rngs.params(), jax.random.key(1)])
+        wide = jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys)
+        same = jax.random.wrap_key_data(
+            jax.random.key_data(rngs.params()), impl=jax.random.key_impl(rngs.params())
+        )
+        self.drawn = nnx.Param(counts + wide.sum(0) + jax.random.normal(same, (4,)))
+
+
+def test_a_model_of_a_user_may_use_keys_as_it_likes():
+    config = Config(
+        model=f"{OfManyDraws.__module__}:OfManyDraws", table_rows=(30, 50), kernels="native"
+    )
+    params, _ = make_learner(config, make_mesh("1x1")).init_model(7)
+    jaxs = make_learner(dataclasses.replace(config, kernels="jax"), make_mesh("1x1"))
+    np.testing.assert_array_equal(params["drawn"], jaxs.init_model(7)[0]["drawn"])
