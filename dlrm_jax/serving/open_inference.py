@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -205,11 +206,18 @@ def _from_json(given: _Input, data: Sequence[Any]) -> np.ndarray:
         values = np.array([0 if x is None else x for x in flat], dtype)
         return np.ma.array(values, mask=mask).reshape(given.shape)
     except (OverflowError, FloatingPointError) as error:
-        limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
-        kind = float if dtype.kind == "f" else int
-        low, high = kind(limits.min), kind(limits.max)
-        wrong = (i for i, x in enumerate(flat) if x is not None and not low <= x <= high)
-        raise _unexpected(given, flat, next(wrong), given.datatype) from error
+        raise _unexpected(given, flat, _first_too_large(flat, dtype), given.datatype) from error
+
+
+def _first_too_large(values: Sequence[Any], dtype: np.dtype) -> int:
+    """The place of the first number that a type hasn't. Floats are rounded, also to the largest."""
+    if dtype.kind != "f":
+        low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+        return next(i for i, x in enumerate(values) if x is not None and not low <= x <= high)
+    largest = sys.float_info.max  # an integer may be larger, and then no array takes it
+    doubles = [x if x is None or abs(x) <= largest else math.inf for x in values]
+    with np.errstate(over="ignore"):
+        return int(np.isinf(np.array(doubles, dtype)).argmax())
 
 
 def _check_types(

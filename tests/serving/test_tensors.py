@@ -201,3 +201,17 @@ def test_numbers_that_a_type_has_not(kind: str, value: float):
         read_request(json.dumps({"inputs": [tensor]}).encode(), None, any_rows)
     start = f"input day, row 2 (from 0): expected {kind} or null, got {str(value)[:90]}"
     assert str(raised.value).startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rounded"), [("FP16", 65_519.0), ("FP16", -65_519), ("FP32", 3.40282356e38)]
+)
+def test_numbers_that_are_rounded_to_the_largest_are_not_blamed(kind: str, rounded: float):
+    def read(*data: float | None) -> Any:
+        tensor = {"name": "day", "datatype": kind, "shape": [len(data)], "data": data}
+        return read_request(json.dumps({"inputs": [tensor]}).encode(), None, any_rows)
+
+    assert np.isfinite(read(rounded).tensors["day"]).all()
+    for wrong in (1e39, -(10**400)):
+        with pytest.raises(UserError, match=re.escape(f"{kind} or null, got {str(wrong)[:90]}")):
+            read(rounded, None, wrong, 1e40)
