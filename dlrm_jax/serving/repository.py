@@ -130,6 +130,8 @@ class Repository:
             self._log_failures(_reasons(failed) | stay)
             if before and served[-1] in new:
                 _compare_columns(next(reversed(before.values())), new[served[-1]][0])
+            if before:
+                _log_change(before, served, new)
             self._look_for_changes()
         _close(model for version, model in before.items() if version not in self._loaded)
         self._forget([*before, *failed])
@@ -204,8 +206,7 @@ class Repository:
             ended: event that ends it.
         """
         while not ended.wait(seconds):
-            if (found := self.try_refresh()).loaded:
-                _log.info("serving version %s", ", ".join(found.loaded))
+            self.try_refresh()
 
     def close(self) -> None:
         """Answers what waits, and takes no more."""
@@ -214,6 +215,20 @@ class Repository:
 
 def _reasons(failed: Mapping[Version, BaseException]) -> dict[str, BaseException]:
     return {f"version {x.name} can't be loaded": error for x, error in failed.items()}
+
+
+def _log_change(
+    before: Iterable[Version], served: Sequence[Version], new: Iterable[Version]
+) -> None:
+    """Logs which versions come and go, and the newest, which answers, if it was there already."""
+    names, loaded = [x.name for x in served], {x.name for x in new}
+    earlier = [x.name for x in before]
+    changes = [f"serving version {name}" for name in names if name in loaded]
+    changes += [f"version {x} isn't served any more" for x in earlier if x not in names]
+    if names[-1] != earlier[-1] and names[-1] not in loaded:
+        changes.append(f"version {names[-1]} is the newest")
+    if changes:
+        _log.info("; ".join(changes))
 
 
 def _compare_columns(old: ServedModel, new: ServedModel) -> None:

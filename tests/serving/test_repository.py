@@ -131,6 +131,26 @@ def test_a_version_that_is_taken_back_goes(
     ]
 
 
+def test_the_log_says_which_versions_come_and_go(
+    artifact: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    models = Models(artifact, tmp_path, set())
+    models.add("2")
+    for change in (lambda: None, lambda: models.add("3"), lambda: shutil.rmtree(tmp_path / "3")):
+        change()
+        for _ in range(2):
+            models.look()
+    shutil.rmtree(tmp_path / "2")
+    assert models.look() == ([], [], ["1"])
+    assert caplog.messages == [
+        "serving version 2",
+        "serving version 3; version 1 isn't served any more",
+        "serving version 1; version 3 isn't served any more; version 2 is the newest",
+        "version 2 isn't served any more; version 1 is the newest",
+    ]
+
+
 def test_of_several_versions_those_that_are_there_are_served(artifact: Path, tmp_path: Path):
     models = Models(artifact, tmp_path, {"5"})
     models.add("2", "3", "4", "5")
