@@ -135,6 +135,7 @@ def main() -> None:
         try:
             server.run(listener)
         finally:  # the signal that ended it is raised again
+            log_format.end()
             lost = server.unanswered
             status(f"{lost} requests weren't answered" if lost else "all requests are answered")
 

@@ -10,7 +10,7 @@ _MOST = 100
 
 
 class LineLimit(logging.Filter):
-    """Lets 100 lines a second pass; the next one says how many were left out.
+    """Lets 100 lines a second pass; the next one, or `end`, says how many were left out.
 
     Args:
         clock: seconds, ascending.
@@ -35,6 +35,16 @@ class LineLimit(logging.Filter):
         """The field of a record that says how many were left out since the last; none for 0."""
         found, self._left_out = self._left_out, 0
         return {"left_out": found} if found else {}
+
+    def end(self, logger: logging.Logger) -> None:
+        """Writes how many were left out since the last line, as no other will follow.
+
+        Args:
+            logger: logger of the lines.
+        """
+        if fields := self.left_out():
+            self._written = 0  # this one has room
+            logger.warning("lines were left out", extra={"fields": fields})
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether there is room for a record, which gets the field of those left out."""

@@ -64,6 +64,15 @@ def configure(kind: str) -> None:
             handler.addFilter(LineLimit())
 
 
+def end() -> None:
+    """Writes how many lines of the libraries were left out since the last."""
+    for logger in map(logging.getLogger, _LIBRARIES):
+        for handler in logger.handlers:
+            for limit in handler.filters:
+                if isinstance(limit, LineLimit):
+                    limit.end(logger)
+
+
 def _time_of(record: logging.LogRecord) -> str:
     time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -62,7 +62,7 @@ class RequestNotes:
 class RequestLog:
     """Writes lines about requests to the logger ``dlrm_jax.requests``.
 
-    Those that fail are always written, up to 100 a second; the next line says how many weren't.
+    Those that fail are always written, up to 100 a second; the next line, or `end`, says how many weren't.
 
     Args:
         share: share of the other requests that are written, drawn at random.
@@ -100,3 +100,7 @@ class RequestLog:
         level = logging.ERROR if status >= 500 else logging.WARNING if failed else logging.INFO
         known = {name: value for name, value in fields.items() if value is not None}
         _log.log(level, "request", extra={"fields": known})
+
+    def end(self) -> None:
+        """Writes how many failed requests weren't written since the last line."""
+        self._limit.end(_log)

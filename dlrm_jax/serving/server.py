@@ -102,6 +102,7 @@ class Server:
         except BaseException:
             self.repository.close()
             raise
+        self._log = RequestLog(options.log_requests)
         app = App(
             options.name,
             self.repository,
@@ -109,7 +110,7 @@ class Server:
             self._metrics,
             options.token,
             self._fading,
-            RequestLog(options.log_requests),
+            self._log,
         )
         self._ended = threading.Event()
         self._uvicorn = _Uvicorn(
@@ -140,6 +141,7 @@ class Server:
         finally:
             self._ended.set()
             self.repository.close()
+            self._log.end()
 
     @property
     def unanswered(self) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
 import socket
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from starlette.requests import Request
 from test_server import serving
 
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.serving import log_format
+from dlrm_jax.serving import line_limit, log_format
 from dlrm_jax.serving.log_format import JsonFormatter, TextFormatter
 from dlrm_jax.serving.request_log import RequestLog
 
@@ -77,6 +79,13 @@ def test_failures_are_written_and_a_share_of_the_others(
     log.write(request_of(), "/v2", 500, 0.001)
     assert fields_of(caplog.records[-1])["left_out"] == 50
     assert caplog.records[-1].levelname == "ERROR"
+    for _ in range(101):
+        log.write(request_of(), "/v2", 400, 0.001)
+    caplog.clear()
+    for _ in range(2):
+        log.end()
+    (record,) = caplog.records
+    assert TextFormatter().format(record).endswith(" warning lines were left out left_out=2")
     caplog.clear()
     RequestLog().write(request_of(), "/v2", 200, 0.001)
     assert not caplog.records
@@ -103,33 +112,62 @@ def test_lines_as_json_and_as_text(caplog: pytest.LogCaptureFixture):
     assert TextFormatter().format(plain).endswith("Z info serving version 2")
 
 
+@contextlib.contextmanager
+def configured_log() -> Iterator[None]:
+    loggers = [logging.getLogger(x) for x in ("dlrm_jax", "uvicorn", "py.warnings")]
+    before = [(x, [*x.handlers], x.propagate, x.level) for x in loggers]
+    try:
+        log_format.configure("json")
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for logger, handlers, propagate, level in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
 def test_clients_cannot_fill_the_log(artifact: Path, capsys: pytest.CaptureFixture[str]):
     """With what is no HTTP, and what asks for another protocol."""
-    with serving(artifact) as client:
-        loggers = [logging.getLogger(x) for x in ("dlrm_jax", "uvicorn", "py.warnings")]
-        before = [(x, [*x.handlers], x.propagate, x.level) for x in loggers]
-        try:
-            log_format.configure("json")
-            upgrade = {"connection": "upgrade", "upgrade": "websocket"}
-            assert client.ask("GET", "/v2", headers=upgrade)[0] == 200
-            started, asked = time.monotonic(), 250
-            for _ in range(asked):
-                with socket.create_connection(("127.0.0.1", client.port)) as bad:
-                    bad.sendall(b"x\r\n\r\n")
-                    assert bad.recv(20).startswith(b"HTTP/1.1 400")
-            seconds = time.monotonic() - started
-            time.sleep(1)
-            with warnings.catch_warnings():
-                warnings.simplefilter("always")
-                warnings.warn("of a library", RuntimeWarning, stacklevel=1)
-            logging.getLogger("uvicorn.error").warning("the last")
-        finally:
-            logging.captureWarnings(False)
-            for logger, handlers, propagate, level in before:
-                logger.handlers, logger.propagate = handlers, propagate
-                logger.setLevel(level)
+    with serving(artifact) as client, configured_log():
+        upgrade = {"connection": "upgrade", "upgrade": "websocket"}
+        assert client.ask("GET", "/v2", headers=upgrade)[0] == 200
+        started, asked = time.monotonic(), 250
+        for _ in range(asked):
+            with socket.create_connection(("127.0.0.1", client.port)) as bad:
+                bad.sendall(b"x\r\n\r\n")
+                assert bad.recv(20).startswith(b"HTTP/1.1 400")
+        seconds = time.monotonic() - started
+        time.sleep(1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("of a library", RuntimeWarning, stacklevel=1)
+        logging.getLogger("uvicorn.error").warning("the last")
     *lines, warning, last = map(json.loads, capsys.readouterr().err.splitlines())
     assert {x["message"] for x in lines} == {"Invalid HTTP request received."}
     assert len(lines) <= 100 * (int(seconds) + 2)
     assert len(lines) + sum(x.get("left_out", 0) for x in (*lines, last)) == asked
     assert "RuntimeWarning: of a library" in warning["message"]
+
+
+def test_the_end_of_a_server_counts_what_was_left_out(
+    artifact: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(line_limit, "_MOST", 0)
+    with serving(artifact) as client:
+        for _ in range(3):
+            assert client.ask("GET", "/none")[0] == 404
+    records = [x for x in caplog.records if x.name == "dlrm_jax.requests"]
+    assert [fields_of(x) for x in records] == [{"left_out": 3}]
+
+
+def test_the_end_counts_what_libraries_have_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(line_limit, "_MOST", 1)
+    with configured_log():
+        for _ in range(4):
+            logging.getLogger("uvicorn.error").warning("what a client causes")
+        log_format.end()
+    *_, last = lines = [json.loads(x) for x in capsys.readouterr().err.splitlines()]
+    assert last["message"] == "lines were left out"
+    assert len(lines) - 1 + sum(x.get("left_out", 0) for x in lines) == 4
