@@ -89,7 +89,7 @@ def main() -> None:
     require("artifact")
     try:
         from dlrm_jax.serving.http_messages import Limits
-        from dlrm_jax.serving.server import Options, Server, listen
+        from dlrm_jax.serving.server import Options, Server, listen, unanswered
     except ModuleNotFoundError as error:
         raise UserError(
             f"serve: {error.name} isn't installed; run pip install -e '.[serve]' in the checkout"
@@ -136,8 +136,7 @@ def main() -> None:
             server.run(listener)
         finally:  # the signal that ended it is raised again
             log_format.end()
-            lost = server.unanswered
-            status(f"{lost} requests weren't answered" if lost else "all requests are answered")
+            status(unanswered(server.unanswered))
 
 
 def _prefer_latency() -> None:

@@ -51,9 +51,9 @@ def error_response(error: HttpError) -> Response:
     return json_response(content, error.status, error.headers)
 
 
-def too_late(limits: Limits) -> HttpError:
+def too_late(limits: Limits, **headers: str) -> HttpError:
     """The error of a request that is given up."""
-    return HttpError(504, f"no answer within {limits.seconds:g} s, the deadline")
+    return HttpError(504, f"no answer within {limits.seconds:g} s, the deadline", **headers)
 
 
 def _too_long(limits: Limits) -> HttpError:
@@ -88,7 +88,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
                     raise _too_long(limits)
                 parts.append(part)
     except TimeoutError:
-        raise too_late(limits) from None
+        raise too_late(limits, connection="close") from None
     return b"".join(parts)
 
 

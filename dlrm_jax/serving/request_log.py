@@ -62,7 +62,8 @@ class RequestNotes:
 class RequestLog:
     """Writes lines about requests to the logger ``dlrm_jax.requests``.
 
-    Those that fail are always written, up to 100 a second; the next line, or `end`, says how many weren't.
+    Those that fail are always written, up to 100 a second; the next line, or `end`, says how many
+    weren't.
 
     Args:
         share: share of the other requests that are written, drawn at random.

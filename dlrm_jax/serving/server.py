@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -62,21 +64,47 @@ class Options:
 
 
 class _Uvicorn(uvicorn.Server):
-    """A server of HTTP that the second signal ends at once."""
+    """A server of HTTP that the second signal ends at once.
+
+    Args:
+        config: its settings.
+        seconds: seconds after its end was asked for within which it answers what has come.
+    """
 
     unanswered = 0  # requests, when it has ended
+
+    def __init__(self, config: uvicorn.Config, seconds: float):
+        super().__init__(config)
+        self._seconds = seconds
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins to end at the first signal."""
         if self._captured_signals:
             count = len(self.server_state.tasks)
-            end_process(sig, f"; {count} requests weren't answered" if count else "")
+            end_process(sig, f"; {unanswered(count)}" if count else "")
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers what has come, in time."""
-        await super().shutdown(sockets)
-        self.unanswered = len(self.server_state.tasks)
+        # A limit of its own: uvicorn's logs an error even if nothing but connections are left.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._seconds):
+                await super().shutdown(sockets)
+        tasks = [*self.server_state.tasks]
+        self.unanswered = len(tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1)  # their clients get 500
+        for connection in [*self.server_state.connections]:
+            connection.transport.abort()  # the event loop would wait for it
+
+
+def unanswered(count: int) -> str:
+    """What is said of requests that weren't answered when a server ended."""
+    if not count:
+        return "all requests are answered"
+    return "1 request wasn't answered" if count == 1 else f"{count} requests weren't answered"
 
 
 class Server:
@@ -121,8 +149,8 @@ class Server:
                 lifespan="off",
                 http=with_limits(options.connections, options.limits.seconds),
                 timeout_keep_alive=options.keep_alive,
-                timeout_graceful_shutdown=int(options.limits.seconds) + 1,
-            )
+            ),
+            options.limits.seconds + 1,
         )
 
     def run(self, listener: socket.socket) -> None:

@@ -22,6 +22,7 @@ from dlrm_jax.cli.flags import FLAGS
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.errors import UserError
 from dlrm_jax.serving.export import export
+from dlrm_jax.serving.server import unanswered
 from dlrm_jax.serving.trained_model import TrainedModel
 
 SERVE = ("-m", "dlrm_jax", "serve")
@@ -65,6 +66,15 @@ def test_from_its_start_to_a_signal(artifact: Path, number: signal.Signals, code
     assert ended.stdout.splitlines()[-1] == "all requests are answered"
 
 
+def test_requests_that_were_not_answered_are_counted():
+    found = [unanswered(count) for count in range(3)]
+    assert found == [
+        "all requests are answered",
+        "1 request wasn't answered",
+        "2 requests weren't answered",
+    ]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_second_signal_ends_it_at_once(artifact: Path, number: signal.Signals):
     with in_background(str(artifact), "--port=0", "--batch_size=16", program=SERVE) as server:
@@ -80,7 +90,7 @@ def test_the_second_signal_ends_it_at_once(artifact: Path, number: signal.Signal
     assert time.monotonic() - started < 5
     assert ended.returncode == 128 + number
     _, *rest = ended.stderr.splitlines()
-    assert rest == [f"stopped by {number.name}; 1 requests weren't answered"]
+    assert rest == [f"stopped by {number.name}; 1 request wasn't answered"]
     assert "all requests are answered" not in ended.stdout
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
+import time
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,25 @@ def test_a_body_that_does_not_come_is_given_up(artifact: Path):
             connection.putrequest("POST", "/predict")
             connection.putheader("content-length", "100")
             connection.endheaders(b"{")
-            assert connection.getresponse().status == 504
+            response = connection.getresponse()
+            assert (response.status, response.getheader("connection")) == (504, "close")
+
+
+def test_an_end_that_only_connections_outlast_is_no_error(
+    artifact: Path, caplog: pytest.LogCaptureFixture
+):
+    """A client may go on sending for a while when it has its answer; nobody waits for it."""
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(socket.socket())
+        client = stack.enter_context(serving(artifact, limits=Limits(seconds=1.2)))
+        connection.settimeout(20)
+        connection.connect(("127.0.0.1", client.port))
+        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx")
+        time.sleep(0.1)
+        client.server.stop()
+        assert connection.recv(100).startswith(b"HTTP/1.1 504")
+    assert client.server.unanswered == 0
+    assert "running task" not in caplog.text
 
 
 @pytest.mark.parametrize("stage", ["read_rows", "encoded"])
