@@ -39,6 +39,7 @@ from dlrm_jax.training.serialization import (
     flatten,
     load_state,
     load_table,
+    orbax,
     save_dense,
     save_tables,
 )
@@ -271,8 +272,10 @@ class Checkpoints:
         The workdir must be locked.
 
         Raises:
-            UserError: its path isn't one that Orbax can use, or is of something else.
+            UserError: its path isn't one that Orbax can use, or is of something else; or Orbax
+                can't be imported, which would else be known only when the first one is written.
         """
+        orbax()
         on_process_0(self._there.prepare)
 
 

@@ -37,10 +37,19 @@ NOT_FINITE = (
 """End of the sentence that refuses to save numbers."""
 
 
-def _orbax() -> ModuleType:
-    """`orbax_io`, imported here: it takes a third of a second, and a run saves nothing at first."""
-    from dlrm_jax.training import orbax_io
+def orbax() -> ModuleType:
+    """`orbax_io`, imported here: it takes a fifth of a second, and not all have checkpoints.
 
+    Raises:
+        UserError: Orbax is missing or broken.
+    """
+    try:
+        from dlrm_jax.training import orbax_io
+    except Exception as error:  # a version for another one of JAX may fail in any way
+        raise UserError(
+            f"checkpoints need Orbax, which can't be imported ({type(error).__name__}: {error}); "
+            f"run pip install -e . in the checkout, or train without --workdir"
+        ) from error
     return orbax_io
 
 
@@ -85,7 +94,7 @@ def load_table(
         name = f"tables/{table}/{stored}"
         saved = _as_saved(abstract, sums.dtype(name, abstract.dtype))
         wanted_of_item = {table: {stored: saved}}
-        item = _orbax().load(path / "tables" / entry["item"], wanted_of_item, partial=True)
+        item = orbax().load(path / "tables" / entry["item"], wanted_of_item, partial=True)
         sums.add(name, item[table][stored])
         arrays[key] = _as_wanted(item.pop(table).pop(stored), abstract)
     return arrays
@@ -160,7 +169,7 @@ def load_dense(path: Path, wanted: Any, sums: LoadedSums, partial: bool = False)
         lambda keys, leaf: _on_host(leaf, sums.dtype(_dense_name(keys), leaf.dtype)),
         _without_empty(wanted),
     )
-    loaded = _orbax().load(path / "dense", saved, partial) if saved else {}
+    loaded = orbax().load(path / "dense", saved, partial) if saved else {}
     for keys, array in jax.tree.leaves_with_path(loaded):
         sums.add(_dense_name(keys), np.asarray(array))
     return _completed(wanted, loaded)
@@ -196,7 +205,7 @@ def save_dense(path: Path, state: TrainState, sums: SavedSums) -> None:
     items = _without_empty(dense_items(state))
     for keys, array in jax.tree.leaves_with_path(items):
         sums.add(_dense_name(keys), array)
-    _orbax().save(path / "dense", items)
+    orbax().save(path / "dense", items)
 
 
 def load_model(
@@ -261,7 +270,7 @@ def save_tables(
     def flush() -> None:
         nonlocal items
         if pending:
-            _orbax().save(directory / str(items), pending)
+            orbax().save(directory / str(items), pending)
             pending.clear()
             release_memory()
             items += 1

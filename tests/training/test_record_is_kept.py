@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
+from dlrm_jax import training
 from dlrm_jax.errors import UserError
 from dlrm_jax.training import orbax_io
 from dlrm_jax.training.checkpoint import Checkpoints
@@ -33,6 +36,22 @@ def test_deletions_that_were_killed_are_swept(tmp_path: Path):
     (killed / "00000010").mkdir(parents=True)
     (killed / MARKER).touch()
     Checkpoints(tmp_path, {}).prepare()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [(None, "ModuleNotFoundError: import of orbax"), (ModuleType("old"), "ImportError: cannot")],
+)
+def test_orbax_is_looked_for_before_the_training(
+    found: ModuleType | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """One that is missing or broken would else end it at the first checkpoint."""
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", found)
+    monkeypatch.delitem(sys.modules, orbax_io.__name__)
+    monkeypatch.delattr(training, "orbax_io")
+    with pytest.raises(UserError, match=rf"need Orbax, which can't be imported \({reason}"):
+        Checkpoints(tmp_path / "checkpoints", {}).prepare()
     assert list(tmp_path.iterdir()) == []
 
 
