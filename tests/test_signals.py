@@ -254,8 +254,8 @@ def test_a_closed_terminal_may_come_together_with_another_signal(number: int):
     def work() -> None:
         with deferred() as received:
             with kept_for_child():  # as in a long call of JAX
-                send(number)
-                send(signal.SIGHUP)
+                for each in (number, signal.SIGHUP):  # to this thread: another could take them
+                    signal.pthread_kill(threading.get_ident(), each)
             found.append(received())
             send(number)
 
