@@ -1,4 +1,4 @@
-"""Trains and evaluates DLRM, or another model, on a log of clicks, purchases or the like.
+"""Trains and evaluates DLRM, or another model, on a log of clicks, purchases or other events.
 
     python -m dlrm_jax train --mesh=2x4
     python -m dlrm_jax train --data=log --workdir=runs/log

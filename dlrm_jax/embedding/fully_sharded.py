@@ -26,9 +26,9 @@ Sums = dict[str, tuple[RowRequests, Array]]
 """Requests of each slab, by name, and the gradients of their rows, summed over the samples of this
 device: [1, 1, ...], or [A, 1, 1, ...] of A micro-batches."""
 
-Update = Callable[[Slab, Array, dict[str, Array], Any, int], tuple[Array, dict[str, Array]]]
-"""Function of a slab, its table, its optimizer slots, the gradients of rows, and the number of a
-device's ids: it returns the updated table and slots."""
+Update = Callable[[Slab, Array, dict[str, Array], Any], tuple[Array, dict[str, Array]]]
+"""Function of a slab, its table, its optimizer slots and the gradients of rows: it returns the
+updated table and slots."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,7 +130,13 @@ class FullySharded:
         return jax.lax.psum(total, self.axes.split)
 
     def apply(
-        self, name: str, table: Array, slots: dict[str, Array], sums: Sums, update: Update
+        self,
+        name: str,
+        table: Array,
+        slots: dict[str, Array],
+        sums: Sums,
+        update: Update,
+        kernel_sums: bool,
     ) -> tuple[Array, dict[str, Array]]:
         """Updates the rows of a slab that this device owns, round by round.
 
@@ -140,7 +146,11 @@ class FullySharded:
             slots: optimizer slots of these rows.
             sums: gradients that devices have for the owners.
             update: function that updates rows.
+            kernel_sums: whether it sums the gradients of equal rows itself.
         """
+        # About as many rows come as this device has ids. A message has room for more, and its size
+        # must not decide the order of sums.
+        ids = sums[name][0].rows.size
         ndims = slot_ndims(self.slabs[name])
         # Every round is a part of one update: each begins with the scalars from before it.
         before = {name: slot for name, slot in slots.items() if ndims[name] == 0}
@@ -148,7 +158,9 @@ class FullySharded:
         def receive(slab: Slab, rows: Array, gradients: Array, carry: Any) -> Any:
             table, by_row, _ = carry
             items = row_gradients.one_by_one((rows, gradients))
-            table, found = update(slab, table, by_row | before, items, sums[name][0].rows.size)
+            if not kernel_sums:
+                items = row_gradients.sum_rows(slab, items, False, ids)
+            table, found = update(slab, table, by_row | before, items)
             return table, found, {name: found.pop(name) for name in before}
 
         by_row = {name: slot for name, slot in slots.items() if ndims[name]}

@@ -224,31 +224,12 @@ class PerDevice:
         for name, slab in self.exchanged_slabs.items():
             args = tables[name], slots[name], gradients.blocks[name], step
             tables[name], slots[name] = self._update(slab, *args, rate_factor)
-        update = functools.partial(self._update_owned, step=step, rate_factor=rate_factor)
+        update = functools.partial(self._update, step=step, rate_factor=rate_factor)
         for name in gradients.requests:
-            tables[name], slots[name] = self.fully_sharded.apply(
-                name, tables[name], slots[name], gradients.requests, update
-            )
+            args = name, tables[name], slots[name], gradients.requests, update
+            kernel_sums = name in self.native_slabs
+            tables[name], slots[name] = self.fully_sharded.apply(*args, kernel_sums)
         return dataclasses.replace(state, tables=tables, slots=slots)
-
-    def _update_owned(
-        self,
-        slab: Slab,
-        table: Array,
-        slots: dict[str, Array],
-        items: Sequence[row_gradients.BlockCotangents],
-        ids: int,
-        step: Array,
-        rate_factor: Array | None,
-    ) -> tuple[Array, dict[str, Array]]:
-        """Updates the rows whose gradients came from all devices.
-
-        About as many come as this device has ids. A message has more room, and its size must not
-        decide the order of sums.
-        """
-        if slab.name not in self.native_slabs:
-            items = row_gradients.sum_rows(slab, items, False, ids)
-        return self._update(slab, table, slots, items, step, rate_factor)
 
     def _update(
         self,

@@ -100,7 +100,7 @@ class Connection(HttpToolsProtocol):
         """A client has come."""
         super().connection_made(transport)
         self.flow = _Flow(transport, self.pipeline)
-        transport.set_write_buffer_limits(0)  # so that `pause_writing` tells of all that waits
+        transport.set_write_buffer_limits(0)  # so that `pause_writing` reports any bytes that wait
         if len(self.connections) > self.most:
             transport.write(_TOO_MANY)
             transport.close()

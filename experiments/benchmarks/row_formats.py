@@ -76,7 +76,7 @@ def criteo_log(directory: Path) -> Path:
 
 
 def click_log(directory: Path) -> Path:
-    """A log of clicks, prepared; its last two days are validation and test."""
+    """A prepared click log; its last two days are validation and test."""
     examples = FLAGS.examples // _DAYS
     users, items = max(10, examples // 15), max(10, examples // 150)
     paths = []

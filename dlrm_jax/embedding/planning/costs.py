@@ -158,7 +158,8 @@ class Costs:
     ) -> Load:
         bags = workload.lengths(table.name)
         load = self._empty(len(choices))
-        distinct = workload.distinct_share(table, self.shards)
+        over_all = any(key.split == "devices" for key in keys)
+        distinct = workload.distinct_share(table, self.shards) if over_all else 1.0
         alone = {key: self._slab(key, list(bags), distinct=distinct) for key in keys}
         lookups = {key: slab.lookups(table) for key, slab in alone.items()}
         counts = np.array(list(bags.values()), float)

@@ -4,7 +4,7 @@ Requests are ``{"do": "build", "artifact": path, "dense": path, "ids": path}``, 
 
 - ``{"do": "check", "dense": path, "ids": path, "output": path}``, which writes probabilities,
 - ``{"do": "run", "size": B, "seconds": …}``: batches one after the other,
-- ``{"do": "about"}``, which tells of the program,
+- ``{"do": "about"}``, which describes the program,
 - ``{"do": "load", "scenario": …, "rows": R, "rate": …, "seconds": …}``: samples of R rows that
   LoadGen asks for.
 """
