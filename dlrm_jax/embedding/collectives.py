@@ -165,17 +165,18 @@ def _with_owners(
         seen.add(key)
 
         def numbers(
-            ids: int, distinct: float = distinct, is_new: bool = is_new
+            ids: int, distinct: tuple[float, float] = distinct, is_new: bool = is_new
         ) -> list[Collective]:
-            found = is_new * _to_each(mesh_shape, ids, distinct, "row numbers", 4)
-            if found and owner_exchange.capacity(ids, devices, distinct) < ids:
-                found.append(_of_slab(_ALL, "limits", 4 * devices))
+            stages = owner_exchange.stages(mesh_shape, *_AXES, ids, distinct)
+            found = is_new * _of_stages(mesh_shape, ids, distinct, "row numbers", 4)
+            if found and not owner_exchange.is_bounded(stages, ids):
+                found.append(_of_slab(_ALL, "limits", 4 * stages[0].partners))
             return found
 
-        rows = _to_each(mesh_shape, one, distinct, "rows", slab.width * stored)
+        rows = _of_stages(mesh_shape, one, distinct, "rows", slab.width * stored)
         found += micro_batches * [*numbers(one), *rows]
         if slab.optimizer:
-            back = _to_each(mesh_shape, ids, distinct, "gradients of rows", slab.width * sent)
+            back = _of_stages(mesh_shape, ids, distinct, "gradients of rows", slab.width * sent)
             if clipped:
                 found += back
                 norm = [Collective("all-reduce", _ALL, "norm", own, float(own))]
@@ -193,17 +194,23 @@ def _asked_rows(layout: Layout, slab: Slab) -> Hashable:
     return slab.rows, layout.distinct(slab), places
 
 
-def _to_each(
-    mesh_shape: Mapping[str, int], ids: int, distinct: float, what: str, nbytes: int
+def _of_stages(
+    mesh_shape: Mapping[str, int], ids: int, distinct: tuple[float, float], what: str, nbytes: int
 ) -> list[Collective]:
     """A round's all-to-alls of so many bytes for each row, for so many ids of a device."""
-    devices = math.prod(mesh_shape[axis] for axis in _ALL)
-    rows = devices * owner_exchange.capacity(ids, devices, distinct)
-    return [
-        Collective("all-to-all", (axis,), what, rows * nbytes, distinct * ids * nbytes, True)
-        for axis in (MODEL, DATA)
-        if mesh_shape[axis] > 1
-    ]
+    found = []
+    for stage in owner_exchange.stages(mesh_shape, *_AXES, ids, distinct):
+        in_group = MODEL in stage.axes
+        where, share = (
+            ("in the group", distinct[0]) if in_group else ("between groups", distinct[1])
+        )
+        rows, needed = stage.partners * stage.capacity, share * ids
+        found.append(
+            Collective(
+                "all-to-all", stage.axes, f"{what} {where}", rows * nbytes, needed * nbytes, True
+            )
+        )
+    return found
 
 
 def _means(layout: Layout, mesh_shape: Mapping[str, int], batch_size: int) -> list[Collective]:

@@ -1,7 +1,8 @@
 """The fully sharded slabs' part of `PerDevice`'s methods, on one device inside `jax.shard_map`.
 
 To the other code, a fully sharded slab is a small replicated one: the buffer of the rows that this
-device's samples read. Only here and in `owner_exchange` have rows an owner.
+device's samples read. Only here, in `row_requests` and in `owner_exchange` have rows an
+owner.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from dlrm_jax.embedding import exchange, owner_exchange, row_gradients
+from dlrm_jax.embedding import exchange, row_gradients, row_requests
 from dlrm_jax.embedding.layout import Block, Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
+from dlrm_jax.embedding.owner_exchange import OwnerExchange, stages
 from dlrm_jax.embedding.reshard import slot_ndims
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import Residuals, RowRequests
@@ -70,12 +72,11 @@ class FullySharded:
         requests, buffers, places = {}, {}, {}
         for name, slab in self.slabs.items():
             own = self._blocks(slab)
-            requests[name], found = owner_exchange.request(slab, list(own.values()), ids)
+            exchanged = self._exchange(slab, len(ids) * sum(x.column.size for x in own.values()))
+            partners = exchanged.stages[0].partners
+            requests[name], found = row_requests.request(slab, partners, list(own.values()), ids)
             places |= {i: x[None] for i, x in zip(own, found, strict=True)}
-            distinct = self.layout.distinct(slab)
-            buffers[name] = owner_exchange.fetch(
-                slab, tables[name], requests[name], self.axes, self.comm_dtype, distinct
-            )
+            buffers[name] = exchanged.fetch(tables[name], requests[name])
         return requests, buffers, places
 
     def sums(self, residuals: Residuals, of_bags: Sequence[Float[Array, "b _"]]) -> Sums:
@@ -97,7 +98,7 @@ class FullySharded:
                     for i, block in self._blocks(slab).items()
                 ]
                 asked = residuals.requests[name]
-                sums = owner_exchange.sum_by_row(asked.rows.size, items)
+                sums = row_requests.sum_by_row(asked.rows.size, items)
                 found[name] = asked, sums[None, None]
         return found
 
@@ -107,7 +108,7 @@ class FullySharded:
         for name, (asked, gradients) in sums.items():
             if asked.rows.ndim > 3:
                 own = RowRequests(asked.rows[:, 0, 0], asked.starts[:, 0, 0])
-                merged = owner_exchange.merge(self.slabs[name], own, gradients[:, 0, 0])
+                merged = row_requests.merge(self.slabs[name], own, gradients[:, 0, 0])
                 asked, gradients = jax.tree.map(lambda x: x[None, None], merged)
             found[name] = asked, gradients
         return found
@@ -170,13 +171,15 @@ class FullySharded:
     def _send(self, name: str, sums: Sums, receive: Callable[..., Any], carry: Any) -> Any:
         """Sends a slab's gradients; calls ``receive(slab, rows, gradients, carry)`` there."""
         slab, (asked, gradients) = self.slabs[name], sums[name]
-        return owner_exchange.send_sums(
-            slab,
+        return self._exchange(slab, asked.rows.size).send_sums(
             RowRequests(asked.rows[0, 0], asked.starts[0, 0]),
             gradients[0, 0],
-            self.axes,
-            self.comm_dtype,
-            self.layout.distinct(slab),
             functools.partial(receive, slab),
             carry,
         )
+
+    def _exchange(self, slab: Slab, ids: int) -> OwnerExchange:
+        """The exchange of a slab's rows, for so many ids of a device's samples."""
+        axes, distinct = self.axes, self.layout.distinct(slab)
+        found = stages(axes.mesh.shape, axes.data, axes.model, ids, distinct)
+        return OwnerExchange(slab, found, axes.split, self.comm_dtype)

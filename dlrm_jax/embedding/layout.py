@@ -43,7 +43,8 @@ class Block:
     modulus: Int32[np.ndarray, "M T"]
     residue: Int32[np.ndarray, "M T"]
     offset: Int32[np.ndarray, "M T"]
-    distinct: float = 1.0  # expected share of different rows among the ids of a device
+    # Expected share of different rows among the ids of a device, and among those of its group.
+    distinct: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,15 +101,18 @@ class Layout:
         names = ", ".join(name for slab in self.slabs for name in slab.tables)
         raise UserError(f"table: expected one of {names}, got {table!r}")
 
-    def distinct(self, slab: Slab) -> float:
-        """The expected share of the ids of a device's samples that name different rows of a slab.
+    def distinct(self, slab: Slab) -> tuple[float, float]:
+        """The expected shares of ids that name different rows of a slab.
 
         The plan says so for each table, see `plan.Piece`.
+
+        Returns:
+            The share of the ids of a device's samples, and of those of a data-parallel group's.
         """
         blocks = [block for block in self.blocks if block.slab is slab]
-        return float(
-            np.average([b.distinct for b in blocks], weights=[b.column.size for b in blocks])
-        )
+        sizes = [block.column.size for block in blocks]
+        device, group = np.average([b.distinct for b in blocks], axis=0, weights=sizes).tolist()
+        return device, group
 
     def table(self, name: str) -> Table:
         """The table of this name."""
@@ -193,7 +197,7 @@ def _block(slab: Slab, length: int, bags: Mapping[int, _Bag]) -> Block:
                 positions[piece.shard or 0].append((i, piece, offset))
 
     shape = (len(positions), max(len(shard) for shard in positions))
-    shares = [piece.distinct for _, piece, _ in positions[0]] if slab.fully_sharded else [1.0]
+    pieces = [piece for _, piece, _ in positions[0]] if slab.fully_sharded else [Piece("", None)]
     block = Block(
         slab=slab,
         length=length,
@@ -203,7 +207,10 @@ def _block(slab: Slab, length: int, bags: Mapping[int, _Bag]) -> Block:
         modulus=np.ones(shape, np.int32),
         residue=np.zeros(shape, np.int32),
         offset=np.zeros(shape, np.int32),
-        distinct=float(np.mean(shares)),
+        distinct=(
+            float(np.mean([piece.distinct for piece in pieces])),
+            float(np.mean([piece.group_distinct for piece in pieces])),
+        ),
     )
     for m, shard in enumerate(positions):
         for t, (i, piece, offset) in enumerate(shard):

@@ -1,33 +1,33 @@
 """The exchange of the rows of fully sharded slabs with their owners, on one device.
 
-These functions run inside `jax.shard_map`; `PerDevice` calls them. A device asks each owner for the
-different rows that its samples read, once each, gets them into a *buffer*, and pools its bags from
-there. The way back is the same: it sums the gradients of each row, and sends one sum to the owner.
-The bytes of a device don't depend on the number of devices, nor on repeated ids.
+These functions run inside `jax.shard_map`; `FullySharded` calls them. A device gets the different
+rows that its samples read into a *buffer*, and pools its bags from there. It asks in two like
+stages: in its group, it asks shard m' for the rows whose owners are shard m' of their groups; that
+shard asks these owners, once for each row that its group needs. On the way back, gradients of equal
+rows are summed at the device, in the group, and at the owner. The bytes of a device depend neither
+on the number of devices nor on repeated ids.
 
 A collective has a fixed size, and no size holds all skews: an exchange takes as many *rounds* as
 the fullest pair of devices needs, nearly always one. All contributions to a row are in one round,
 so that the owner can sum and update it there.
 
-Shapes: S devices; K ids of a device's samples in a slab; C rows that a pair exchanges in a round;
-R rows of the slab on a device.
+Shapes: K ids of a device's samples in a slab; n partners in a stage, and C rows that a pair
+exchanges in a round; R rows of the slab on a device.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from dlrm_jax.embedding import comm_dtype, row_split
-from dlrm_jax.embedding.layout import Block
-from dlrm_jax.embedding.mesh_axes import MeshAxes
-from dlrm_jax.embedding.row_gradients import BlockCotangents, expand
+from dlrm_jax.embedding import comm_dtype
+from dlrm_jax.embedding.row_requests import message, unique
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import RowRequests
 
@@ -35,7 +35,28 @@ LATER_ROUNDS = "later_rounds"
 """Name of the scope of all rounds after the first, which seldom run."""
 
 
-def capacity(ids: int, shards: int, distinct: float = 1.0) -> int:
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A part of the exchange, in which each device asks n partners.
+
+    Attributes:
+        axes: axes of the mesh that the partners differ in.
+        partners: number n of partners, the device itself among them.
+        capacity: number C of rows that a pair exchanges in a round.
+    """
+
+    axes: tuple[str, ...]
+    partners: int
+    capacity: int
+
+    def to_each(self, x: Shaped[Array, "n *c"]) -> Shaped[Array, "n *c"]:
+        """Sends item k to partner k; the result has what each sent here."""
+        if self.partners == 1:
+            return x
+        return jax.lax.all_to_all(x, self.axes, 0, 0, tiled=True)
+
+
+def capacity(ids: int, partners: int, distinct: float = 1.0) -> int:
     """The number C of rows that a pair of devices exchanges in a round.
 
     If owners are drawn at random, the fullest of a million pairs has seldom more than the mean and
@@ -43,213 +64,212 @@ def capacity(ids: int, shards: int, distinct: float = 1.0) -> int:
 
     Args:
         ids: number K of ids of a device's samples.
-        shards: number S of devices.
+        partners: number n of partners.
         distinct: expected share of them that name different rows.
     """
-    mean = distinct * ids / shards
+    mean = distinct * ids / partners
     return min(ids, math.ceil(mean + 5 * math.sqrt(mean)) + 4)
 
 
-def request(
-    slab: Slab, blocks: Sequence[Block], ids: Int[Array, "b C2"]
-) -> tuple[RowRequests, list[Int[Array, "b _ _"]]]:
-    """The different rows that the bags of a slab's blocks read.
+def stages(
+    shape: Mapping[str, int],
+    data: tuple[str, ...],
+    model: str,
+    ids: int,
+    distinct: tuple[float, float],
+) -> tuple[Stage, ...]:
+    """The stages of an exchange: in the group, and between groups; one if there are no others.
 
     Args:
-        slab: fully sharded slab.
-        blocks: blocks that read it.
-        ids: ids of this device's samples, after `exchange.map_ids`.
-
-    Returns:
-        The rows by owner; and, for each bag position of each block, the place in the buffer of
-        the row that it reads, [b, T, L], K for "no row".
+        shape: sizes of the mesh's axes, by name.
+        data: names of the axes of groups.
+        model: name of the axis of a group's shards.
+        ids: number K of ids of a device's samples.
+        distinct: expected share of different rows among them, and among the ids of a group.
     """
-    owners, rows, shapes = [], [], []
-    for block in blocks:
-        row = ids[:, block.column[0]]  # [b, T, L]
-        limit, modulus, residue, offset = (
-            x[0][:, None] for x in (block.limit, block.modulus, block.residue, block.offset)
+    found, most = [], ids
+    for axes, share in zip(((model,), data), distinct, strict=True):
+        partners = math.prod(shape[axis] for axis in axes)
+        if partners > 1:
+            size = min(most, capacity(ids, partners, share))
+            found.append(Stage(axes, partners, size))
+            most = partners * size
+    return tuple(found) or (Stage((model,), 1, ids),)
+
+
+def is_bounded(stages: Sequence[Stage], ids: int) -> bool:
+    """Whether a round has room for all rows, whatever the ids."""
+    most = ids
+    for stage in stages:
+        if stage.capacity < most:
+            return False
+        most *= stage.partners
+    return True
+
+
+class Round(NamedTuple):
+    """The rows that come in a round.
+
+    Attributes:
+        places: places in the request of the rows that each partner is asked for, [n, C]; K for "no
+            row".
+        slots: slots in the messages of the second stage of the rows that each partner of the first
+            one asks for, [n, C]; past their end for "no row". None without a second stage.
+        rows: rows that this owner is asked for, by partner of the last stage; R for "no row".
+    """
+
+    places: Int[Array, "n C"]
+    slots: Int[Array, "n C"] | None
+    rows: Int[Array, "n2 C2"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OwnerExchange:
+    """The exchange of a slab's rows.
+
+    Attributes:
+        slab: fully sharded slab.
+        stages: one or two stages of the exchange, see `stages`.
+        axes: axes of all devices that the slab is split over.
+        dtype: dtype of rows and gradients between devices; None keeps theirs.
+    """
+
+    slab: Slab
+    stages: tuple[Stage, ...]
+    axes: tuple[str, ...]
+    dtype: str | None
+
+    def fetch(self, table: Shaped[Array, "R d"], requests: RowRequests) -> Shaped[Array, "K d"]:
+        """The buffer of the rows that this device asks for, in their storage dtype.
+
+        Args:
+            table: rows of this device. If they have 16 bits, they are sent as they are.
+            requests: rows that its samples read.
+        """
+        wire = self.dtype if table.dtype == self.slab.vector_dtype else None
+
+        def answer(current: Round, buffer: Shaped[Array, "K d"]) -> Shaped[Array, "K d"]:
+            vectors = comm_dtype.pack(table.at[current.rows].get(mode="fill", fill_value=0), wire)
+            vectors = self.stages[-1].to_each(vectors)
+            if current.slots is not None:
+                flat = vectors.reshape(-1, table.shape[1])
+                vectors = self.stages[0].to_each(
+                    flat.at[current.slots].get(mode="fill", fill_value=0)
+                )
+            received = comm_dtype.unpack(vectors, wire, table.dtype)
+            return buffer.at[current.places].set(received, mode="drop")
+
+        buffer = jnp.zeros((requests.rows.size, table.shape[1]), table.dtype)
+        return self._rounds(requests, answer, buffer)
+
+    def send_sums(
+        self,
+        requests: RowRequests,
+        sums: Float[Array, "K d"],
+        receive: Callable[[Int[Array, " N"], Float[Array, "N d"], Any], Any],
+        carry: Any,
+    ) -> Any:
+        """Sends the gradients of rows to their owners, and calls ``receive`` there for each round.
+
+        Args:
+            requests: rows of this device's samples.
+            sums: gradient of each, of these samples.
+            receive: function of the rows and gradients that came from the partners of the last
+                stage, N = n · C, and of the carry; it returns the next carry. Each row of the slab
+                comes in one round alone, up to n times; numbers from R on mean "no row".
+            carry: arrays that differ by device.
+        """
+        width = sums.shape[1]
+
+        def sent(stage: Stage, gradients: Float[Array, "n C d"]) -> Float[Array, "n C d"]:
+            received = stage.to_each(comm_dtype.pack(gradients, self.dtype))
+            return comm_dtype.unpack(received, self.dtype, sums.dtype)
+
+        def deliver(current: Round, carry: Any) -> Any:
+            gradients = sent(self.stages[0], sums.at[current.places].get(mode="fill", fill_value=0))
+            if current.slots is not None:
+                totals = jnp.zeros((current.rows.size, width), sums.dtype)
+                totals = totals.at[current.slots].add(gradients, mode="drop")
+                gradients = sent(self.stages[1], totals.reshape(*current.rows.shape, width))
+            return receive(current.rows.reshape(-1), gradients.reshape(-1, width), carry)
+
+        return self._rounds(requests, deliver, carry)
+
+    def _rounds(self, requests: RowRequests, body: Callable[[Round, Any], Any], carry: Any) -> Any:
+        """Calls ``body(round, carry)`` for one round after the other until all rows have come."""
+
+        def one(at: Int[Array, " n"], carry: Any) -> tuple[Array, Array, Any]:
+            current, at, more = self._round(requests, at)
+            return at, more, body(current, carry)
+
+        # The first round is outside of the loop, where XLA can move other work beside it.
+        at, more, carry = one(requests.starts[:-1], carry)
+        if is_bounded(self.stages, requests.rows.size):
+            return carry
+
+        def later(state: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
+            with jax.named_scope(LATER_ROUNDS):
+                return one(state[0], state[2])
+
+        return jax.lax.while_loop(lambda state: state[1], later, (at, more, carry))[2]
+
+    def _round(
+        self, requests: RowRequests, at: Int[Array, " n"]
+    ) -> tuple[Round, Int[Array, " n"], Bool[Array, ""]]:
+        """The rows of a round.
+
+        A round has the rows below a limit that all devices agree on, one for each shard of a group:
+        the least row that a message has no room for, in either stage.
+
+        Args:
+            requests: rows of this device's samples.
+            at: place of the first row for each partner that hasn't come yet.
+
+        Returns:
+            The round, the argument ``at`` of the next one, and whether there is a next one.
+        """
+        first, last = self.stages[0], self.stages[-1]
+        count, none = requests.rows.size, self.slab.rows * (self.slab.shards // first.partners)
+        places, numbers, left = message(requests, at, first.capacity, none)
+        asked = first.to_each(numbers)
+        passed_on = None if last is first else self._pass_on(asked, none)
+        own = jax.lax.axis_index(first.axes)  # the number of this device as a partner
+        if passed_on is not None:
+            left = left.at[own].min(passed_on[2])
+        limit = jnp.full_like(left, none)
+        if not is_bounded(self.stages, count):
+            limit = jax.lax.pmin(left, self.axes)
+        is_now, own_limit = numbers < limit[:, None], limit[own]
+        places = jnp.where(is_now, places, count)
+        at, more = at + is_now.sum(axis=1, dtype=jnp.int32), jnp.any(limit < none)
+        if passed_on is None:
+            rows = jnp.where(asked < own_limit, asked, self.slab.rows)
+            return Round(places, None, rows), at, more
+        numbers, slots, _ = passed_on
+        rows = jnp.where(numbers < own_limit, numbers // last.partners, self.slab.rows)
+        slots = jnp.where(asked < own_limit, slots, last.partners * last.capacity)
+        return Round(places, slots, last.to_each(rows)), at, more
+
+    def _pass_on(
+        self, asked: Int[Array, "n C"], none: int
+    ) -> tuple[Int[Array, "n2 C2"], Int[Array, "n C"], Int[Array, ""]]:
+        """The messages of the second stage.
+
+        Args:
+            asked: numbers of the rows that the partners of the first stage ask for.
+            none: number for "no row".
+
+        Returns:
+            The numbers of the different rows among them, by partner; the slot of each of them in
+            these messages; and the least number that they have no room for.
+        """
+        stage = self.stages[1]
+        partner = jnp.where(asked < none, asked % stage.partners, stage.partners)
+        found, places = unique(
+            stage.partners, self.slab.rows, partner.reshape(-1), asked.reshape(-1) // stage.partners
         )
-        owner, local = row_split.place(row, modulus, offset, residue)
-        owners.append(jnp.where((row >= 0) & (row < limit), owner, slab.shards).reshape(-1))
-        rows.append(local.reshape(-1).astype(jnp.int32))
-        shapes.append(row.shape)
-    found, places = _unique(slab, jnp.concatenate(owners).astype(jnp.int32), jnp.concatenate(rows))
-    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
-    parts = zip(jnp.split(places, ends), shapes, strict=True)
-    return found, [part.reshape(shape) for part, shape in parts]
-
-
-def _unique(
-    slab: Slab, owner: Int[Array, " K"], row: Int[Array, " K"]
-) -> tuple[RowRequests, Int[Array, " K"]]:
-    """Sorts occurrences by owner and row; an owner of S means "no row"."""
-    count, shards = owner.size, slab.shards
-    owner, row, order = jax.lax.sort((owner, row, jnp.arange(count, dtype=jnp.int32)), num_keys=2)
-    is_first = jnp.ones(count, bool)
-    is_first = is_first.at[1:].set((owner[1:] != owner[:-1]) | (row[1:] != row[:-1]))
-    is_first &= owner < shards
-    place = jnp.cumsum(is_first, dtype=jnp.int32) - 1
-    kept = jnp.where(is_first, place, count)
-    rows = jnp.full(count, slab.rows, jnp.int32).at[kept].set(row, mode="drop")
-    counts = jnp.zeros(shards, jnp.int32).at[owner].add(is_first.astype(jnp.int32), mode="drop")
-    starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
-    places = jnp.full(count, count, jnp.int32)
-    places = places.at[order].set(jnp.where(owner < shards, place, count))
-    return RowRequests(rows, starts), places
-
-
-def merge(
-    slab: Slab, requests: RowRequests, sums: Float[Array, "A K d"]
-) -> tuple[RowRequests, Float[Array, "_ d"]]:
-    """Makes one request of those of A micro-batches, and sums the gradients of equal rows.
-
-    Args:
-        slab: fully sharded slab.
-        requests: requests, with a first axis A.
-        sums: gradients of the rows of each.
-    """
-    place = jnp.arange(requests.rows.shape[1], dtype=jnp.int32)
-    owner = jax.vmap(lambda starts: jnp.searchsorted(starts[1:], place, side="right"))(
-        requests.starts
-    )
-    owner = owner.reshape(-1).astype(jnp.int32)
-    merged, places = _unique(slab, owner, requests.rows.reshape(-1))
-    flat = sums.reshape(-1, sums.shape[-1])
-    return merged, jnp.zeros_like(flat).at[places].add(flat, mode="drop")
-
-
-def fetch(
-    slab: Slab,
-    table: Shaped[Array, "R d"],
-    requests: RowRequests,
-    axes: MeshAxes,
-    dtype: str | None,
-    distinct: float,
-) -> Shaped[Array, "K d"]:
-    """The buffer of the rows that this device asks for, in their storage dtype.
-
-    Args:
-        slab: fully sharded slab.
-        table: rows of this device.
-        requests: rows that its samples read.
-        axes: axes of the mesh.
-        dtype: dtype between devices; None keeps that of the table. Tables of 16 bits keep theirs.
-        distinct: expected share of the ids that name different rows, see `capacity`.
-    """
-    wire = dtype if table.dtype == slab.vector_dtype else None
-
-    def answer(
-        places: Int[Array, "S C"], rows: Int[Array, "S C"], buffer: Shaped[Array, "K d"]
-    ) -> Shaped[Array, "K d"]:
-        asked = _to_each(axes, rows)
-        vectors = table.at[asked].get(mode="fill", fill_value=0)
-        received = comm_dtype.unpack(
-            _to_each(axes, comm_dtype.pack(vectors, wire)), wire, table.dtype
-        )
-        return buffer.at[places].set(received, mode="drop")
-
-    buffer = jnp.zeros((requests.rows.size, table.shape[1]), table.dtype)
-    return _rounds(slab, requests, axes, distinct, answer, buffer)
-
-
-def sum_by_row(count: int, blocks: Sequence[BlockCotangents]) -> Float[Array, "K d"]:
-    """The gradient of each row in the buffer, summed over this device's samples.
-
-    Args:
-        count: number K of places in the buffer.
-        blocks: places, id weights and cotangents of each block.
-    """
-    places, gradients = expand(blocks)
-    totals = jnp.zeros((count, gradients.shape[1]), gradients.dtype)
-    return totals.at[places].add(gradients, mode="drop")
-
-
-def send_sums(
-    slab: Slab,
-    requests: RowRequests,
-    sums: Float[Array, "K d"],
-    axes: MeshAxes,
-    dtype: str | None,
-    distinct: float,
-    receive: Callable[[Int[Array, " N"], Float[Array, "N d"], Any], Any],
-    carry: Any,
-) -> Any:
-    """Sends the gradients of rows to their owners, and calls ``receive`` there for each round.
-
-    Args:
-        slab: fully sharded slab.
-        requests: rows of this device's samples.
-        sums: gradient of each, of these samples.
-        axes: axes of the mesh.
-        dtype: dtype between devices; None keeps theirs.
-        distinct: expected share of the ids that name different rows, see `capacity`.
-        receive: function of the rows and gradients that came from all devices, N = S · C, and of
-            the carry; it returns the next carry. Each row of the slab comes in one round alone, up
-            to S times; numbers from R on mean "no row".
-        carry: arrays that differ by device.
-    """
-
-    def deliver(places: Int[Array, "S C"], rows: Int[Array, "S C"], carry: Any) -> Any:
-        gradients = sums.at[places].get(mode="fill", fill_value=0)
-        received = _to_each(axes, comm_dtype.pack(gradients, dtype))
-        received = comm_dtype.unpack(received, dtype, sums.dtype)
-        return receive(_to_each(axes, rows).reshape(-1), received.reshape(-1, sums.shape[1]), carry)
-
-    return _rounds(slab, requests, axes, distinct, deliver, carry)
-
-
-def _to_each(axes: MeshAxes, x: Shaped[Array, "S *c"]) -> Shaped[Array, "S *c"]:
-    """Sends item k to device k; the result has what each sent here.
-
-    It goes to the right shard of the sender's own group first, then between groups: in 16x8, each
-    device has 7 + 15 partners instead of 127, the 7 in its own host. XLA also compiles an
-    all-to-all in a time that grows with the partners.
-    """
-    by_group = x.reshape(axes.groups, axes.shards, *x.shape[1:])
-    for over, axis, parts in ((axes.model, 1, axes.shards), (axes.data, 0, axes.groups)):
-        if parts > 1:
-            by_group = jax.lax.all_to_all(by_group, over, axis, axis, tiled=True)
-    return by_group.reshape(x.shape)
-
-
-def _rounds(
-    slab: Slab,
-    requests: RowRequests,
-    axes: MeshAxes,
-    distinct: float,
-    body: Callable[[Int[Array, "S C"], Int[Array, "S C"], Any], Any],
-    carry: Any,
-) -> Any:
-    """Calls ``body(places, rows, carry)`` with C rows of each owner at most until all have come.
-
-    A round has the rows below a limit that all devices agree on: the least of their rows number C,
-    counted from those that have come. It is another one for each owner.
-    """
-    rows, starts = requests.rows, requests.starts
-    count, none = rows.size, slab.rows
-    size = capacity(count, slab.shards, distinct)
-
-    def one(at: Int[Array, " S"], carry: Any) -> tuple[Array, Array, Any]:
-        places = at[:, None] + jnp.arange(size, dtype=jnp.int32)
-        asked = rows.at[places].get(mode="fill", fill_value=none)
-        asked = jnp.where(places < starts[1:, None], asked, none)
-        later = rows.at[at + size].get(mode="fill", fill_value=none)
-        limit = jax.lax.pmin(jnp.where(at + size < starts[1:], later, none), axes.split)
-        is_now = asked < limit[:, None]
-        carry = body(jnp.where(is_now, places, count), jnp.where(is_now, asked, none), carry)
-        return at + is_now.sum(axis=1, dtype=jnp.int32), jnp.any(limit < none), carry
-
-    if size == count:  # every pair has room for all rows
-        places = starts[:-1, None] + jnp.arange(size, dtype=jnp.int32)
-        is_own = places < starts[1:, None]
-        asked = rows.at[places].get(mode="fill", fill_value=none)
-        return body(jnp.where(is_own, places, count), jnp.where(is_own, asked, none), carry)
-    # The first round is outside of the loop, where XLA can move other work beside it.
-    state = one(starts[:-1], carry)
-
-    def later(state: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
-        with jax.named_scope(LATER_ROUNDS):
-            return one(state[0], state[2])
-
-    return jax.lax.while_loop(lambda state: state[1], later, state)[2]
+        _, rows, left = message(found, found.starts[:-1], stage.capacity, self.slab.rows)
+        index = jnp.arange(stage.partners, dtype=jnp.int32)
+        slots = places.reshape(asked.shape) - found.starts[partner] + partner * stage.capacity
+        numbers = rows * stage.partners + index[:, None]
+        return numbers, slots, jnp.min(left * stage.partners + index)

@@ -21,8 +21,9 @@ class Piece:
     It has the rows r ≡ residue (mod modulus), see `row_split`, and of these all columns or, of
     ``splits`` equal runs of columns, the one with number ``split``. A piece that is
     ``fully_sharded`` is a whole table whose rows are dealt out over all devices of the mesh; of the
-    ids of a device's samples, about the share ``distinct`` names different rows. It decides the
-    size of messages alone: more rows are sent in several.
+    ids of a device's samples, about the share ``distinct`` names different rows, and of those of a
+    data-parallel group's, ``group_distinct``. They decide the size of messages alone: more rows are
+    sent in several.
     """
 
     table: str
@@ -33,6 +34,7 @@ class Piece:
     split: int = 0
     fully_sharded: bool = False
     distinct: float = 1.0
+    group_distinct: float = 1.0
 
     def rows(self, table_rows: int) -> int:
         """The number of the table's rows in the piece."""
@@ -59,9 +61,18 @@ def column_wise(table: str, shards: int) -> tuple[Piece, ...]:
     return tuple(Piece(table, k, splits=shards, split=k) for k in range(shards))
 
 
-def fully_sharded(table: str, distinct: float = 1.0) -> tuple[Piece, ...]:
-    """The piece of a table whose rows are dealt out over all devices; no row has a copy."""
-    return (Piece(table, None, fully_sharded=True, distinct=distinct),)
+def fully_sharded(
+    table: str, distinct: float = 1.0, group_distinct: float | None = None
+) -> tuple[Piece, ...]:
+    """The piece of a table whose rows are dealt out over all devices; no row has a copy.
+
+    Args:
+        table: name of the table.
+        distinct: expected share of the ids of a device's samples that name different rows.
+        group_distinct: that of the ids of a data-parallel group's; None for the same.
+    """
+    in_group = distinct if group_distinct is None else group_distinct
+    return (Piece(table, None, fully_sharded=True, distinct=distinct, group_distinct=in_group),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +118,16 @@ class Plan:
             on_mesh = set(shards) <= set(range(self.shards)) and len(set(shards)) == len(shards)
             by_rows = shards and on_mesh and ordered == row_wise(table.name, shards)
             by_columns = pieces == column_wise(table.name, self.shards)
-            if any(not 0 < piece.distinct <= 1 for piece in pieces):
-                raise UserError(
-                    f"table {table.name}: expected distinct to be a share above 0, up to 1, got "
-                    f"{pieces[0].distinct}"
-                )
-            over_all = any(pieces == fully_sharded(table.name, x.distinct) for x in pieces)
+            for name in ("distinct", "group_distinct"):
+                shares = [getattr(piece, name) for piece in pieces]
+                if any(not 0 < share <= 1 for share in shares):
+                    raise UserError(
+                        f"table {table.name}: expected {name} to be a share above 0, up to 1, got "
+                        f"{shares[0]}"
+                    )
+            over_all = any(
+                pieces == fully_sharded(table.name, x.distinct, x.group_distinct) for x in pieces
+            )
             if not (by_rows or by_columns or over_all or pieces == replicated(table.name)):
                 raise UserError(
                     f"table {table.name}: its pieces must hold every row once, each on a shard "
@@ -199,12 +214,13 @@ def _piece(number: int, fields: object) -> Piece:
                 good, wanted = good or value is None, f"{wanted}, or null for all shards"
             elif name == "fully_sharded":
                 good, wanted = isinstance(value, bool), "true or false"
-            elif name == "distinct":
+            elif name in ("distinct", "group_distinct"):
                 good = type(value) in (int, float) and 0 < value <= 1
                 wanted = "a share above 0, up to 1"
         if not good:
             raise UserError(f"plan: piece {number}: expected {name} to be {wanted}, got {value!r}")
-    return Piece(**fields)
+    # Earlier plans have one share.
+    return Piece(**{"group_distinct": fields.get("distinct", 1.0)} | fields)
 
 
 def _run(shards: Sequence[int]) -> str:

@@ -175,7 +175,7 @@ def make_slabs(
         alike = by_key.setdefault(key, [])
         shards = {"devices": groups * plan.shards, None: 1}.get(key.split, plan.shards)
         if not alike or not alike[-1].add(table, own):
-            alike.append(_Members(key.split, shards))
+            alike.append(_Members(key.split, shards, plan.shards))
             alike[-1].add(table, own)
 
     slabs = []
@@ -214,19 +214,24 @@ def _check_optimizer(slab: Slab) -> None:
 
 
 class _Members:
-    """The tables of a slab, and the rows that it has so far by shard, or in all at None."""
+    """The tables of a slab, and the rows that it has so far by shard, or in all at None.
 
-    def __init__(self, split: _Split, shards: int):
+    A device numbers the rows of all owners that are the same shard of their groups, so a fully
+    sharded slab has as many rows as one array can have for each of a group's shards.
+    """
+
+    def __init__(self, split: _Split, shards: int, group_shards: int):
         self.split = split
         self.shards = shards
+        self.limit = MAX_ROWS * (group_shards if split == "devices" else 1)
         self.tables: dict[str, Table] = {}
         self.pieces: list[tuple[Piece, int]] = []
         self.rows: dict[int | None, int] = dict.fromkeys([None, *range(shards)], 0)
 
     def add(self, table: Table, pieces: Sequence[Piece]) -> bool:
-        """Adds a table, if the rows of no shard become more than an array may have."""
+        """Adds a table, if the rows of no shard become more than the limit."""
         ends = {x.shard: self.rows[x.shard] + x.rows(table.rows) for x in pieces}
-        if self._on_a_device(max(ends.values())) > MAX_ROWS:
+        if max(ends.values()) > self.limit:
             return False
         self.pieces += [(piece, self.rows[piece.shard]) for piece in pieces]
         self.rows |= ends
@@ -236,7 +241,5 @@ class _Members:
     @property
     def most(self) -> int:
         """The rows of the fullest shard."""
-        return self._on_a_device(max(self.rows.values()))
-
-    def _on_a_device(self, rows: int) -> int:
-        return -(-rows // self.shards) if self.split == "devices" else rows
+        most = max(self.rows.values())
+        return -(-most // self.shards) if self.split == "devices" else most

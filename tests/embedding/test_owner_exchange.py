@@ -1,6 +1,7 @@
 """Fully sharded tables: a device asks owners for different rows, in as many rounds as needed."""
 
 import functools
+import itertools
 import re
 
 import jax
@@ -27,6 +28,7 @@ from dlrm_jax.embedding import (
 from dlrm_jax.embedding.l2 import add_l2
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.plan import fully_sharded
+from dlrm_jax.embedding.slab import make_slabs
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 
@@ -35,8 +37,11 @@ RATE, EPS = 0.1, 1e-8
 
 
 @functools.cache
-def stepped(mesh: str, capacity: int | None):
-    """A collection of one table, and its step where a pair exchanges so many rows in a round."""
+def stepped(mesh: str, *capacities: int):
+    """A collection of one table, and its step where a pair exchanges so many rows in a round.
+
+    In the group, and between groups.
+    """
     table = Table("t", ROWS, DIM, dtype="float64")
     args = (
         [table],
@@ -54,8 +59,9 @@ def stepped(mesh: str, capacity: int | None):
         return pooled["f"], tables.update(state, residuals, cotangents, count)
 
     with pytest.MonkeyPatch.context() as patch:
-        if capacity:
-            patch.setattr(owner_exchange, "capacity", lambda ids, shards, distinct: capacity)
+        if capacities:
+            left = itertools.cycle(capacities)
+            patch.setattr(owner_exchange, "capacity", lambda *of: next(left))
         example = jnp.zeros((B, IDS), jnp.int32)
         compiled = jax.jit(step).lower(tables.init(0), example, jnp.zeros((), jnp.int32)).compile()
     return tables, compiled
@@ -81,18 +87,20 @@ BAGS = st.lists(st.integers(-1, ROWS - 1), min_size=B * IDS, max_size=B * IDS)
 
 
 @pytest.mark.parametrize(
-    ("mesh", "capacity"),
+    ("mesh", "capacities"),
     [
-        ("2x4", 1),
-        pytest.param("1x8", 2, marks=pytest.mark.thorough),
-        pytest.param("8x1", None, marks=pytest.mark.thorough),
-        ("4x2", 3),
+        ("2x4", (1, 1)),
+        ("4x2", (3, 2)),
+        pytest.param("2x4", (8, 1), marks=pytest.mark.thorough),
+        pytest.param("4x2", (1, 8), marks=pytest.mark.thorough),
+        pytest.param("1x8", (2,), marks=pytest.mark.thorough),
+        pytest.param("8x1", (), marks=pytest.mark.thorough),
     ],
 )
 @given(bags=BAGS | st.integers(-1, ROWS - 1).map(lambda one: [one] * B * IDS))
-def test_any_skew_is_exact_in_any_number_of_rounds(mesh, capacity, bags):
+def test_any_skew_is_exact_in_any_number_of_rounds(mesh, capacities, bags):
     with jax.enable_x64(True):
-        tables, step = stepped(mesh, capacity)
+        tables, step = stepped(mesh, *capacities)
         ids = np.array(bags, np.int32).reshape(B, IDS)
         table = np.random.default_rng(0).normal(size=(ROWS, DIM))
         state = tables.from_arrays(lambda _: {"table": table}, 0)
@@ -113,8 +121,8 @@ def test_the_bits_dont_depend_on_the_size_of_messages(rows, optimizer):
     ids = np.minimum(rng.zipf(1.3, (128, 2)) - 1, rows - 1).astype(np.int32)
     args = [Table("t", rows, 8)], [Feature("f", 2)], [Lookup("f", "f", "t")], "2x4", optimizer
     found = []
-    for distinct in (0.01, 0.3, 1.0):
-        tables = EmbeddingCollection(*args, Plan(4, fully_sharded("t", distinct)), kernels="jax")
+    for shares in ((0.01, 0.01), (0.3, 0.01), (0.3, 0.3), (1.0, 1.0)):
+        tables = EmbeddingCollection(*args, Plan(4, fully_sharded("t", *shares)), kernels="jax")
 
         @jax.jit
         def step(state, ids, count, tables=tables):
@@ -132,7 +140,7 @@ def test_the_bits_dont_depend_on_the_size_of_messages(rows, optimizer):
 @pytest.mark.parametrize("mesh", ["8x1", "1x8", "2x4"])
 def test_a_step_returns_the_shardings_of_init(mesh):
     with jax.enable_x64(True):
-        tables, step = stepped(mesh, None)
+        tables, step = stepped(mesh)
         state = tables.init(0)
         _, after = step(state, tables.put(np.zeros((B, IDS), np.int32)), jnp.zeros((), jnp.int32))
         for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
@@ -161,33 +169,42 @@ def test_every_device_has_its_share_and_no_copy():
         assert len({str(shard.index) for shard in shards}) == 8, name
 
 
-def test_equal_ids_of_a_device_travel_once():
-    """The plan's estimate of different rows sets the size of a message."""
-    table, workload = Table("t", 10**6, 16), Workload(2**13, bags={"t": (20,)})
+def test_equal_ids_travel_once_in_a_group_and_once_between_groups():
+    """The plan's estimates of different rows set the sizes of messages."""
+    table, batch = Table("t", 10**6, 16), 2**13
+    workload = Workload(batch, data_groups=4, bags={"t": (20,)})
     plan = automatic_plan([table], 8, {"t": "fully_sharded"}, optimizer=SGD(1.0), workload=workload)
-    (piece,) = plan.of("t")
-    samples = 2**10
-    assert piece.distinct == pytest.approx(
-        workload.distinct_rows(table, samples) / 20 / samples, abs=1e-3
-    )
-    layout = make_layout([table], [Feature("f", 20)], [Lookup("f", "f", "t")], plan, SGD(1.0))
+    layout = make_layout([table], [Feature("f", 20)], [Lookup("f", "f", "t")], plan, SGD(1.0), 4)
     (slab,) = layout.slabs
-    size = owner_exchange.capacity(20 * samples, 8, layout.distinct(slab))
-    assert 8 * size < 1.2 * workload.distinct_rows(table, samples)
+    ids = 20 * batch // 32
+    mesh_shape = {"data": 4, "model": 8}
+    found = owner_exchange.stages(mesh_shape, ("data",), "model", ids, layout.distinct(slab))
+    of_device, of_group = (workload.distinct_rows(table, batch / n) for n in (32, 4))
+    for stage, rows in zip(found, (of_device, of_group / 8), strict=True):
+        assert rows < stage.partners * stage.capacity < 1.35 * rows
+    assert of_group / 8 < 0.75 * of_device
+
+
+def test_a_slab_has_only_rows_that_a_shard_of_a_group_can_number():
+    tables = [Table(name, 2**30, 4) for name in "abcde"]
+    plan = Plan(2, tuple(piece for table in tables for piece in fully_sharded(table.name)))
+    slabs = make_slabs(tables, plan, SGD(1.0), 64)
+    assert [list(slab.tables) for slab in slabs] == [["a", "b"], ["c", "d"], ["e"]]
+    assert max(slab.rows * 64 for slab in slabs) <= 2**30
 
 
 def test_on_one_device_nothing_is_sent():
     with jax.enable_x64(True):
-        _, step = stepped("1x1", None)
+        _, step = stepped("1x1")
     assert not re.findall(r"all-to-all|all-reduce", step.as_text() or "")
 
 
-@pytest.mark.parametrize("distinct", [0.0, -1.0, 2.0, float("nan")])
-def test_a_share_out_of_range_is_refused(distinct):
-    with pytest.raises(
-        UserError, match="table t: expected distinct to be a share above 0, up to 1"
-    ):
-        Plan(4, fully_sharded("t", distinct)).check([Table("t", 8, 4)])
+@pytest.mark.parametrize("share", [0.0, -1.0, 2.0, float("nan")])
+@pytest.mark.parametrize("name", ["distinct", "group_distinct"])
+def test_a_share_out_of_range_is_refused(name, share):
+    pieces = fully_sharded("t", **{"distinct": 0.5, name: share})
+    with pytest.raises(UserError, match=f"table t: expected {name} to be a share above 0, up to 1"):
+        Plan(4, pieces).check([Table("t", 8, 4)])
 
 
 def test_a_penalty_is_refused():
@@ -203,14 +220,23 @@ def test_a_penalty_is_refused():
 
 
 def test_a_plan_is_written_and_read():
-    plan = Plan(4, fully_sharded("t", 0.25))
+    plan = Plan(4, fully_sharded("t", 0.25, 0.125))
     assert Plan.from_json(plan.to_json()) == plan
     assert plan.placement("t") == "fully_sharded"
     assert plan.describe([Table("t", 2**20, 4)], 2).splitlines()[-1].endswith("2.0, 2.0, 2.0, 2.0")
     for name, value, wanted in (
         ("distinct", 0, "a share above 0, up to 1"),
+        ("group_distinct", 2, "a share above 0, up to 1"),
         ("fully_sharded", 1, "true or false"),
     ):
         text = re.sub(rf'"{name}": [\w.]+', f'"{name}": {value}', plan.to_json())
         with pytest.raises(UserError, match=f"plan: piece 0: expected {name} to be {wanted}, got"):
             Plan.from_json(text)
+
+
+def test_a_plan_with_one_share_is_read():
+    """Earlier versions wrote such plans."""
+    plan = Plan(4, fully_sharded("t", 0.25))
+    text = re.sub(r',\s*"group_distinct": [\d.]+', "", plan.to_json())
+    assert "group_distinct" not in text
+    assert Plan.from_json(text) == plan

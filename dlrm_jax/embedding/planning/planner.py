@@ -76,7 +76,11 @@ def automatic_plan(
             piece
             for table, choice in placed
             for piece in (
-                fully_sharded(table.name, workload.distinct_share(table, shards))
+                fully_sharded(
+                    table.name,
+                    workload.distinct_share(table, shards),
+                    workload.distinct_share(table, 1),
+                )
                 if choice.placement == "fully_sharded"
                 else choice.pieces(table.name)
             )

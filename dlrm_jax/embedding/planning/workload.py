@@ -61,11 +61,11 @@ class Workload:
 
         Args:
             table: table of the ids.
-            shards: number of shards of a data-parallel group.
+            shards: number of shards of a data-parallel group; 1 for the share of a whole group's.
         """
         samples = self.batch_size / (self.data_groups * shards)
         share = self.distinct_rows(table, samples) / (samples * self.ids(table.name))
-        return round(min(max(share, 0.001), 1.0), 3)
+        return float(f"{min(share, 1.0):.3g}")
 
 
 def bags_of(features: Sequence[Feature], lookups: Sequence[Lookup]) -> dict[str, list[int]]:
