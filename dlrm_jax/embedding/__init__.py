@@ -4,6 +4,7 @@ from dlrm_jax.embedding.bags import Ragged, pad_bags
 from dlrm_jax.embedding.collection import EmbeddingCollection, EmbeddingState
 from dlrm_jax.embedding.optimizer import SGD, Adagrad, Adam, RowWiseAdagrad
 from dlrm_jax.embedding.plan import Piece, Plan
+from dlrm_jax.embedding.planning.meshes import plan_meshes
 from dlrm_jax.embedding.planning.planner import automatic_plan
 from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.row_optax import RowOptax
@@ -30,4 +31,5 @@ __all__ = [
     "Workload",
     "automatic_plan",
     "pad_bags",
+    "plan_meshes",
 ]

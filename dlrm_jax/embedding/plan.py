@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Sequence
 
@@ -84,7 +85,14 @@ class Plan:
 
     def of(self, table: str) -> tuple[Piece, ...]:
         """The pieces of one table."""
-        return tuple(piece for piece in self.pieces if piece.table == table)
+        return self._by_table.get(table, ())
+
+    @functools.cached_property
+    def _by_table(self) -> dict[str, tuple[Piece, ...]]:
+        found: dict[str, list[Piece]] = {}
+        for piece in self.pieces:
+            found.setdefault(piece.table, []).append(piece)
+        return {name: tuple(pieces) for name, pieces in found.items()}
 
     def placement(self, table: str) -> str:
         """The placement of a table, one of `PLACEMENTS`.
@@ -117,7 +125,9 @@ class Plan:
             shards = [piece.shard for piece in ordered if piece.shard is not None]
             on_mesh = set(shards) <= set(range(self.shards)) and len(set(shards)) == len(shards)
             by_rows = shards and on_mesh and ordered == row_wise(table.name, shards)
-            by_columns = pieces == column_wise(table.name, self.shards)
+            by_columns = len(pieces) == self.shards and pieces == column_wise(
+                table.name, self.shards
+            )
             for name in ("distinct", "group_distinct"):
                 shares = [getattr(piece, name) for piece in pieces]
                 if any(not 0 < share <= 1 for share in shares):

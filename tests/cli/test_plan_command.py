@@ -46,9 +46,9 @@ def test_a_plan_is_printed_saved_and_drawn(tmp_path: Path):
     assert re.search(r"^C12 +405,282 +128 +row_wise +2-5 ", text, re.M)
     for line in ("tables, MiB", "with padding, MiB", "all-to-all in all", "in all", "limited by:"):
         assert re.search(rf"^{re.escape(line)}", text, re.M), line
-    # Tables of 204,184,588 rows, over 8 shards.
+    # Tables of 204,184,588 rows, nearly all of them over 128 devices.
     mean = float(re.search(r"^tables, MiB +\S+ +(\S+)", text, re.M)[1].replace(",", ""))  # pyright: ignore
-    assert mean == pytest.approx(204_184_588 * 512 / 2**20 / 8, rel=0.01)
+    assert mean == pytest.approx(204_184_588 * 512 / 2**20 / 128, rel=0.05)
 
 
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.plan"], indirect=True)
@@ -67,6 +67,31 @@ def test_a_plan_of_prepared_data(program: ModuleType, capsys: pytest.CaptureFixt
     parse([*given, "--table_rows=3"])
     with pytest.raises(UserError, match="--table_rows has no effect with --data: the data decide"):
         program.main()
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.plan"], indirect=True)
+def test_the_fastest_mesh_of_so_many_devices_is_planned(
+    program: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    flags = ["--preset=mlperf_v2", "--devices=8", "--table_rows=3000,40000000,600"]
+    parse(["plan", *flags, "--bag_lengths=1", f"--output={tmp_path / 'plan.json'}"])
+    program.main()
+    lines = capsys.readouterr().out.splitlines()
+    meshes = [line.split() for line in lines[1:4]]
+    seconds = [float(mesh[3]) for mesh in meshes]
+    assert seconds == sorted(seconds)
+    assert {mesh[0] for mesh in meshes} < {"1x8", "2x4", "4x2", "8x1"}
+    assert lines[5] == f"plan for mesh {meshes[0][0]}:"
+    shards = int(meshes[0][0].split("x")[1])
+    assert Plan.from_json((tmp_path / "plan.json").read_text()).shards == shards
+
+
+def test_a_mesh_and_a_number_of_devices_exclude_each_other():
+    result = run("--mesh=1x8", "--devices=8", program=PROGRAM)
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: --mesh has no effect with --devices: the mesh and its plan are searched\n"
+    )
 
 
 def test_memory_that_is_too_small_is_refused():

@@ -77,7 +77,7 @@ def fastest(
     add(
         nbytes,
         -np.inf,
-        min(limits.memory, max(limits.small, limits.copies * costs.least[:, 0].sum())),
+        min(limits.memory, max(limits.small, limits.copies * costs.share)),
     )
     add(nbytes - limits.table_bytes * mean_bytes, -np.inf, 0)
     add(exchanged - limits.exchange * used, -np.inf, 0)

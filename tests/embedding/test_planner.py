@@ -83,9 +83,9 @@ def test_published_tables_are_balanced(name, mesh):
     exchanged = [
         (each.nbytes, each.needed)
         for each in collectives(layout, {"data": groups, "model": shards}, 65_536)
-        if each.kind == "all-to-all"
+        if each.kind == "all-to-all" and not each.has_room
     ]
-    padded, needed = np.sum(exchanged, axis=0)
+    padded, needed = np.sum([(0, 0), *exchanged], axis=0)
     assert padded <= 1.15 * needed
     found = balance(layout, plan, workload)
     assert found.reads.max() <= 1.15 * found.reads.mean()

@@ -54,7 +54,10 @@ class Choice(NamedTuple):
 
 
 def choices(
-    tables: Sequence[Table], shards: int, placements: Mapping[str, str]
+    tables: Sequence[Table],
+    shards: int,
+    placements: Mapping[str, str],
+    over_all: bool = False,
 ) -> list[list[Choice]]:
     """The placements to choose from, for each table.
 
@@ -62,6 +65,7 @@ def choices(
         tables: all tables.
         shards: number of shards of the plan.
         placements: placements that a user asks for, by table name, see `automatic_plan`.
+        over_all: whether tables that no placement is asked for may be fully sharded.
 
     Raises:
         UserError: an override names no table or isn't a placement.
@@ -75,19 +79,20 @@ def choices(
     return [
         _asked_for(table.name, placements[table.name], shards)
         if table.name in placements
-        else _all(table, shards)
+        else _all(table, shards, over_all)
         for table in tables
     ]
 
 
-def _all(table: Table, shards: int) -> list[Choice]:
+def _all(table: Table, shards: int, over_all: bool) -> list[Choice]:
     """All choices for a table; of equally good ones the planner takes the first.
 
     Large tables are on all shards. On some shards they would share a slab with others, and slabs,
     which are built, saved and restored in one piece, would be as large as all of them.
     """
+    owned = [Choice("fully_sharded", range(shards))] if over_all else []
     if shards == 1:
-        return _whole(1)
+        return [*_whole(1), *owned]
     found = [Choice("replicated", range(shards))]
     large = table.rows >= OWN_SLAB_ROWS
     if not large:
@@ -98,7 +103,7 @@ def _all(table: Table, shards: int) -> list[Choice]:
             found += [Choice("row_wise", group) for group in groups]
     if table.dim % shards == 0:
         found.append(Choice("column_wise", range(shards)))
-    return found
+    return found + owned
 
 
 def _whole(shards: int) -> list[Choice]:

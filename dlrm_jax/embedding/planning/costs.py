@@ -81,6 +81,8 @@ class Costs:
         candidates: loads of the choices for each table.
         least: least bytes, distinct rows and row seconds that each table adds to the mean shard,
             [T, 3].
+        share: bytes of all tables on the mean shard if a group has each row once. A row's copies in
+            other groups are no waste: they are chosen where they save time.
     """
 
     def __init__(
@@ -118,6 +120,13 @@ class Costs:
              np.min(load.reads.mean(axis=-1)), np.min(load.row_seconds.mean(axis=-1))]
             for load in self.candidates
         ])  # fmt: skip
+        groups = [
+            [workload.data_groups if key.split == "devices" else 1 for key in own] for own in keys
+        ]
+        self.share = sum(
+            np.min((load.rows.mean(axis=-1) @ self.row_bytes + load.table_bytes) * own)
+            for load, own in zip(self.candidates, groups, strict=True)
+        )
 
     def load(self, chosen: Sequence[int]) -> Load:
         """The load of one placement.

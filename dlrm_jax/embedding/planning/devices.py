@@ -25,6 +25,7 @@ class Device:
         network_bandwidth: bandwidth from one device to other hosts.
         devices_per_host: number of devices that the fast links join.
         latency: seconds that a collective takes besides moving its bytes.
+        emulated: whether the devices share the cores and the memory of one host.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Device:
     network_bandwidth: float
     devices_per_host: int
     latency: float
+    emulated: bool = False
 
     @property
     def memory_for_tables(self) -> float:
@@ -105,7 +107,7 @@ DEVICES = {
         "tpu_v5p", 95 * 2**30, 2765 * _GB, 1382 * _GB, 512, 600 * _GB, 6.25 * _GB, 6144, 5 * _US
     ),
     # Two cores of an x86-64 server, which emulate all devices: links are copies in memory.
-    "cpu": Device("cpu", 16 * 2**30, 10 * _GB, 2.5 * _GB, 64, 5 * _GB, 1 * _GB, 8, 50 * _US),
+    "cpu": Device("cpu", 16 * 2**30, 10 * _GB, 2.5 * _GB, 64, 5 * _GB, 1 * _GB, 8, 50 * _US, True),
 }
 
 

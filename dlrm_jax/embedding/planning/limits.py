@@ -31,7 +31,7 @@ class Limits:
         reads: ratio of the distinct rows that the busiest device looks up to the mean.
         table_bytes: ratio of the bytes of tables and optimizer state to those that the mean shard
             needs.
-        copies: ratio of these bytes to a device's share if no table had copies.
+        copies: ratio of these bytes to a device's share if no table had copies within a group.
         small: bytes that a device may always have, whatever ``copies`` says.
     """
 
@@ -108,7 +108,7 @@ def score(
     mean_exchanged = load.exchanged + load.positions.mean(axis=-1) @ costs.position_bytes
     reads, mean_reads = load.reads.max(axis=-1), load.reads.mean(axis=-1) + more_reads
 
-    once = float(max(limits.copies * costs.least[:, 0].sum(), limits.small))
+    once = float(max(limits.copies * costs.share, limits.small))
     imbalance = _excess(nbytes, limits.table_bytes * mean_bytes) + _excess(nbytes, once)
     imbalance += _excess(reads, limits.reads * mean_reads)
     if not missing:  # later tables will fill reserved bag positions

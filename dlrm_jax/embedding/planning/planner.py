@@ -12,12 +12,25 @@ from dlrm_jax.embedding.planning.choices import choices
 from dlrm_jax.embedding.planning.costs import Costs
 from dlrm_jax.embedding.planning.devices import DEVICES, Device
 from dlrm_jax.embedding.planning.limits import Limits
+from dlrm_jax.embedding.planning.pruning import prune
 from dlrm_jax.embedding.planning.search import Search
 from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.row_optax import as_row_optimizer
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.embedding.table import Table
 from dlrm_jax.errors import UserError
+
+
+class MemoryExceededError(UserError):
+    """The error of tables that don't fit into the memory of devices.
+
+    Attributes:
+        needed: bytes that each device needs.
+    """
+
+    def __init__(self, message: str, needed: float):
+        super().__init__(message)
+        self.needed = needed
 
 
 def automatic_plan(
@@ -29,13 +42,14 @@ def automatic_plan(
     workload: Workload | None = None,
     device: Device = DEVICES["h100"],
     limits: Limits | None = None,
+    over_all: bool = True,
 ) -> Plan:
     """A plan that fits into memory, loads all shards alike, and is fast, in this order.
 
     A table may be whole on all shards or on one, have its rows dealt out over aligned runs of
-    shards (2, 4, … or all), or its columns split over all; large tables are on all. The same
-    arguments give the same plan. The defaults suit large batches of single ids; the plan is valid
-    for any batch. Tables are fully sharded only where ``placements`` says so.
+    shards (2, 4, … or all), or its columns split over all, or its rows dealt out over all devices;
+    large tables are on all shards. The same arguments give the same plan. The defaults suit large
+    batches of single ids; the plan is valid for any batch.
 
     Args:
         tables: all tables.
@@ -47,6 +61,8 @@ def automatic_plan(
         workload: reads of the tables in a step; None for the defaults of `Workload`.
         device: model of every device.
         limits: limits to keep; None for the defaults of `Limits`, without a limit on memory.
+        over_all: whether tables without an override may be fully sharded. On emulated devices they
+            never are: bytes that aren't sent save nothing there, and sorting ids takes time.
 
     Raises:
         UserError: there are no tables or shards, an override names no table or no placement that
@@ -58,15 +74,17 @@ def automatic_plan(
         )
     if optimizer is not None:
         optimizer = as_row_optimizer(optimizer, "optimizer")
-    found = choices(tables, shards, placements or {})
     workload = workload or Workload()
-    costs = Costs(tables, found, shards, optimizer, workload, device)
+    over_all = over_all and not device.emulated and shards * workload.data_groups > 1
     limits = limits or Limits()
+    found = choices(tables, shards, placements or {}, over_all)
+    found = prune(tables, found, shards, optimizer, workload, device, limits)
+    costs = Costs(tables, found, shards, optimizer, workload, device)
     search = Search(costs, limits)
     chosen = search.best()
     overflow = float(search.score(chosen).overflow)
     if overflow > 0:
-        raise UserError(_too_large(tables, costs, limits.memory, (1 + overflow) * limits.memory))
+        raise _too_large(tables, costs, limits.memory, (1 + overflow) * limits.memory)
     placed = zip(
         tables, (own[choice] for own, choice in zip(found, chosen, strict=True)), strict=True
     )
@@ -90,18 +108,21 @@ def automatic_plan(
     return plan
 
 
-def _too_large(tables: Sequence[Table], costs: Costs, memory: float, found: float) -> str:
-    """A message with the memory needed, the memory there is, and the largest table."""
+def _too_large(
+    tables: Sequence[Table], costs: Costs, memory: float, found: float
+) -> MemoryExceededError:
+    """An error with the memory needed, the memory there is, and the largest table."""
     least = costs.least[:, 0]
     binding = int(np.argmax(least))
     table = tables[binding]
     needed, how = sum(least), "at least"
     if needed <= memory:
         needed, how = found, "in the best plan found"
-    return (
+    return MemoryExceededError(
         f"memory: tables and their optimizer state need {how} {needed / 2**30:.3g} GiB on each of "
         f"{costs.shards} shards, a device has {memory / 2**30:.3g} GiB for them. Most of it, "
         f"{least[binding] / 2**30:.3g} GiB, is for table {table.name} ({table.rows:,} x "
         f"{table.dim}). Use more shards, a narrower type or an optimizer with less state, or place "
-        f"fewer tables yourself"
+        f"fewer tables yourself",
+        needed,
     )

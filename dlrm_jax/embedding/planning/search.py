@@ -10,6 +10,8 @@ therefore start with different numbers of *reserved* bag positions, which cost n
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,13 +44,19 @@ class Search:
             (load.rows.sum(axis=-1) @ costs.row_bytes + load.table_bytes).max()
             for load in costs.candidates
         ]
-        self._order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+        largest_first = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+        self._open = [i for i in largest_first if len(costs.candidates[i].seconds) > 1]
+        self._closed = functools.reduce(
+            operator.add,
+            (load for load in costs.candidates if len(load.seconds) == 1),
+            costs.load(()),
+        )
         self._second = 1.0  # the time that limits are weighed against in a beam
 
     def best(self) -> tuple[int, ...]:
         """The index of the choice for each table; the same costs give the same choices."""
         costs = self._costs
-        if all(len(load.seconds) == 1 for load in costs.candidates):
+        if not self._open:
             return (0,) * len(costs.candidates)
         first = self._improved(self._beam(np.zeros_like(costs.position_bytes), 1))
         self._second = float(self.score(first).cost)
@@ -64,11 +72,11 @@ class Search:
 
     def _beam(self, reserved: Float64[np.ndarray, " K"], width: int) -> tuple[int, ...]:
         """The best placement of all tables that a beam of this width finds."""
-        load = self._costs.load(())
-        chosen = np.zeros((1, len(self._order)), int)
-        for placed, i in enumerate(self._order, 1):
+        load = self._closed
+        chosen = np.zeros((1, len(self._costs.candidates)), int)
+        for placed, i in enumerate(self._open, 1):
             options = load[:, None] + self._costs.candidates[i]
-            found = score(self._costs, self._limits, options, self._order[placed:], reserved)
+            found = score(self._costs, self._limits, options, self._open[placed:], reserved)
             energies, ties = found.energy(self._second).ravel(), found.ties.ravel()
             order = np.lexsort((ties, energies))
             # Placements of equal scores differ only in the numbers of the shards.
@@ -84,7 +92,7 @@ class Search:
         load, now = self._costs.load(chosen), list(chosen)
         for _ in range(_PASSES):
             before = list(now)
-            for i in self._order:
+            for i in self._open:
                 own = self._costs.candidates[i]
                 options = load - own[now[i] : now[i] + 1] + own
                 found = score(self._costs, self._limits, options)

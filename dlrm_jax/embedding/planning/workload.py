@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -83,6 +84,7 @@ _EXACT = 2048
 _SPANS = 256
 
 
+@functools.lru_cache(maxsize=2**16)
 def distinct_rows(rows: int, exponent: float, draws: float) -> float:
     """The expected number of distinct ids in a number of draws by Zipf's law.
 

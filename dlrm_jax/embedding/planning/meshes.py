@@ -1,0 +1,154 @@
+"""The mesh for a number of devices, chosen together with the placement of the tables on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from dlrm_jax.embedding.collectives import Collective, collectives
+from dlrm_jax.embedding.layout import make_layout
+from dlrm_jax.embedding.plan import Plan
+from dlrm_jax.embedding.planning.balance import Balance, balance, seconds_by_part
+from dlrm_jax.embedding.planning.devices import DEVICES, Device
+from dlrm_jax.embedding.planning.limits import Limits
+from dlrm_jax.embedding.planning.planner import MemoryExceededError, automatic_plan
+from dlrm_jax.embedding.planning.workload import Workload, bags_of
+from dlrm_jax.embedding.row_optimizer import RowOptimizer
+from dlrm_jax.embedding.table import Feature, Lookup, Table
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import DATA, MODEL
+
+STARTS = "starts of collectives"
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshPlan:
+    """A mesh of D data-parallel groups of M model shards, and a plan for it.
+
+    Attributes:
+        groups: number D of data-parallel groups.
+        plan: placement of the tables on M shards.
+        balance: bytes and rows of each shard.
+        collectives: collectives of the tables in a step.
+        seconds: estimated seconds of a step's lookups and updates, by part.
+    """
+
+    groups: int
+    plan: Plan
+    balance: Balance
+    collectives: tuple[Collective, ...]
+    seconds: Mapping[str, float]
+
+    @property
+    def mesh(self) -> str:
+        """The shape of the mesh, such as ``"16x8"``."""
+        return f"{self.groups}x{self.plan.shards}"
+
+    @property
+    def received(self) -> int:
+        """Bytes of tables that one device receives in a step."""
+        return sum(each.nbytes for each in self.collectives)
+
+    @property
+    def total_seconds(self) -> float:
+        """The estimated seconds of a step's lookups and updates."""
+        return sum(self.seconds.values())
+
+
+def planned_mesh(
+    tables: Sequence[Table],
+    features: Sequence[Feature],
+    lookups: Sequence[Lookup],
+    plan: Plan,
+    optimizer: RowOptimizer | None,
+    workload: Workload,
+    device: Device,
+) -> MeshPlan:
+    """The load and the time of a plan on ``workload.data_groups`` groups."""
+    groups = workload.data_groups
+    layout = make_layout(tables, features, lookups, plan, optimizer, groups)
+    shape = {DATA: groups, MODEL: plan.shards}
+    moved = collectives(layout, shape, workload.batch_size)
+    seconds = seconds_by_part(tables, plan, optimizer, workload, device)
+    seconds[STARTS] = len(moved) * device.latency
+    return MeshPlan(groups, plan, balance(layout, plan, workload), moved, seconds)
+
+
+def plan_meshes(
+    tables: Sequence[Table],
+    features: Sequence[Feature],
+    lookups: Sequence[Lookup],
+    devices: int,
+    placements: Mapping[str, str] | None = None,
+    *,
+    optimizer: RowOptimizer | None = None,
+    batch_size: int = 65_536,
+    zipf_exponent: float = 1.05,
+    device: Device = DEVICES["h100"],
+    limits: Limits | None = None,
+    over_all: bool = True,
+) -> list[MeshPlan]:
+    """The plans for all meshes of so many devices that have the memory, the fastest first.
+
+    Of equally fast ones, those come first whose groups are within hosts, then those of more shards.
+
+    Args:
+        tables: all tables.
+        features: features of the lookups.
+        lookups: lookups of the tables.
+        devices: number of devices, D·M of each mesh.
+        placements: overrides of `automatic_plan` that name no shards.
+        optimizer: default optimizer.
+        batch_size: samples of one step, over all devices.
+        zipf_exponent: Zipf exponent of the ids of every table.
+        device: model of every device.
+        limits: limits of `automatic_plan`.
+        over_all: whether tables may be fully sharded, see `automatic_plan`.
+
+    Raises:
+        UserError: the tables don't fit into the memory of any of the meshes, an override names
+            shards or no placement, or the devices don't divide the batch.
+    """
+    if devices < 1 or batch_size % devices:
+        raise UserError(
+            f"devices: expected a number that divides the batch of {batch_size} samples, got "
+            f"{devices}"
+        )
+    for table, text in (placements or {}).items():
+        if ":" in text:
+            raise UserError(
+                f"placements: table {table}: expected a placement without shards, whose number is "
+                f"searched, got {text!r}; give the mesh, or leave {text[text.index(':') :]} out"
+            )
+    found, refused = [], []
+    for shards in (n for n in range(1, devices + 1) if devices % n == 0):
+        if any(
+            table.dim % shards and (placements or {}).get(table.name) == "column_wise"
+            for table in tables
+        ):
+            continue
+        bags = bags_of(features, lookups)
+        workload = Workload(batch_size, devices // shards, zipf_exponent, bags)
+        try:
+            plan = automatic_plan(
+                tables,
+                shards,
+                placements,
+                optimizer=optimizer,
+                workload=workload,
+                device=device,
+                limits=limits,
+                over_all=over_all,
+            )
+        except MemoryExceededError as error:
+            refused.append(error)
+            continue
+        found.append(planned_mesh(tables, features, lookups, plan, optimizer, workload, device))
+    if not found:
+        raise min(refused, key=lambda error: error.needed)
+
+    def order(each: MeshPlan) -> tuple[float, bool, int]:
+        shards = each.plan.shards
+        return round(each.total_seconds, 9), shards > device.devices_per_host, -shards
+
+    return sorted(found, key=order)

@@ -1,0 +1,163 @@
+"""Placements that no search needs to try, since another one is as fast and needs no balancing.
+
+On many shards a table may be on any of them, and trying each for a thousand tables takes hours. But
+a placement that loads all devices alike leaves nothing to search. Where it is at least as fast as
+the others would be if they were balanced, they are dropped.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dlrm_jax.embedding.plan import Piece
+from dlrm_jax.embedding.planning.choices import Choice
+from dlrm_jax.embedding.planning.costs import is_shared
+from dlrm_jax.embedding.planning.devices import Device
+from dlrm_jax.embedding.planning.limits import Limits
+from dlrm_jax.embedding.planning.timing import SlabCosts
+from dlrm_jax.embedding.planning.workload import Workload
+from dlrm_jax.embedding.row_optimizer import RowOptimizer
+from dlrm_jax.embedding.slab import SlabKey, slab_key
+from dlrm_jax.embedding.table import Table
+
+_Kind = tuple[str, int]  # placement and number of shards; such choices cost the same
+
+
+class _Cost(NamedTuple):
+    """The cost of one kind of placement of a table on the mean device.
+
+    Attributes:
+        key: slab that the table would lie in.
+        size: number of shards that have the table or parts of it.
+        nbytes: bytes of the table and its optimizer state.
+        seconds: seconds of its bag positions, by length of the bag.
+        row_seconds: the other seconds.
+    """
+
+    key: SlabKey
+    size: int
+    nbytes: float
+    seconds: dict[int, float]
+    row_seconds: float
+
+
+def prune(
+    tables: Sequence[Table],
+    found: Sequence[Sequence[Choice]],
+    shards: int,
+    optimizer: RowOptimizer | None,
+    workload: Workload,
+    device: Device,
+    limits: Limits,
+) -> list[list[Choice]]:
+    """The choices for each table without those that aren't worth a search.
+
+    Args:
+        tables: all tables.
+        found: choices for each table.
+        shards: number M of shards.
+        optimizer: default optimizer.
+        workload: reads of the tables in a step.
+        device: model of every device.
+        limits: limits of the search; what they leave for copies is shared out evenly.
+    """
+    slab_costs = functools.partial(SlabCosts, shards=shards, workload=workload, device=device)
+    costs = [
+        _costs(table, own, optimizer, workload, slab_costs)
+        for table, own in zip(tables, found, strict=True)
+    ]
+    least = sum(min(cost.nbytes for cost in own.values()) for own in costs)
+    groups = {"devices": workload.data_groups}
+    share = sum(
+        min(c.nbytes * groups.get(c.key.split or "", 1) for c in own.values()) for own in costs
+    )
+    most = min(limits.memory, max(limits.small, limits.copies * share))
+    room = max(0.0, most - least) / len(tables)
+    while True:
+        bags = Counter()
+        for table, own in zip(tables, costs, strict=True):
+            for key in {cost.key for cost in own.values() if is_shared(cost.key)}:
+                for length, count in workload.lengths(table.name).items():
+                    bags[key, length] += count
+        kept = [_worth_a_search(own, bags, shards, room) for own in costs]
+        if kept == costs:
+            break
+        costs = kept
+    return [
+        [choice for choice in own if _kind(choice) in kinds]
+        for own, kinds in zip(found, costs, strict=True)
+    ]
+
+
+def _kind(choice: Choice) -> _Kind:
+    return choice.placement, len(choice.shards)
+
+
+@functools.cache
+def _pieces(placement: str, size: int) -> tuple[Piece, ...]:
+    """Pieces of any table that is placed in such a way, which tell its slab."""
+    return Choice(placement, range(size)).pieces("")
+
+
+def _costs(
+    table: Table,
+    found: Sequence[Choice],
+    optimizer: RowOptimizer | None,
+    workload: Workload,
+    slab_costs: Callable[..., SlabCosts],
+) -> dict[_Kind, _Cost]:
+    bags, shards = workload.lengths(table.name), slab_costs.keywords["shards"]
+    slabs: dict[SlabKey, SlabCosts] = {}
+    costs = {}
+    for kind, choice in {_kind(choice): choice for choice in found}.items():
+        key = slab_key(table, _pieces(*kind), shards, optimizer)
+        if key not in slabs:
+            over_all = key.split == "devices"
+            distinct = workload.distinct_share(table, shards) if over_all else 1.0
+            slabs[key] = slab_costs(key, list(bags), distinct=distinct)
+        slab = slabs[key]
+        part = 1 / (shards if key.split == "rows" else slab.parts)
+        rows = table.rows * part
+        used = len(choice.shards) / shards if is_shared(key) else 1.0
+        each = slab.seconds(np.full(len(bags), rows), np.eye(len(bags)))
+        seconds = {n: count * used * x for (n, count), x in zip(bags.items(), each, strict=True)}
+        reads = slab.lookups(table)[1] * part
+        costs[kind] = _Cost(key, len(choice.shards), rows * slab.row_bytes, seconds, reads)
+    return costs
+
+
+def _worth_a_search(
+    costs: dict[_Kind, _Cost], bags: Counter[tuple[SlabKey, int]], shards: int, room: float
+) -> dict[_Kind, _Cost]:
+    """The kinds without those that one which loads all devices alike makes needless.
+
+    Args:
+        costs: cost of each kind.
+        bags: bags of each length that may read each shared slab.
+        shards: number of shards.
+        room: bytes of copies that don't count.
+    """
+
+    def seconds(cost: _Cost) -> float:
+        total = cost.row_seconds
+        for length, own in cost.seconds.items():
+            if is_shared(cost.key):  # the last bag position isn't full
+                positions = bags[cost.key, length] * cost.size / shards
+                own *= math.ceil(positions) / positions
+            total += own
+        return total
+
+    ranks = {kind: (seconds(cost), i) for i, (kind, cost) in enumerate(costs.items())}
+    even = [kind for kind, cost in costs.items() if not is_shared(cost.key)]
+
+    def is_needless(kind: _Kind) -> bool:
+        most = costs[kind].nbytes + room
+        return any(costs[e].nbytes <= most and ranks[e] < ranks[kind] for e in even)
+
+    return {kind: cost for kind, cost in costs.items() if not is_needless(kind)}

@@ -1,0 +1,73 @@
+"""Meshes and plans for a number of devices: the fastest that fits comes first."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from dlrm_jax.embedding import Feature, Lookup, RowWiseAdagrad, Table, plan_meshes
+from dlrm_jax.embedding.planning.devices import DEVICES
+from dlrm_jax.embedding.planning.limits import Limits
+from dlrm_jax.errors import UserError
+
+TABLES = [Table("large", 3_000_000, 64), Table("middle", 40_000, 64), Table("small", 20, 64)]
+FEATURES = [Feature(table.name, 2) for table in TABLES]
+LOOKUPS = [Lookup(table.name, table.name, table.name) for table in TABLES]
+BYTES = sum(table.nbytes + 4 * table.rows for table in TABLES)
+
+
+def planned(devices, placements=None, **more):
+    more = {"optimizer": RowWiseAdagrad(0.1), "batch_size": 4096} | more
+    return plan_meshes(TABLES, FEATURES, LOOKUPS, devices, placements, **more)
+
+
+def test_all_meshes_are_planned_and_the_fastest_comes_first():
+    found = planned(16)
+    assert {each.mesh for each in found} == {"1x16", "2x8", "4x4", "8x2", "16x1"}
+    seconds = [each.total_seconds for each in found]
+    assert seconds == sorted(seconds)
+    for each in found:
+        each.plan.check(TABLES)
+    assert planned(16) == found
+
+
+def test_large_tables_are_fully_sharded_where_copies_would_hear_of_many_rows():
+    # Between hosts a copy costs bytes on the network for each row that others touch.
+    assert planned(128, batch_size=128 * 512)[0].plan.placement("large") == "fully_sharded"
+    emulated = planned(128, batch_size=128 * 512, device=DEVICES["cpu"])
+    assert all(each.plan.placement("large") != "fully_sharded" for each in emulated)
+    copied = planned(128, batch_size=128 * 512, over_all=False)
+    assert all(each.plan.placement("large") != "fully_sharded" for each in copied)
+
+
+def test_meshes_without_the_memory_are_left_out():
+    limits = Limits(memory=BYTES / 3)
+    found = planned(8, limits=limits, over_all=False)
+    assert {each.mesh for each in found} == {"1x8", "2x4"}
+    assert all(each.balance.device_bytes <= limits.memory for each in found)
+    assert len(planned(8, limits=limits)) == 4
+    with pytest.raises(UserError, match=r"on each of 8 shards, a device has .*table large"):
+        planned(8, limits=Limits(memory=BYTES / 10))
+
+
+def test_groups_within_hosts_come_first_of_equally_fast_meshes():
+    replicated = dict.fromkeys(["large", "middle", "small"], "replicated")
+    device = dataclasses.replace(DEVICES["h100"], devices_per_host=4)
+    found = planned(16, replicated, device=device)
+    assert len({round(each.total_seconds, 9) for each in found[:-1]}) == 1
+    assert [each.mesh for each in found[:2]] == ["4x4", "8x2"]
+
+
+def test_placements_that_only_some_meshes_have():
+    with pytest.raises(UserError, match="table large: expected a placement without shards"):
+        planned(8, {"large": "row_wise:0-3"})
+    odd = [Table("odd", 5000, 12)]
+    lookup = [Lookup("odd", "odd", "odd")]
+    found = plan_meshes(odd, [Feature("odd", 1)], lookup, 8, {"odd": "column_wise"}, batch_size=64)
+    assert {each.mesh for each in found} == {"2x4", "4x2", "8x1"}
+
+
+def test_devices_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(UserError, match="divides the batch of 4096 samples, got 24"):
+        planned(24)
