@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -110,7 +110,7 @@ def _costs(
     found: Sequence[Choice],
     optimizer: RowOptimizer | None,
     workload: Workload,
-    slab_costs: Callable[..., SlabCosts],
+    slab_costs: functools.partial[SlabCosts],
 ) -> dict[_Kind, _Cost]:
     bags, shards = workload.lengths(table.name), slab_costs.keywords["shards"]
     slabs: dict[SlabKey, SlabCosts] = {}
