@@ -131,6 +131,13 @@ class Config:
     dense_optimizer: str = field(
         "same", "Optimizer of the dense model: same, or a name in optax; such as adamw."
     )
+    shard_dense_optimizer: bool = field(
+        False,
+        "Splits the state of the dense optimizer and its update over all devices (ZeRO-1).",
+    )
+    dense_comm_dtype: Literal["float32", "bfloat16"] = field(
+        "float32", "Type of the gradients of the dense model that devices exchange."
+    )
     learning_rate: float = field(
         0.03, "Learning rate of tables and dense model, after warm-up; such as 0.1."
     )
@@ -336,8 +343,8 @@ class Config:
 FIELD_TYPES = get_type_hints(Config)
 
 MAY_CHANGE = frozenset(
-    ("placements", "plan", "kernels", "evaluation_batch_size", "steps", "epochs", "log_every",
-     "eval_every", "checkpoint_every", "check_copies_every", "keep_checkpoints", "best_metric",
-     "target_auc", "patience", "metrics")
+    ("placements", "plan", "kernels", "shard_dense_optimizer", "evaluation_batch_size", "steps",
+     "epochs", "log_every", "eval_every", "checkpoint_every", "check_copies_every",
+     "keep_checkpoints", "best_metric", "target_auc", "patience", "metrics")
 )  # fmt: skip
 """The fields that may differ when a run is resumed; all others are part of its identity."""

@@ -35,6 +35,8 @@ _ADDED: dict[str, Any] = {
     "metrics": (),
     "label_weights": (),
     "labels": (),
+    "shard_dense_optimizer": False,
+    "dense_comm_dtype": "float32",
 }
 
 VERSION = 1 + len(_ADDED)

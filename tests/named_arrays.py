@@ -33,7 +33,8 @@ def start(learner: Learner, initial: dict[str, np.ndarray]) -> TrainState:
         for i, layer in layers["layers"].items():
             for key in ("kernel", "bias"):
                 layer[key] = put_whole(initial[f"{mlp}/{i}/{key}"], learner.replicated)
-    init = jax.jit(learner.dense_optimizer.init, out_shardings=learner.replicated)
+    shardings = jax.tree.map(lambda x: x.sharding, learner.state_specs().optimizer)
+    init = jax.jit(learner.dense_optimizer.init, out_shardings=shardings)
     return TrainState(
         step=put_whole(np.zeros((), np.int32), learner.replicated),
         params=params,

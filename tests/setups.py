@@ -120,6 +120,8 @@ class Setup:
     comm_dtype: str | None = None
     penalty: Penalty = NO_PENALTY
     label_weights: tuple[float, ...] = (1.0,)
+    shard_dense_optimizer: bool = False
+    dense_comm_dtype: str | None = None
 
     @property
     def dense_optimizer(self) -> str:
@@ -189,6 +191,8 @@ class Setup:
             self.accumulation_steps,
             self.penalty,
             labels,
+            shard_dense_optimizer=self.shard_dense_optimizer,
+            dense_comm_dtype=self.dense_comm_dtype,
         )
 
     def oracle(self, initial: dict[str, np.ndarray]) -> Oracle:

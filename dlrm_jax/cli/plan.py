@@ -56,10 +56,11 @@ from dlrm_jax.training.tables import Descriptions, describe
 
 # What the placement of tables depends on is left: the tables, their optimizers, and the batch.
 _UNREAD = (
-    "emulate", "stochastic_rounding", "kernels", "model_options", "dense_features",
-    "top_mlp", "self_interaction", "compute_dtype", "loss", "class_weights", "dense_optimizer",
-    "learning_rate", "warmup_steps", "decay_start", "decay_steps", "clip_norm", "teacher", "seed",
-    "dropout", "normalization", "numeric_embedding", "table_l2_rows", "dense_l2",
+    "emulate", "stochastic_rounding", "kernels", "model_options", "dense_features", "top_mlp",
+    "self_interaction", "compute_dtype", "loss", "class_weights", "dense_optimizer",
+    "shard_dense_optimizer", "dense_comm_dtype", "learning_rate", "warmup_steps", "decay_start",
+    "decay_steps", "clip_norm", "teacher", "seed", "dropout", "normalization", "numeric_embedding",
+    "table_l2_rows", "dense_l2",
 )  # fmt: skip
 
 define_run_flags(

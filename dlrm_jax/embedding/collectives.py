@@ -37,7 +37,7 @@ class Collective:
         has_room: whether the padding is room for more rows than the plan expects.
     """
 
-    kind: Literal["all-to-all", "all-gather", "all-reduce"]
+    kind: Literal["all-to-all", "all-gather", "all-reduce", "reduce-scatter"]
     axes: tuple[str, ...]
     purpose: str
     nbytes: int

@@ -10,14 +10,14 @@ from dlrm_jax.embedding.table import is_floating
 from dlrm_jax.errors import UserError
 
 
-def check_dtype(dtype: str | None) -> None:
-    """Checks that a dtype is floating.
+def check_dtype(dtype: str | None, name: str = "comm_dtype") -> None:
+    """Checks that a dtype is floating; the message has the name of the argument.
 
     Raises:
         UserError: the dtype isn't floating.
     """
     if dtype is not None and not is_floating(dtype):
-        raise UserError(f"comm_dtype: expected a floating dtype, got {dtype}")
+        raise UserError(f"{name}: expected a floating dtype, got {dtype}")
 
 
 def pack(x: Shaped[Array, "*s"], dtype: str | None) -> Shaped[Array, "*s"]:

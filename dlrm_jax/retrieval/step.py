@@ -7,13 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from dlrm_jax.retrieval.batches import RetrievalBatch
 from dlrm_jax.retrieval.softmax import sampled_softmax
-from dlrm_jax.training.data_parallel import sum_over_devices
+from dlrm_jax.training import dense_update
 from dlrm_jax.training.learner import Learner, TrainState
 
 RetrievalStep = Callable[[TrainState, RetrievalBatch], tuple[TrainState, Float[Array, ""]]]
@@ -69,14 +68,10 @@ def make_retrieval_step(learner: Learner, positives: int) -> RetrievalStep:
     def step(state: TrainState, batch: RetrievalBatch) -> tuple[TrainState, Float[Array, ""]]:
         pooled, residuals = collection.lookup(state.embedding, batch.ids)
         sums, cotangents = on_each(state.params, pooled, batch)
-        total, loss, grads = sum_over_devices(learner, sums)
+        total, loss, grads = dense_update.sum_over_devices(learner, sums)
         rows = collection.coalesce(collection.send_cotangents(residuals, cotangents))
         grads = jax.tree.map(lambda g: g / total, grads)
-        with jax.named_scope("optimizer"):
-            updates, optimizer = learner.dense_optimizer.update(
-                grads, state.optimizer, state.params
-            )
-            params = optax.apply_updates(state.params, updates)
+        params, optimizer = dense_update.update(learner, state, grads)
         embedding = collection.apply(state.embedding, rows.scaled(1 / total), state.step)
         after = TrainState(state.step + 1, params, optimizer, embedding, state.model_state)
         return after, loss / total

@@ -161,6 +161,8 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
         Penalty(config.table_l2, config.table_l2_rows == "all", config.dense_l2),
         config.weight_of_label,
         native_keys=config.model in MODELS,  # classes of users may do anything with keys
+        shard_dense_optimizer=config.shard_dense_optimizer,
+        dense_comm_dtype=_narrower(config.dense_comm_dtype),
     )
 
 
@@ -240,9 +242,14 @@ def _place(config: Config, described: Descriptions, mesh: Mesh) -> EmbeddingColl
         mesh,
         described.optimizer,
         plan,
-        None if config.comm_dtype == "float32" else config.comm_dtype,
+        _narrower(config.comm_dtype),
         config.kernels,
     )
+
+
+def _narrower(dtype: str) -> str | None:
+    """A dtype between devices; None if numbers keep their own."""
+    return None if dtype == "float32" else dtype
 
 
 def read_plan(config: Config, tables: Sequence[Table], shards: int) -> Plan:

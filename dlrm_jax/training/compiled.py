@@ -14,6 +14,7 @@ from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding.collectives import Collective, collectives
 from dlrm_jax.embedding.owner_exchange import LATER_ROUNDS
 from dlrm_jax.mesh import DATA, MODEL
+from dlrm_jax.training import dense_split
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.ranking_losses import RankingLoss
 from dlrm_jax.training.step import make_train_step
@@ -89,11 +90,7 @@ def planned_collectives(
         learner.accumulation_steps,
         bool(learner.clip_norm),
     )
-    parameters = jax.tree.leaves(learner.state_specs().params)
-    numbers = sum(math.prod(x.shape) for x in parameters) + 2  # the loss and the batch's weight
-    nbytes = numbers * jnp.result_type(jnp.float32, *parameters).itemsize
-    purpose = "dense gradients, loss, weight"
-    found += (Collective("all-reduce", (DATA, MODEL), purpose, nbytes, float(nbytes)),)
+    found += _of_dense_model(learner)
     if isinstance(learner.loss, RankingLoss):
         nbytes = 4 * 4 * batch_size  # logit, label, weight and group
         what = "logits, labels, weights, groups"
@@ -108,6 +105,39 @@ def planned_collectives(
                 norm, nbytes = f"norm of {slab.name}", slab.vector_dtype.itemsize
                 found += (Collective("all-reduce", (MODEL,), norm, nbytes, float(nbytes)),)
     return found
+
+
+def _of_dense_model(learner: Learner) -> tuple[Collective, ...]:
+    """The collectives of the dense gradients and the update, see `dense_update`."""
+    parameters = jax.tree.leaves(learner.state_specs().params)
+    is_sharded, dtype = learner.shard_dense_optimizer, learner.dense_comm_dtype
+    split = [
+        x
+        for x in parameters
+        if (is_sharded or dtype) and dense_split.is_split(learner.axes, x.shape)
+    ]
+    own = jnp.result_type(jnp.float32, *parameters).itemsize
+    sent = jnp.dtype(dtype).itemsize if dtype else own
+    count = sum(math.prod(x.shape) for x in split)
+    whole = sum(math.prod(x.shape) for x in parameters) - count
+    what = "dense gradients, loss, weight" if whole else "loss, weight"
+
+    def over_all(kind: Any, purpose: str, nbytes: int) -> Collective:
+        return Collective(kind, (DATA, MODEL), purpose, nbytes, float(nbytes))
+
+    found = [over_all("all-reduce", what, (whole + 2) * own)]
+    if split and dtype:
+        found.append(over_all("all-to-all", "dense gradients", count * sent))
+    elif split:
+        nbytes = count * own // learner.axes.device_count
+        found.append(over_all("reduce-scatter", "dense gradients", nbytes))
+    if split and is_sharded:
+        found.append(over_all("all-gather", "dense parameters", count * own))
+        if learner.clip_norm:
+            found.append(over_all("all-reduce", "norms of dense gradients", len(split) * own))
+    elif split:
+        found.append(over_all("all-gather", "sums of dense gradients", count * sent))
+    return tuple(found)
 
 
 def compiled_collectives(compiled: jax.stages.Compiled) -> list[tuple[str, int]]:

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -66,7 +65,7 @@ def gradients(
 
     Returns:
         Σ wᵢ, Σ wᵢ lossᵢ and its gradients by the parameters, each for the samples of one device:
-        `sum_over_devices` gives the batch's; the cotangents of the vectors; and the model's state
+        `dense_update` sums them; the cotangents of the vectors; and the model's state
         after the batch.
     """
 
@@ -129,25 +128,6 @@ def gradients(
     )
     on_each = _on_each_device(learner.mesh, run, in_specs, out_specs)
     return on_each(params, model_state, micro_batch, pooled, batch)
-
-
-def sum_over_devices(learner: Learner, tree: Any) -> Any:
-    """The sums of a tree's arrays [D, M, ...] over the devices, in one all-reduce."""
-    axes = learner.axes
-
-    def run(tree: Any) -> Any:
-        mine = jax.tree.map(lambda x: x[0, 0], tree)
-        if not learner.backend.flat_all_reduce:
-            return jax.lax.psum(mine, axes.split)
-        flat, unravel = ravel_pytree(mine)
-        return unravel(jax.lax.psum(flat, axes.split))
-
-    if axes.device_count == 1:
-        return jax.tree.map(lambda x: x[0, 0], tree)
-    summed = jax.shard_map(
-        run, mesh=learner.mesh, in_specs=axes.per_device, out_specs=PartitionSpec()
-    )
-    return summed(tree)
 
 
 def _answers(learner: Learner, model: Any, dense: Array, pooled: Any) -> Float[Array, "B *_"]:

@@ -17,10 +17,11 @@ from jaxtyping import Array, Int
 
 from dlrm_jax.backend import backend_of
 from dlrm_jax.device_memory import check_memory
-from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
+from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState, comm_dtype
 from dlrm_jax.embedding.copies import check_copies, of_tables
 from dlrm_jax.errors import UserError
 from dlrm_jax.native import threefry
+from dlrm_jax.training import dense_split
 from dlrm_jax.training.batch_layers import (
     check_keys,
     keys_of,
@@ -80,6 +81,10 @@ class Learner:
         native_keys: whether ``make_model`` takes keys of `native.threefry`, which give the same
             numbers sooner. They aren't for every function of JAX: `jax.random.poisson` refuses
             them, and so does `jnp.stack` beside JAX's own.
+        shard_dense_optimizer: whether each device has a part of the dense optimizer's state and
+            updates a part of the parameters, see `dense_update`.
+        dense_comm_dtype: dtype of the gradients of the model between devices, see
+            `dense_update.sum_over_devices`; None keeps their dtype.
 
     Raises:
         UserError: the mesh's axes are Explicit, a number is out of range, or the model has random
@@ -97,6 +102,8 @@ class Learner:
         penalty: Penalty = NO_PENALTY,
         label_weights: Mapping[str, float] | None = None,
         native_keys: bool = False,
+        shard_dense_optimizer: bool = False,
+        dense_comm_dtype: str | None = None,
     ):
         if collection.axes.explicit:
             raise UserError(
@@ -135,6 +142,9 @@ class Learner:
         self.accumulation_steps = accumulation_steps
         self.penalty = penalty
         self.label_weights = dict(label_weights or {"label": 1.0})
+        self.shard_dense_optimizer = shard_dense_optimizer and self.axes.device_count > 1
+        comm_dtype.check_dtype(dense_comm_dtype, "dense_comm_dtype")
+        self.dense_comm_dtype = dense_comm_dtype
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self._make_model = make_model
         self._native_keys = native_keys and collection.native
@@ -213,7 +223,8 @@ class Learner:
         specs = dataclasses.replace(self.state_specs(), embedding=None)
         check_memory("the dense model", specs, self.mesh, "use narrower layers")
         # Placed like the result of a step: otherwise the second step is compiled anew.
-        dense = jax.jit(self._init_dense, static_argnums=0, out_shardings=self.replicated)(seed)
+        shardings = jax.tree.map(lambda x: x.sharding, specs)
+        dense = jax.jit(self._init_dense, static_argnums=0, out_shardings=shardings)(seed)
         # The tables last: native kernels go on with them while the step is compiled.
         return dataclasses.replace(dense, embedding=embedding or self.collection.init(seed))
 
@@ -223,6 +234,9 @@ class Learner:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated),
             jax.eval_shape(lambda: self._init_dense(0)),
         )
+        if self.shard_dense_optimizer:
+            split = dense_split.specs(self.axes, dense.optimizer)
+            dense = dataclasses.replace(dense, optimizer=split)
         return dataclasses.replace(dense, embedding=self.collection.state_specs())
 
     def _init_dense(self, seed: int) -> TrainState:

@@ -7,12 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding.state import SparseCotangents
-from dlrm_jax.training import data_parallel
+from dlrm_jax.training import data_parallel, dense_update
 from dlrm_jax.training.label_weights import by_label
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.ranking_losses import RankingLoss
@@ -63,13 +62,7 @@ def make_train_step(learner: Learner) -> TrainStep:
             factor *= jnp.minimum(1, clip_norm / norm)
         if clip_norm or not penalty:
             grads, rows = _scaled(grads, factor), rows.scaled(factor)
-        with jax.named_scope("optimizer"):
-            updates, optimizer = learner.dense_optimizer.update(
-                grads, state.optimizer, state.params
-            )
-            if rate_factor is not None:  # as `optax.contrib.reduce_on_plateau` does it
-                updates = jax.tree.map(lambda u: (u * rate_factor).astype(u.dtype), updates)
-            params = optax.apply_updates(state.params, updates)
+        params, optimizer = dense_update.update(learner, state, grads, rate_factor)
         embedding = collection.apply(state.embedding, rows, state.step, rate_factor)
         state = TrainState(state.step + 1, params, optimizer, embedding, model_state)
         return state, loss / total
@@ -132,7 +125,7 @@ def _accumulate(
             (numbers, batch),
             unroll=learner.backend.unroll_micro_batches,
         )
-    total, loss, grads = data_parallel.sum_over_devices(learner, sums)
+    total, loss, grads = dense_update.sum_over_devices(learner, sums)
     return total, loss, grads, sparse_cotangents, model_state
 
 

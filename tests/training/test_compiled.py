@@ -42,6 +42,11 @@ UNWEIGHTED = [
     Setup("2x4", "adagrad", accumulation_steps=4, label_weights=(1.0, 0.5)),
     Setup("2x4", "rowwise_adagrad", placed="columns", clip_norm=1.0),
 ]
+DENSE_PARTS = [
+    Setup("2x4", "adam", shard_dense_optimizer=True),
+    Setup("8x1", clip_norm=1.0, shard_dense_optimizer=True, dense_comm_dtype="bfloat16"),
+    Setup("1x8", "adagrad", accumulation_steps=2, dense_comm_dtype="bfloat16"),
+]
 OTHERS = [*UNWEIGHTED, Setup("2x4", "rowwise_adagrad", placed="columns"), Setup("1x8")]
 
 
@@ -49,7 +54,7 @@ OTHERS = [*UNWEIGHTED, Setup("2x4", "rowwise_adagrad", placed="columns"), Setup(
     ("setup", "weighted"),
     [
         *((setup, True) for setup in WEIGHTED),
-        *((setup, False) for setup in UNWEIGHTED),
+        *((setup, False) for setup in (*UNWEIGHTED, *DENSE_PARTS)),
         *(pytest.param(setup, True, marks=pytest.mark.thorough) for setup in OTHERS),
     ],
     ids=lambda value: f"{value.mesh}-{value.optimizer}" if isinstance(value, Setup) else "",

@@ -21,6 +21,7 @@ from dlrm_jax.embedding import row_gradients
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.embedding.plan import PLACEMENTS
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.penalty import Penalty
 from dlrm_jax.training.step import make_predict
 
 MESHES_AND_OPTIMIZERS = [
@@ -64,7 +65,9 @@ def compare(
     batches = make_batches(batch_dtype or setup.dtype, weighted=weighted, labels=labels)
     if initial is None:
         # To the oracle, they are the same.
-        alike = dataclasses.replace(setup, mesh="1x1", placed="rows", accumulation_steps=1)
+        alike = dataclasses.replace(
+            setup, mesh="1x1", placed="rows", accumulation_steps=1, shard_dense_optimizer=False
+        )
         oracle, expected = trained_oracle(alike, batch_dtype or setup.dtype, weighted)
     else:
         oracle, expected = train_oracle(setup.oracle(initial), batches)
@@ -178,6 +181,22 @@ def test_float64_training_with_other_placements_is_the_oracles(mesh, optimizer, 
 )
 def test_options(setup):
     check_training(setup)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    "setup",
+    [
+        Setup("2x4", "adam", clip_norm=0.15, accumulation_steps=2),
+        Setup("1x8", "adagrad", penalty=Penalty(0.01, False, 0.01)),
+        *(
+            pytest.param(Setup(*pair), marks=pytest.mark.thorough)
+            for pair in itertools.product(MESHES, ("sgd", "adagrad", "adam"))
+        ),
+    ],
+)
+def test_with_the_dense_optimizer_split_over_devices(setup):
+    check_training(dataclasses.replace(setup, shard_dense_optimizer=True))
 
 
 @pytest.mark.usefixtures("x64")

@@ -91,7 +91,7 @@ def trained(request: pytest.FixtureRequest, begun: Path, tmp_path_factory: pytes
     """The number of processes, and the directory of what they have left."""
     (count, chosen, steps), directory = request.param, tmp_path_factory.mktemp("processes")
     shutil.copytree(begun, directory, dirs_exist_ok=True)
-    setups = [(setup.mesh, setup.optimizer, setup.placed) for setup in chosen]
+    setups = [dataclasses.asdict(setup) for setup in chosen]
     (directory / "wanted.json").write_text(json.dumps({"setups": setups, "steps": steps}))
     run_job(count, directory, SECONDS if steps == STEPS else THOROUGH_SECONDS)
     return count, directory
