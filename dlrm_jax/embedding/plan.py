@@ -22,9 +22,9 @@ class Piece:
     It has the rows r ≡ residue (mod modulus), see `row_split`, and of these all columns or, of
     ``splits`` equal runs of columns, the one with number ``split``. A piece that is
     ``fully_sharded`` is a whole table whose rows are dealt out over all devices of the mesh; of the
-    ids of a device's samples, about the share ``distinct`` names different rows, and of those of a
-    data-parallel group's, ``group_distinct``. They decide the size of messages alone: more rows are
-    sent in several.
+    ids of a device's samples, about the share ``distinct`` names different rows, and of the ids of
+    a data-parallel group's, ``group_distinct``. They decide the size of messages alone: more rows
+    are sent in several.
     """
 
     table: str
@@ -70,7 +70,7 @@ def fully_sharded(
     Args:
         table: name of the table.
         distinct: expected share of the ids of a device's samples that name different rows.
-        group_distinct: that of the ids of a data-parallel group's; None for the same.
+        group_distinct: share of those of a data-parallel group's samples; None for the same.
     """
     in_group = distinct if group_distinct is None else group_distinct
     return (Piece(table, None, fully_sharded=True, distinct=distinct, group_distinct=in_group),)
