@@ -41,11 +41,13 @@ class FullySharded:
         axes: axes of the mesh.
         layout: layout of all slabs.
         comm_dtype: dtype of rows and gradients between devices; None keeps their dtype.
+        native: whether native kernels may be used.
     """
 
     axes: MeshAxes
     layout: Layout
     comm_dtype: str | None
+    native: bool
 
     @functools.cached_property
     def slabs(self) -> dict[str, Slab]:
@@ -74,7 +76,9 @@ class FullySharded:
             own = self._blocks(slab)
             exchanged = self._exchange(slab, len(ids) * sum(x.column.size for x in own.values()))
             partners = exchanged.stages[0].partners
-            requests[name], found = row_requests.request(slab, partners, list(own.values()), ids)
+            requests[name], found = row_requests.request(
+                slab, partners, list(own.values()), ids, self.native
+            )
             places |= {i: x[None] for i, x in zip(own, found, strict=True)}
             buffers[name] = exchanged.fetch(tables[name], requests[name])
         return requests, buffers, places
@@ -108,7 +112,7 @@ class FullySharded:
         for name, (asked, gradients) in sums.items():
             if asked.rows.ndim > 3:
                 own = RowRequests(asked.rows[:, 0, 0], asked.starts[:, 0, 0])
-                merged = row_requests.merge(self.slabs[name], own, gradients[:, 0, 0])
+                merged = row_requests.merge(self.slabs[name], own, gradients[:, 0, 0], self.native)
                 asked, gradients = jax.tree.map(lambda x: x[None, None], merged)
             found[name] = asked, gradients
         return found
@@ -182,4 +186,4 @@ class FullySharded:
         """The exchange of a slab's rows, for so many ids of a device's samples."""
         axes, distinct = self.axes, self.layout.distinct(slab)
         found = stages(axes.mesh.shape, axes.data, axes.model, ids, distinct)
-        return OwnerExchange(slab, found, axes.split, self.comm_dtype)
+        return OwnerExchange(slab, found, axes.split, self.comm_dtype, self.native)

@@ -132,12 +132,14 @@ class OwnerExchange:
         stages: one or two stages of the exchange, see `stages`.
         axes: axes of all devices that the slab is split over.
         dtype: dtype of rows and gradients between devices; None keeps theirs.
+        native: whether native kernels may be used.
     """
 
     slab: Slab
     stages: tuple[Stage, ...]
     axes: tuple[str, ...]
     dtype: str | None
+    native: bool
 
     def fetch(self, table: Shaped[Array, "R d"], requests: RowRequests) -> Shaped[Array, "K d"]:
         """The buffer of the rows that this device asks for, in their storage dtype.
@@ -266,7 +268,11 @@ class OwnerExchange:
         stage = self.stages[1]
         partner = jnp.where(asked < none, asked % stage.partners, stage.partners)
         found, places = unique(
-            stage.partners, self.slab.rows, partner.reshape(-1), asked.reshape(-1) // stage.partners
+            stage.partners,
+            self.slab.rows,
+            partner.reshape(-1),
+            asked.reshape(-1) // stage.partners,
+            self.native,
         )
         _, rows, left = message(found, found.starts[:-1], stage.capacity, self.slab.rows)
         index = jnp.arange(stage.partners, dtype=jnp.int32)

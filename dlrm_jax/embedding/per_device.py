@@ -68,7 +68,7 @@ class PerDevice:
     @functools.cached_property
     def fully_sharded(self) -> FullySharded:
         """The slabs that are split over all devices."""
-        return FullySharded(self.axes, self.layout, self.comm_dtype)
+        return FullySharded(self.axes, self.layout, self.comm_dtype, self.native)
 
     @functools.cached_property
     def native_slabs(self) -> set[str]:

@@ -23,10 +23,11 @@ from dlrm_jax.embedding.layout import Block
 from dlrm_jax.embedding.row_gradients import BlockCotangents, expand
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import RowRequests
+from dlrm_jax.native import ops
 
 
 def request(
-    slab: Slab, partners: int, blocks: Sequence[Block], ids: Int[Array, "b C2"]
+    slab: Slab, partners: int, blocks: Sequence[Block], ids: Int[Array, "b C2"], native: bool
 ) -> tuple[RowRequests, list[Int[Array, "b _ _"]]]:
     """The different rows that the bags of a slab's blocks read.
 
@@ -35,6 +36,7 @@ def request(
         partners: number n of partners; it divides the number of devices.
         blocks: blocks that read the slab.
         ids: ids of this device's samples, after `exchange.map_ids`.
+        native: whether native kernels may be used.
 
     Returns:
         The rows by partner; and, for each bag position of each block, the place in the request of
@@ -53,26 +55,34 @@ def request(
         numbers.append(number.reshape(-1).astype(jnp.int32))
         shapes.append(row.shape)
     none = slab.rows * (slab.shards // partners)
-    requests, places = unique(partners, none, jnp.concatenate(found), jnp.concatenate(numbers))
+    partner, number = jnp.concatenate(found), jnp.concatenate(numbers)
+    requests, places = unique(partners, none, partner, number, native)
     ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
     parts = zip(jnp.split(places, ends), shapes, strict=True)
     return requests, [part.reshape(shape) for part, shape in parts]
 
 
 def unique(
-    partners: int, none: int, partner: Int[Array, " K"], number: Int[Array, " K"]
+    partners: int, none: int, partner: Int[Array, " K"], number: Int[Array, " K"], native: bool
 ) -> tuple[RowRequests, Int[Array, " K"]]:
     """The different rows among K, by partner.
+
+    The native kernel gives the same. On CPUs XLA sorts slowly: of 26,624 ids by Zipf's law, it
+    found the rows in 6.4 ms, the kernel in 0.3.
 
     Args:
         partners: number n of partners.
         none: number for "no row".
         partner: partner of each row; n for "no row".
         number: number of each row at its partner.
+        native: whether native kernels may be used.
 
     Returns:
         The request; and the place in it of each of the K, K for "no row".
     """
+    if native:
+        rows, starts, places = ops.unique_rows(partners, none, partner, number)
+        return RowRequests(rows, starts), places
     count, index = partner.size, jnp.arange(partner.size, dtype=jnp.int32)
     partner, number, order = jax.lax.sort((partner, number, index), num_keys=2)
     is_first = jnp.ones(count, bool)
@@ -90,7 +100,7 @@ def unique(
 
 
 def merge(
-    slab: Slab, requests: RowRequests, sums: Float[Array, "A K d"]
+    slab: Slab, requests: RowRequests, sums: Float[Array, "A K d"], native: bool
 ) -> tuple[RowRequests, Float[Array, "_ d"]]:
     """Makes one request of those of A micro-batches, and sums the gradients of equal rows.
 
@@ -98,6 +108,7 @@ def merge(
         slab: fully sharded slab.
         requests: requests, with a first axis A.
         sums: gradients of the rows of each.
+        native: whether native kernels may be used.
     """
     partners = requests.starts.shape[1] - 1
     place = jnp.arange(requests.rows.shape[1], dtype=jnp.int32)
@@ -106,7 +117,7 @@ def merge(
     )
     partner = partner.reshape(-1).astype(jnp.int32)
     none = slab.rows * (slab.shards // partners)
-    merged, places = unique(partners, none, partner, requests.rows.reshape(-1))
+    merged, places = unique(partners, none, partner, requests.rows.reshape(-1), native)
     flat = sums.reshape(-1, sums.shape[-1])
     return merged, jnp.zeros_like(flat).at[places].add(flat, mode="drop")
 

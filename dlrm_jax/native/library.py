@@ -29,6 +29,7 @@ TARGETS = {
     "dlrm_jax_pool": "DlrmJaxPool",
     "dlrm_jax_sgd": "DlrmJaxSgd",
     "dlrm_jax_rowwise_adagrad": "DlrmJaxRowwiseAdagrad",
+    "dlrm_jax_unique_rows": "DlrmJaxUniqueRows",
     "dlrm_jax_interact": "DlrmJaxInteract",
     "dlrm_jax_interact_back": "DlrmJaxInteractBack",
     "dlrm_jax_pack": "DlrmJaxPack",

@@ -108,6 +108,28 @@ def rowwise_adagrad(
     return table, accumulator
 
 
+def unique_rows(
+    partners: int, none: int, partner: Int[Array, " K"], number: Int[Array, " K"]
+) -> tuple[Int[Array, " K"], Int[Array, " _"], Int[Array, " K"]]:
+    """The different rows among K, by partner; see `embedding.row_requests.unique`.
+
+    Args:
+        partners: number n of partners.
+        none: number for "no row".
+        partner: partner of each row, int32; n for "no row".
+        number: number of each row at its partner, int32, from 0 to less than ``none``.
+
+    Returns:
+        Numbers of the different rows, [K]; places where each partner's begin, [n + 1]; and the
+        place of each of the K, [K].
+    """
+    shapes = _like(number), jax.ShapeDtypeStruct((partners + 1,), np.int32), _like(number)
+    found, starts, places = jax.ffi.ffi_call("dlrm_jax_unique_rows", shapes)(
+        partner, number, none=none
+    )
+    return found, starts, places
+
+
 def uniform_rows(
     key: UInt32[Array, "2"],
     pieces: UInt32[Array, "P 7"],

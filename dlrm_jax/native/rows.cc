@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "parallel.h"
+#include "radix_sort.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
@@ -23,19 +24,6 @@ struct Bags {
   int64_t bags;
   int64_t length;
 };
-
-// Sorts by the upper half, which is less than `limit`; equal values keep their order.
-void RadixSort(std::vector<uint64_t>& keys, std::vector<uint64_t>& other, uint64_t limit) {
-  constexpr int kBits = 11;
-  other.resize(keys.size());
-  for (int shift = 32; limit > 0; shift += kBits, limit >>= kBits) {
-    uint32_t starts[(1 << kBits) + 1] = {};
-    for (uint64_t key : keys) ++starts[((key >> shift) & ((1 << kBits) - 1)) + 1];
-    for (int i = 0; i < 1 << kBits; ++i) starts[i + 1] += starts[i];
-    for (uint64_t key : keys) other[starts[(key >> shift) & ((1 << kBits) - 1)]++] = key;
-    keys.swap(other);
-  }
-}
 
 // The number of rows to prefetch ahead: enough to hide the latency of memory.
 constexpr size_t kAhead = 16;

@@ -103,6 +103,7 @@ def train(tables: EmbeddingCollection, weighted: bool, sums: bool) -> dict[str, 
         (SGD, "1x1", "table_wise", True, False),
         pytest.param(RowWiseAdagrad, "1x1", "table_wise", True, False, marks=pytest.mark.thorough),
         (RowWiseAdagrad, "2x4", "row_wise", False, False),
+        (RowWiseAdagrad, "2x4", "fully_sharded", True, True),
         pytest.param(SGD, "2x4", "replicated", True, True, marks=pytest.mark.thorough),
     ],
 )
