@@ -25,7 +25,12 @@ from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.presets import preset
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import make_learner
-from dlrm_jax.training.compiled import compile_step, compiled_collectives, planned_collectives
+from dlrm_jax.training.compiled import (
+    compile_step,
+    compiled_collectives,
+    estimated_temporaries,
+    planned_collectives,
+)
 
 define_run_flags(
     "mlperf_v2",
@@ -58,10 +63,11 @@ def main() -> None:
         "of these, updated in place": memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
     }
+    planned = planned_collectives(learner, config.batch_size)
+    sizes["temporaries, estimated"] = estimated_temporaries(learner, config.batch_size)
     rows = [(name, f"{nbytes / 2**30:.4f}") for name, nbytes in sizes.items()]
     print(f"\n{text_table(('on each device', 'GiB'), rows)}")
 
-    planned = planned_collectives(learner, config.batch_size)
     rows = [
         (x.kind, ",".join(x.axes), x.purpose, f"{x.nbytes / 2**20:.3f}", f"{x.needed / 2**20:.3f}",
          f"{x.nbytes / x.needed:.3f}" if x.needed else "")

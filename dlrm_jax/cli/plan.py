@@ -36,11 +36,10 @@ from dlrm_jax.cli.plan_report import (
 )
 from dlrm_jax.config import Config
 from dlrm_jax.data.directory import load_directory
-from dlrm_jax.embedding import automatic_plan
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.planning.devices import DEVICES, Device, device
 from dlrm_jax.embedding.planning.limits import Limits
-from dlrm_jax.embedding.planning.meshes import MeshPlan, plan_meshes, planned_mesh
+from dlrm_jax.embedding.planning.meshes import MeshPlan, plan_meshes, plan_on_mesh, planned_mesh
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating
 from dlrm_jax.mesh import parse_mesh
@@ -139,7 +138,7 @@ def main() -> None:
         found = _on_mesh(config, described, kind, limits)
 
     print(found.plan.describe(described.tables, found.groups))
-    print(f"\n{shards_table(found.balance)}")
+    print(f"\n{shards_table(found)}")
     print(f"\n{collectives_table(found.collectives)}")
     print("without the gradients of the dense model, which python -m dlrm_jax compile prints")
     print(f"\n{time_table(found, kind)}")
@@ -168,27 +167,19 @@ def _on_mesh(config: Config, described: Descriptions, kind: Device, limits: Limi
     """The plan of the flag, or an automatic one, for the mesh of the flag."""
     groups, shards = parse_mesh(FLAGS.mesh)
     asked = workload(config, described, groups)
+    tables = described.tables, described.features, described.lookups
     if config.plan:
         plan = read_plan(config, described.tables, shards)
-    else:
-        plan = automatic_plan(
-            described.tables,
-            shards,
-            described.placements,
-            optimizer=described.optimizer,
-            workload=asked,
-            device=kind,
-            limits=limits,
-            over_all=not config.table_l2,
-        )
-    return planned_mesh(
-        described.tables,
-        described.features,
-        described.lookups,
-        plan,
-        described.optimizer,
-        asked,
-        kind,
+        return planned_mesh(*tables, plan, described.optimizer, asked, kind)
+    return plan_on_mesh(
+        *tables,
+        shards,
+        described.placements,
+        optimizer=described.optimizer,
+        workload=asked,
+        device=kind,
+        limits=limits,
+        over_all=not config.table_l2,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dlrm_jax.embedding.collectives import Collective
-from dlrm_jax.embedding.planning.balance import LINKS, Balance
+from dlrm_jax.embedding.planning.balance import LINKS
 from dlrm_jax.embedding.planning.devices import Device
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.meshes import STARTS, MeshPlan
@@ -33,8 +33,9 @@ def meshes_table(found: Sequence[MeshPlan]) -> str:
     return text_table(header, rows, left=(0, 4))
 
 
-def shards_table(found: Balance) -> str:
-    """Memory and reads of the fullest, the mean and the emptiest shard."""
+def shards_table(plan: MeshPlan) -> str:
+    """Memory, reads and bytes of the fullest, the mean and the emptiest shard."""
+    found = plan.balance
     state = found.needed - found.table_bytes
     rows = []
     for name, values, unit in (
@@ -50,6 +51,11 @@ def shards_table(found: Balance) -> str:
         rows.append([name, *(f"{number:,.{digits}f}" for number in numbers), ratio])
     most, over_mean = found.device_bytes / _MIB, found.device_bytes / found.needed.mean()
     rows.append(["with padding, MiB", f"{most:,.1f}", "", "", f"{over_mean:.3f}"])
+    rows.append(["temporaries, MiB", f"{plan.temporaries / _MIB:,.1f}", "", "", ""])
+    # Room for more rows than expected is no imbalance: it is the same between all devices.
+    mean = sum(each.nbytes if each.has_room else each.needed for each in plan.collectives)
+    ratio = f"{plan.received / mean:.3f}" if mean else ""
+    rows.append(["received, MiB", f"{plan.received / _MIB:,.1f}", f"{mean / _MIB:,.1f}", "", ratio])
     return text_table(["on each device", "most", "mean", "least", "most/mean"], rows)
 
 

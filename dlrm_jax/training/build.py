@@ -17,11 +17,12 @@ from dlrm_jax.data.generated.synthetic import fingerprint, generate
 from dlrm_jax.data.groups import codes_of, first_places
 from dlrm_jax.data.unseen_ids import unseen_ids
 from dlrm_jax.device_memory import memory_limit
-from dlrm_jax.embedding import EmbeddingCollection, Plan, Table, Workload, automatic_plan
+from dlrm_jax.embedding import EmbeddingCollection, Plan, Table, Workload
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.optimizer import row_optimizer
 from dlrm_jax.embedding.planning.devices import Device, device_like
 from dlrm_jax.embedding.planning.limits import Limits
+from dlrm_jax.embedding.planning.meshes import plan_on_mesh
 from dlrm_jax.embedding.planning.workload import bags_of
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import numbered, renamed_hint
@@ -225,8 +226,10 @@ def _place(config: Config, described: Descriptions, mesh: Mesh) -> EmbeddingColl
         plan = read_plan(config, described.tables, axes.shards)
     else:
         device, limits = _devices_of(mesh)
-        plan = automatic_plan(
+        found = plan_on_mesh(
             described.tables,
+            described.features,
+            described.lookups,
             axes.shards,
             described.placements,
             optimizer=described.optimizer,
@@ -235,6 +238,7 @@ def _place(config: Config, described: Descriptions, mesh: Mesh) -> EmbeddingColl
             limits=limits,
             over_all=not config.table_l2,  # which fully sharded tables don't offer
         )
+        plan = found.plan
     return EmbeddingCollection(
         described.tables,
         described.features,

@@ -13,6 +13,7 @@ import numpy as np
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding.collectives import Collective, collectives
 from dlrm_jax.embedding.owner_exchange import LATER_ROUNDS
+from dlrm_jax.embedding.planning.temporaries import temporaries
 from dlrm_jax.mesh import DATA, MODEL
 from dlrm_jax.training import dense_split
 from dlrm_jax.training.learner import Learner
@@ -138,6 +139,20 @@ def _of_dense_model(learner: Learner) -> tuple[Collective, ...]:
     elif split:
         found.append(over_all("all-gather", "sums of dense gradients", count * sent))
     return tuple(found)
+
+
+def estimated_temporaries(learner: Learner, batch_size: int) -> float:
+    """The estimated bytes of a step besides its arguments, without the activations of the model.
+
+    Args:
+        learner: learner of the step.
+        batch_size: samples of a batch, over all devices.
+    """
+    shape = {DATA: learner.axes.groups, MODEL: learner.axes.shards}
+    moved = planned_collectives(learner, batch_size)
+    of_tables = temporaries(learner.collection.layout, moved, shape, batch_size)
+    gradients = jax.tree.leaves(learner.state_specs().params)
+    return of_tables + sum(x.dtype.itemsize * math.prod(x.shape) for x in gradients)
 
 
 def compiled_collectives(compiled: jax.stages.Compiled) -> list[tuple[str, int]]:

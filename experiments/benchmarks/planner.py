@@ -81,7 +81,7 @@ def main() -> None:
     print(f"{meshes_table(found)}\n")
     counts = Counter(best.plan.placement(table.name) for table in tables)
     print(text_table(("placement", "tables"), [(name, str(n)) for name, n in counts.items()]))
-    print(f"\n{shards_table(best.balance)}")
+    print(f"\n{shards_table(best)}")
     print(f"\n{collectives_table(best.collectives)}")
 
 

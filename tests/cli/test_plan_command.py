@@ -99,7 +99,7 @@ def test_memory_that_is_too_small_is_refused():
     assert result.returncode == 2
     assert re.fullmatch(
         r"error: memory: tables and their optimizer state need at least 12.* GiB on each of 8 "
-        r"shards, a device has 4 GiB for them\. .*table C1 \(40,000,000 x 128\).*\n",
+        r"devices, a device has 4 GiB for them\. .*table C1 \(40,000,000 x 128\).*\n",
         result.stderr,
     )
 

@@ -164,7 +164,7 @@ def test_a_budget_is_kept():
 )
 def test_an_impossible_budget_says_what_is_needed_and_which_table_binds(placements, binding):
     limits = Limits(memory=0.9 * LARGE_BYTES / 4)
-    message = rf"memory: .* need at least [\d.]+ GiB on each of 4 shards, a device has .*{binding}"
+    message = rf"memory: .* need at least [\d.]+ GiB on each of 4 devices, a device has .*{binding}"
     with pytest.raises(UserError, match=message):
         automatic_plan(LARGE, 4, placements, optimizer=ADAGRAD, limits=limits)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 from dlrm_jax.embedding.collectives import Collective, collectives
@@ -12,6 +13,7 @@ from dlrm_jax.embedding.planning.balance import Balance, balance, seconds_by_par
 from dlrm_jax.embedding.planning.devices import DEVICES, Device
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.planner import MemoryExceededError, automatic_plan
+from dlrm_jax.embedding.planning.temporaries import temporaries
 from dlrm_jax.embedding.planning.workload import Workload, bags_of
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.embedding.table import Feature, Lookup, Table
@@ -19,6 +21,12 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL
 
 STARTS = "starts of collectives"
+
+# Tables may have three quarters of a device's memory, and with the temporaries of their lookups and
+# updates nine tenths. The dense model has the rest.
+_WITH_TEMPORARIES = 1.2
+# Plans are made with less memory for tables until the temporaries fit, too.
+_ATTEMPTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +38,8 @@ class MeshPlan:
         plan: placement of the tables on M shards.
         balance: bytes and rows of each shard.
         collectives: collectives of the tables in a step.
+        temporaries: estimated bytes of a step besides tables and optimizer state, see
+            `temporaries.temporaries`.
         seconds: estimated seconds of a step's lookups and updates, by part.
     """
 
@@ -37,6 +47,7 @@ class MeshPlan:
     plan: Plan
     balance: Balance
     collectives: tuple[Collective, ...]
+    temporaries: float
     seconds: Mapping[str, float]
 
     @property
@@ -71,7 +82,71 @@ def planned_mesh(
     moved = collectives(layout, shape, workload.batch_size)
     seconds = seconds_by_part(tables, plan, optimizer, workload, device)
     seconds[STARTS] = len(moved) * device.latency
-    return MeshPlan(groups, plan, balance(layout, plan, workload), moved, seconds)
+    arrays = temporaries(layout, moved, shape, workload.batch_size)
+    return MeshPlan(groups, plan, balance(layout, plan, workload), moved, arrays, seconds)
+
+
+def plan_on_mesh(
+    tables: Sequence[Table],
+    features: Sequence[Feature],
+    lookups: Sequence[Lookup],
+    shards: int,
+    placements: Mapping[str, str] | None = None,
+    *,
+    optimizer: RowOptimizer | None,
+    workload: Workload,
+    device: Device,
+    limits: Limits,
+    over_all: bool = True,
+) -> MeshPlan:
+    """An automatic plan that leaves memory for the temporaries of a step.
+
+    Args:
+        tables: all tables.
+        features: features of the lookups.
+        lookups: lookups of the tables.
+        shards: number M of model shards.
+        placements: overrides of `automatic_plan`.
+        optimizer: default optimizer.
+        workload: reads of the tables in a step, with the number D of groups.
+        device: model of every device.
+        limits: limits of `automatic_plan`. Tables and temporaries together may have a fifth more
+            than ``memory``, which is for tables.
+        over_all: whether tables may be fully sharded, see `automatic_plan`.
+
+    Raises:
+        UserError: as `automatic_plan`, or there is no memory for the temporaries.
+    """
+    plan = functools.partial(
+        automatic_plan,
+        tables,
+        shards,
+        placements,
+        optimizer=optimizer,
+        workload=workload,
+        device=device,
+        over_all=over_all,
+    )
+    described = tables, features, lookups
+    found = planned_mesh(*described, plan(limits=limits), optimizer, workload, device)
+    for _ in range(_ATTEMPTS):
+        room = _WITH_TEMPORARIES * limits.memory - found.temporaries
+        if found.balance.device_bytes <= room:
+            return found
+        if room <= 0:
+            break
+        try:
+            smaller = plan(limits=dataclasses.replace(limits, memory=room))
+        except MemoryExceededError:  # which tells of the tables alone
+            break
+        found = planned_mesh(*described, smaller, optimizer, workload, device)
+    raise MemoryExceededError(
+        f"memory: expected at most {_WITH_TEMPORARIES * limits.memory / 2**30:.3g} GiB for tables "
+        f"and the arrays that a step makes of their rows, got about "
+        f"{found.balance.device_bytes / 2**30:.3g} and {found.temporaries / 2**30:.3g} GiB on mesh "
+        f"{found.mesh}; use more devices or a smaller batch",
+        found.balance.device_bytes + found.temporaries,
+    )
 
 
 def plan_meshes(
@@ -130,20 +205,22 @@ def plan_meshes(
         bags = bags_of(features, lookups)
         workload = Workload(batch_size, devices // shards, zipf_exponent, bags)
         try:
-            plan = automatic_plan(
+            each = plan_on_mesh(
                 tables,
+                features,
+                lookups,
                 shards,
                 placements,
                 optimizer=optimizer,
                 workload=workload,
                 device=device,
-                limits=limits,
+                limits=limits or Limits(),
                 over_all=over_all,
             )
         except MemoryExceededError as error:
             refused.append(error)
             continue
-        found.append(planned_mesh(tables, features, lookups, plan, optimizer, workload, device))
+        found.append(each)
     if not found:
         raise min(refused, key=lambda error: error.needed)
 

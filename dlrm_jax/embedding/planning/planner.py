@@ -84,7 +84,8 @@ def automatic_plan(
     chosen = search.best()
     overflow = float(search.score(chosen).overflow)
     if overflow > 0:
-        raise _too_large(tables, costs, limits.memory, (1 + overflow) * limits.memory)
+        devices = shards * workload.data_groups
+        raise _too_large(tables, costs, devices, limits.memory, (1 + overflow) * limits.memory)
     placed = zip(
         tables, (own[choice] for own, choice in zip(found, chosen, strict=True)), strict=True
     )
@@ -109,7 +110,7 @@ def automatic_plan(
 
 
 def _too_large(
-    tables: Sequence[Table], costs: Costs, memory: float, found: float
+    tables: Sequence[Table], costs: Costs, devices: int, memory: float, found: float
 ) -> MemoryExceededError:
     """An error with the memory needed, the memory there is, and the largest table."""
     least = costs.least[:, 0]
@@ -120,9 +121,9 @@ def _too_large(
         needed, how = found, "in the best plan found"
     return MemoryExceededError(
         f"memory: tables and their optimizer state need {how} {needed / 2**30:.3g} GiB on each of "
-        f"{costs.shards} shards, a device has {memory / 2**30:.3g} GiB for them. Most of it, "
+        f"{devices} devices, a device has {memory / 2**30:.3g} GiB for them. Most of it, "
         f"{least[binding] / 2**30:.3g} GiB, is for table {table.name} ({table.rows:,} x "
-        f"{table.dim}). Use more shards, a narrower type or an optimizer with less state, or place "
+        f"{table.dim}). Use more shards or devices, a narrower type or an optimizer with less state, or place "
         f"fewer tables yourself",
         needed,
     )

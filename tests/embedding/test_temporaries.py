@@ -1,0 +1,70 @@
+"""The estimated bytes of a step besides tables, against those of compiled programs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dlrm_jax.embedding import (
+    EmbeddingCollection,
+    Feature,
+    Lookup,
+    RowWiseAdagrad,
+    Table,
+    Workload,
+)
+from dlrm_jax.embedding.planning.devices import DEVICES
+from dlrm_jax.embedding.planning.limits import Limits
+from dlrm_jax.embedding.planning.meshes import plan_on_mesh
+from dlrm_jax.embedding.planning.workload import bags_of
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import batch_sharding, make_mesh
+
+BATCH = 8192
+OPTIMIZER = RowWiseAdagrad(0.1)
+TABLES = [Table(f"t{i}", 2_000_000, 64) for i in range(3)]
+FEATURES = [Feature("t0", 20), Feature("t1", 3), Feature("t2", 1)]
+LOOKUPS = [Lookup(table.name, table.name, table.name) for table in TABLES]
+
+
+def planned(placement, limits, batch=BATCH):
+    return plan_on_mesh(
+        TABLES,
+        FEATURES,
+        LOOKUPS,
+        4,
+        {table.name: placement for table in TABLES},
+        optimizer=OPTIMIZER,
+        workload=Workload(batch, 2, bags=bags_of(FEATURES, LOOKUPS)),
+        device=DEVICES["h100"],
+        limits=limits,
+    )
+
+
+@pytest.mark.parametrize("placement", ["table_wise", "column_wise", "fully_sharded"])
+def test_the_estimate_is_near_what_a_compiled_program_needs(placement):
+    mesh, found = make_mesh("2x4"), planned(placement, Limits())
+    collection = EmbeddingCollection(
+        TABLES, FEATURES, LOOKUPS, mesh, OPTIMIZER, found.plan, kernels="jax"
+    )
+
+    def step(state, ids, count):
+        pooled, context = collection.lookup(state, ids)
+        return collection.update(state, context, pooled, count)
+
+    ids = jax.ShapeDtypeStruct((BATCH, 24), jnp.int32, sharding=batch_sharding(mesh))
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    compiled = jax.jit(step, donate_argnums=0).lower(collection.state_specs(), ids, count).compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    assert 0.6 <= found.temporaries / memory.temp_size_in_bytes <= 1.2
+
+
+def test_tables_leave_memory_for_temporaries():
+    found = planned("fully_sharded", Limits())
+    limits = Limits(memory=1.01 * found.balance.device_bytes)
+    assert planned("fully_sharded", limits).plan == found.plan
+    message = r"memory: expected at most .* that a step makes .* on mesh 2x4; use more devices or a"
+    with pytest.raises(UserError, match=message):
+        planned("fully_sharded", limits, 8 * BATCH)
