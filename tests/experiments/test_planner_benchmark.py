@@ -14,7 +14,9 @@ def test_rows_fall_by_a_power_law_and_bags_vary():
     assert [tables[rank].rows for rank in (0, 9, 999)] == [10**9, 10**7, 10**3]
     assert {table.dim for table in tables} == {32, 64, 96, 128, 192, 256}
     lengths = [feature.max_ids for feature in features]
-    assert min(lengths) == 1 and max(lengths) > 190 and np.median(lengths) < 20
+    assert min(lengths) == 1
+    assert max(lengths) > 190
+    assert np.median(lengths) < 20
     assert [lookup.table for lookup in lookups] == [table.name for table in tables]
 
 

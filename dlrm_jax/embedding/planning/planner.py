@@ -123,7 +123,7 @@ def _too_large(
         f"memory: tables and their optimizer state need {how} {needed / 2**30:.3g} GiB on each of "
         f"{devices} devices, a device has {memory / 2**30:.3g} GiB for them. Most of it, "
         f"{least[binding] / 2**30:.3g} GiB, is for table {table.name} ({table.rows:,} x "
-        f"{table.dim}). Use more shards or devices, a narrower type or an optimizer with less state, or place "
-        f"fewer tables yourself",
+        f"{table.dim}). Use more shards or devices, a narrower type or an optimizer with less "
+        f"state, or place fewer tables yourself",
         needed,
     )
