@@ -89,6 +89,7 @@ class Plan:
 
     @functools.cached_property
     def _by_table(self) -> dict[str, tuple[Piece, ...]]:
+        """The pieces of each table, by its name."""
         found: dict[str, list[Piece]] = {}
         for piece in self.pieces:
             found.setdefault(piece.table, []).append(piece)
