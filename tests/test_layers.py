@@ -78,8 +78,9 @@ BELOW["run"] = {*BELOW["run_start"], "run_start", "run_training", "run_data"}
 BELOW["job"] = {*BELOW["run"], "run", "run_data", "presets"}
 BELOW["retrieval"] = {*BELOW["run_start"], "run_start", "serving"}
 BELOW["search"] = BELOW["daily"] = {*BELOW["job"], "job"}
+BELOW["simulation"] = {*BELOW["training"], "training"}
 BELOW["cli"] = {*BELOW["search"], "search", "daily", "retrieval", "presets", "text_table"}
-BELOW["cli"] |= {"serving", "conversion", "processor"}
+BELOW["cli"] |= {"serving", "conversion", "processor", "simulation"}
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")

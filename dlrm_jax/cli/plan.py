@@ -4,10 +4,12 @@
     python -m dlrm_jax plan --preset=mlperf_v2 --devices=128 --device=h100
     python -m dlrm_jax plan --mesh=1x8 --placements=C3=row_wise --output=p.json --picture=p.png
     python -m dlrm_jax plan --mesh=1x8 --preset=small --data=log --placements=item=row_wise
+    python -m dlrm_jax plan --preset=mlperf_v2 --mesh=16x8 --device=h100 --simulate --pipelined
 
 Prints the placement of every table, the memory, rows and communication of each device, and the
 estimated time of a step's lookups and updates. ``dlrm_jax train`` takes the file as ``--plan``.
 With ``--devices``, the mesh is searched, too; the two next best ones are printed beside it.
+With ``--simulate`` it also prints the time of a whole train step on paper, operation by operation.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from dlrm_jax.cli.plan_report import (
     shards_table,
     time_table,
 )
+from dlrm_jax.cli.simulation import check_simulation, define_simulation, report
 from dlrm_jax.config import Config
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.embedding.layout import make_layout
@@ -55,18 +58,15 @@ from dlrm_jax.training.tables import Descriptions, describe
 
 # What the placement of tables depends on is left: the tables, their optimizers, and the batch.
 _UNREAD = (
-    "emulate", "stochastic_rounding", "kernels", "model_options", "dense_features", "top_mlp",
-    "self_interaction", "compute_dtype", "loss", "class_weights", "dense_optimizer",
-    "shard_dense_optimizer", "dense_comm_dtype", "learning_rate", "warmup_steps", "decay_start",
-    "decay_steps", "clip_norm", "teacher", "seed", "dropout", "normalization", "numeric_embedding",
-    "table_l2_rows", "dense_l2",
+    "emulate", "stochastic_rounding", "kernels", "loss", "class_weights", "learning_rate",
+    "warmup_steps", "decay_start", "decay_steps", "clip_norm", "teacher", "seed", "dropout",
+    "normalization", "table_l2_rows", "dense_l2",
 )  # fmt: skip
 
 define_run_flags(
-    "mlperf_v2",
-    dict.fromkeys((*OF_WHOLE_RUNS, *_UNREAD), "a plan doesn't depend on it")
-    | {"comm_dtype": "plan counts bytes in float32; python -m dlrm_jax compile counts those"},
+    "mlperf_v2", dict.fromkeys((*OF_WHOLE_RUNS, *_UNREAD), "a plan doesn't depend on it")
 )
+define_simulation()
 flags.DEFINE_string(
     "data",
     None,
@@ -112,6 +112,7 @@ def main() -> None:
         )
     if FLAGS.memory_gib is not None and not 0 < FLAGS.memory_gib < float("inf"):
         raise UserError(f"--memory_gib: expected a finite number above 0, got {FLAGS.memory_gib}")
+    check_simulation(config)
     check_new("output", "picture", "mesh_picture")
     check_pictures("picture", "mesh_picture")
     described = describe(config)
@@ -143,6 +144,8 @@ def main() -> None:
     print("without the gradients of the dense model, which python -m dlrm_jax compile prints")
     print(f"\n{time_table(found, kind)}")
     print(f"limited by: {binding(found, limits)}")
+    if FLAGS.simulate:
+        print(f"\n{report(config, described, found.plan, found.groups, kind)}")
     for given in filter(None, (FLAGS.output, FLAGS.picture, FLAGS.mesh_picture)):
         Path(given).parent.mkdir(parents=True, exist_ok=True)
     if FLAGS.output:

@@ -2,26 +2,56 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from dlrm_jax.embedding.planning.devices import DEVICES, device, device_like
+from dlrm_jax.embedding.planning.data_sheets import SHEETS, reached
+from dlrm_jax.embedding.planning.devices import DEVICES, Device, device, device_like
 from dlrm_jax.errors import UserError
+
+# NVIDIA's H100 as in its data sheet.
+H100 = dataclasses.replace(DEVICES["h100"], link_bandwidth=450e9, network_bandwidth=50e9)
 
 
 def test_links_of_a_host_are_faster_than_the_network():
-    h100 = DEVICES["h100"]
-    assert h100.exchange_seconds(450e9, 8) == pytest.approx(7 / 8)
-    assert h100.exchange_seconds(50e9, 16) == pytest.approx(8 / 16 + 7 / 16 / 9)
+    exchange = H100.exchange(50e9, 16)
+    assert H100.exchange(450e9, 8).host == pytest.approx(7 / 8)
+    assert (exchange.host, exchange.network) == pytest.approx((7 / 16 / 9, 8 / 16))
     # Copies one host apart each fetch what is theirs; eight of a host share the way.
-    assert h100.gather_seconds(50e9, 8, 2) == pytest.approx(1 / 2)
-    assert h100.gather_seconds(50e9, 1, 16) == pytest.approx(1 / 2 / 8 + 15 / 16 / 9)
-    assert h100.row_seconds(65) == pytest.approx(128 / h100.row_bandwidth)
+    gather = H100.gather(50e9, 8, 2)
+    assert (gather.host, gather.network) == pytest.approx((0, 1 / 2))
+    gather = H100.gather(50e9, 1, 16)
+    assert (gather.host, gather.network) == pytest.approx((15 / 16 / 9, 1 / 2 / 8))
+    assert H100.row_seconds(65) == pytest.approx(128 / H100.row_bandwidth)
+
+
+def test_switches_that_add_up_gradients_halve_what_the_network_carries():
+    ring, in_network = (H100.all_reduce(64e6, 1, 128, flag) for flag in (False, True))
+    half = H100.gather(64e6, 1, 128)
+    assert ring == half + half
+    assert in_network.host == ring.host
+    assert in_network.network == ring.network / 2
+
+
+def test_devices_reach_a_share_of_their_data_sheets():
+    for name, sheet in SHEETS.items():
+        share, found = reached(name), DEVICES[name]
+        assert found.memory_bandwidth == pytest.approx(1e9 * sheet.bandwidth * share.bandwidth)
+        assert found.row_bandwidth < found.memory_bandwidth < 1e9 * sheet.bandwidth
+        assert found.network_bandwidth < found.link_bandwidth < found.memory_bandwidth
+        assert found.flops <= found.flops16 == pytest.approx(1e12 * sheet.flops16 * share.products)
+        assert Device.of(name, sheet, share) == found
 
 
 def test_devices_by_name_and_by_kind():
     assert device("a100") is DEVICES["a100"]
-    with pytest.raises(UserError, match=r"device: expected one of h100, .*, got 'h101'"):
+    with pytest.raises(UserError, match=r"device: expected one of a100, .*, got 'h101'"):
         device("h101")
-    kinds = {"cpu": "cpu", "NVIDIA A100-SXM4-80GB": "a100", "TPU v5": "tpu_v5p", "MI300X": "h100"}
+    kinds = {
+        "cpu": "cpu", "NVIDIA A100-SXM4-80GB": "a100", "NVIDIA H200": "h200", "NVIDIA B200": "b200",
+        "NVIDIA GB200": "gb200", "AMD Instinct MI300X": "mi300x", "TPU v4": "tpu_v4",
+        "TPU v5": "tpu_v5p", "TPU v5 lite": "tpu_v5e", "TPU v6 lite": "tpu_v6e", "X9": "h100",
+    }  # fmt: skip
     for kind, name in kinds.items():
         assert device_like(kind).name == name

@@ -14,6 +14,7 @@ from dlrm_jax.embedding.planning.choices import Choice
 from dlrm_jax.embedding.planning.costs import Costs
 from dlrm_jax.embedding.planning.devices import Device
 from dlrm_jax.embedding.planning.limits import Limits
+from dlrm_jax.embedding.planning.program import PARTS, XLA, Part, Program
 from dlrm_jax.embedding.planning.search import Search
 from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.row_optimizer import RowOptimizer, slot_bytes
@@ -86,16 +87,17 @@ def row_bytes(slab: Slab) -> tuple[int, int]:
 
 
 LINKS, PASSES, ROWS = "links between devices", "passes through memory", "rows at random"
+_RESOURCES = {LINKS: ("links", "network"), PASSES: ("memory",), ROWS: ("rows",)}
 
 
-def seconds_by_part(
+def seconds_by_resource(
     tables: Sequence[Table],
     plan: Plan,
     optimizer: RowOptimizer | None,
     workload: Workload,
     device: Device,
 ) -> dict[str, float]:
-    """The planner's estimate of a step's lookups and updates, in seconds by part.
+    """The planner's estimate of a step's lookups and updates, by what they take their time from.
 
     Args:
         tables: all tables.
@@ -104,17 +106,52 @@ def seconds_by_part(
         workload: reads of the tables in a step.
         device: model of every device.
     """
-    bandwidths = {
-        LINKS: ("link_bandwidth", "network_bandwidth"),
-        PASSES: ("memory_bandwidth",),
-        ROWS: ("row_bandwidth",),
+    return {
+        name: _seconds(
+            [part for part in PARTS if part.resource in resources],
+            tables,
+            plan,
+            optimizer,
+            workload,
+            device,
+        )
+        for name, resources in _RESOURCES.items()
     }
+
+
+def seconds_by_part(
+    tables: Sequence[Table],
+    plan: Plan,
+    optimizer: RowOptimizer | None,
+    workload: Workload,
+    device: Device,
+    program: Program = XLA,
+) -> dict[Part, float]:
+    """The planner's estimate of a step's lookups and updates, in seconds by part.
+
+    Args:
+        tables: all tables.
+        plan: plan of these tables.
+        optimizer: default optimizer.
+        workload: reads of the tables in a step.
+        device: model of every device.
+        program: passes through memory.
+    """
+    return {
+        part: _seconds([part], tables, plan, optimizer, workload, device, program)
+        for part in PARTS
+    }
+
+
+def _seconds(
+    parts: Sequence[Part],
+    tables: Sequence[Table],
+    plan: Plan,
+    optimizer: RowOptimizer | None,
+    workload: Workload,
+    device: Device,
+    program: Program = XLA,
+) -> float:
     choices = [[Choice.of(plan, table.name)] for table in tables]
-    seconds = {}
-    for part in bandwidths:
-        # The other parts take no time at infinite bandwidth.
-        others = [x for other in bandwidths if other != part for x in bandwidths[other]]
-        alone = dataclasses.replace(device, latency=0, **dict.fromkeys(others, float("inf")))
-        costs = Costs(tables, choices, plan.shards, optimizer, workload, alone)
-        seconds[part] = float(Search(costs, Limits()).score([0] * len(tables)).seconds)
-    return seconds
+    costs = Costs(tables, choices, plan.shards, optimizer, workload, device, program, parts)
+    return float(Search(costs, Limits()).score([0] * len(tables)).seconds)

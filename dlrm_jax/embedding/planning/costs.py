@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from jaxtyping import Float64
 
 from dlrm_jax.embedding.planning.choices import Choice
 from dlrm_jax.embedding.planning.devices import Device
+from dlrm_jax.embedding.planning.program import PARTS, XLA, Part, Program
 from dlrm_jax.embedding.planning.timing import SlabCosts
 from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
@@ -72,6 +73,8 @@ class Costs:
         optimizer: default optimizer.
         workload: reads of the tables in a step.
         device: model of every device.
+        program: passes through memory.
+        parts: parts of a step whose seconds count.
 
     Attributes:
         slabs: costs of each of the S shared slabs, by key.
@@ -93,9 +96,18 @@ class Costs:
         optimizer: RowOptimizer | None,
         workload: Workload,
         device: Device,
+        program: Program = XLA,
+        parts: Collection[Part] = PARTS,
     ):
         self.shards = shards
-        self._slab = functools.partial(SlabCosts, shards=shards, workload=workload, device=device)
+        self._slab = functools.partial(
+            SlabCosts,
+            shards=shards,
+            workload=workload,
+            device=device,
+            program=program,
+            parts=parts,
+        )
         keys = [
             [slab_key(table, choice.pieces(table.name), shards, optimizer) for choice in own]
             for table, own in zip(tables, choices, strict=True)
@@ -168,7 +180,10 @@ class Costs:
         bags = workload.lengths(table.name)
         load = self._empty(len(choices))
         over_all = any(key.split == "devices" for key in keys)
-        distinct = workload.distinct_share(table, self.shards) if over_all else 1.0
+        distinct = (1.0, 1.0)
+        if over_all:
+            share = workload.distinct_share
+            distinct = share(table, self.shards), share(table, 1)
         alone = {key: self._slab(key, list(bags), distinct=distinct) for key in keys}
         lookups = {key: slab.lookups(table) for key, slab in alone.items()}
         counts = np.array(list(bags.values()), float)

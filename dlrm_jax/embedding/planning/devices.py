@@ -1,30 +1,53 @@
-"""Devices as a planner sees them: their memory and their bandwidths."""
+"""Devices as a planner and a simulation see them: memory, bandwidths and speeds."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
+from dlrm_jax.embedding.planning.data_sheets import SHEETS, Reached, Sheet, reached
 from dlrm_jax.errors import UserError
 
-_GB = 1e9
-_US = 1e-6
+Numbers = Any
+"""A number, or an array of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LinkSeconds:
+    """The seconds of a collective, by the links that it takes.
+
+    Attributes:
+        host: seconds on the links between devices of a host.
+        network: seconds on the network between hosts.
+    """
+
+    host: Numbers
+    network: Numbers
+
+    def __add__(self, other: LinkSeconds) -> LinkSeconds:
+        return LinkSeconds(self.host + other.host, self.network + other.network)
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """One of equal devices, by its data sheet. Bandwidths are bytes per second in one direction.
+    """One of equal devices. Its figures are what programs reach, see `data_sheets`.
 
     Attributes:
         name: name for people.
         memory: size of the memory, in bytes.
-        memory_bandwidth: bandwidth for arrays that are read or written from end to end.
+        memory_bandwidth: bandwidth for arrays that are read or written from end to end, in bytes
+            per second.
         row_bandwidth: bandwidth for rows at random, with their bytes in whole granules.
         granule: size of the smallest memory access, in bytes.
-        link_bandwidth: bandwidth from one device to the others of its host.
-        network_bandwidth: bandwidth from one device to other hosts.
+        link_bandwidth: bandwidth from one device to the others of its host, in one direction.
+        network_bandwidth: bandwidth from one device to other hosts, in one direction.
         devices_per_host: number of devices that the fast links join.
         latency: seconds that a collective takes besides moving its bytes.
+        launch: seconds that a kernel takes besides its work.
+        flops: floating point operations a second of matrix products of float32, as JAX computes
+            them by default.
+        flops16: those of matrix products of bfloat16.
         emulated: whether the devices share the cores and the memory of one host.
     """
 
@@ -37,7 +60,35 @@ class Device:
     network_bandwidth: float
     devices_per_host: int
     latency: float
+    launch: float
+    flops: float
+    flops16: float
     emulated: bool = False
+
+    @classmethod
+    def of(cls, name: str, sheet: Sheet, share: Reached) -> Device:
+        """The device of a data sheet.
+
+        Args:
+            name: name for people.
+            sheet: its data sheet.
+            share: share of it that programs reach.
+        """
+        giga, tera = 1e9, 1e12
+        return cls(
+            name,
+            memory=round(sheet.memory * giga),
+            memory_bandwidth=share.bandwidth * sheet.bandwidth * giga,
+            row_bandwidth=share.rows * sheet.bandwidth * giga,
+            granule=share.granule,
+            link_bandwidth=share.link * sheet.link * giga,
+            network_bandwidth=share.network * sheet.network * giga,
+            devices_per_host=sheet.devices_per_host,
+            latency=share.latency,
+            launch=share.launch,
+            flops=share.products * sheet.flops * tera,
+            flops16=share.products * sheet.flops16 * tera,
+        )
 
     @property
     def memory_for_tables(self) -> float:
@@ -48,7 +99,7 @@ class Device:
         """The seconds of reading one row of so many bytes at random."""
         return math.ceil(nbytes / self.granule) * self.granule / self.row_bandwidth
 
-    def exchange_seconds(self, nbytes: float, devices: int, stride: int = 1) -> float:
+    def exchange(self, nbytes: Numbers, devices: int, stride: int = 1) -> LinkSeconds:
         """The seconds of an all-to-all.
 
         Args:
@@ -57,10 +108,12 @@ class Device:
             stride: distance between devices that take part, in the order of the hosts.
         """
         near, far = self._near_and_far(stride, devices)
-        return nbytes * (near / self.link_bandwidth + far / self.network_bandwidth)
+        return LinkSeconds(
+            nbytes * near / self.link_bandwidth, nbytes * far / self.network_bandwidth
+        )
 
-    def gather_seconds(self, nbytes: float, stride: int, devices: int) -> float:
-        """The seconds of an all-gather; an all-reduce of so many bytes takes twice as long.
+    def gather(self, nbytes: Numbers, stride: int, devices: int) -> LinkSeconds:
+        """The seconds of an all-gather, or of a reduce-scatter of so many bytes.
 
         Devices of one host that gather the same data share the network.
 
@@ -71,8 +124,25 @@ class Device:
         """
         near, far = self._near_and_far(stride, devices)
         together = self._together(stride, devices)
-        far_share = far / together / self.network_bandwidth
-        return nbytes * ((near + far) / self.link_bandwidth * (together > 1) + far_share)
+        return LinkSeconds(
+            nbytes * (near + far) / self.link_bandwidth * (together > 1),
+            nbytes * far / together / self.network_bandwidth,
+        )
+
+    def all_reduce(
+        self, nbytes: Numbers, stride: int, devices: int, in_network: bool = False
+    ) -> LinkSeconds:
+        """The seconds of an all-reduce: of a reduce-scatter and an all-gather, as in a ring.
+
+        Args:
+            nbytes: bytes of its result on one device.
+            stride: distance between devices that take part, in the order of the hosts.
+            devices: number of devices that take part.
+            in_network: whether switches add up what hosts send, as SHARP does: each byte then goes
+                to the network once and comes back once, at the same time.
+        """
+        half = self.gather(nbytes, stride, devices)
+        return half + (LinkSeconds(half.host, 0.0) if in_network else half)
 
     def _together(self, stride: int, devices: int) -> int:
         """The number of devices in one host that take part."""
@@ -87,28 +157,24 @@ class Device:
 # Gradients, exchanged vectors and the dense model take the rest.
 _SHARE_FOR_TABLES = 0.75
 
-# No data sheet gives the bandwidth of rows at random. For GPUs and TPUs it is taken as half of the
-# streaming bandwidth; for the CPU it is measured: gathers of 64-byte rows from 2 GB.
-DEVICES = {
-    # NVIDIA's data sheet of the H100 SXM: 80 GB, 3.35 TB/s, NVLink 900 GB/s in both directions.
-    # DGX H100: eight GPUs, each with a 400 Gb/s adapter.
-    "h100": Device(
-        "h100", 80 * 10**9, 3350 * _GB, 1675 * _GB, 64, 450 * _GB, 50 * _GB, 8, 15 * _US
-    ),
-    # NVIDIA's data sheet of the A100 SXM: 80 GB, 2,039 GB/s, NVLink 600 GB/s in both directions.
-    # DGX A100: eight GPUs, each with a 200 Gb/s adapter.
-    "a100": Device(
-        "a100", 80 * 10**9, 2039 * _GB, 1019 * _GB, 64, 300 * _GB, 25 * _GB, 8, 15 * _US
-    ),
-    # Google Cloud's page on the TPU v5p: 95 GiB, 2,765 GB/s, interconnect 1,200 GB/s in both
-    # directions between the up to 6,144 chips of a slice, data centre network 50 Gb/s. A row
-    # takes whole lines of 128 float32 numbers.
-    "tpu_v5p": Device(
-        "tpu_v5p", 95 * 2**30, 2765 * _GB, 1382 * _GB, 512, 600 * _GB, 6.25 * _GB, 6144, 5 * _US
-    ),
-    # Two cores of an x86-64 server, which emulate all devices: links are copies in memory.
-    "cpu": Device("cpu", 16 * 2**30, 10 * _GB, 2.5 * _GB, 64, 5 * _GB, 1 * _GB, 8, 50 * _US, True),
-}
+DEVICES = {name: Device.of(name, sheet, reached(name)) for name, sheet in SHEETS.items()}
+# Two cores of an x86-64 server, which emulate all devices, measured: gathers of 64-byte rows from
+# 2 GB; links are copies in memory.
+DEVICES["cpu"] = Device(
+    "cpu",
+    memory=16 * 2**30,
+    memory_bandwidth=10e9,
+    row_bandwidth=2.5e9,
+    granule=64,
+    link_bandwidth=5e9,
+    network_bandwidth=1e9,
+    devices_per_host=8,
+    latency=50e-6,
+    launch=5e-6,
+    flops=1e11,
+    flops16=1e11,
+    emulated=True,
+)
 
 
 def device(name: str) -> Device:
@@ -122,6 +188,22 @@ def device(name: str) -> Device:
     return DEVICES[name]
 
 
+# Parts of JAX's names of devices. TPUs are "TPU v4", "TPU v5 lite", "TPU v5" and "TPU v6 lite".
+_KINDS = {
+    "cpu": "cpu",
+    "gb200": "gb200",
+    "b200": "b200",
+    "h200": "h200",
+    "a100": "a100",
+    "mi300x": "mi300x",
+    "tpu v4": "tpu_v4",
+    "tpu v5 lite": "tpu_v5e",
+    "tpu v5e": "tpu_v5e",
+    "tpu v6": "tpu_v6e",
+    "tpu": "tpu_v5p",
+}
+
+
 def device_like(kind: str) -> Device:
     """The device that resembles a kind of JAX device.
 
@@ -131,8 +213,4 @@ def device_like(kind: str) -> Device:
         kind: kind as in ``jax.devices()[0].device_kind``, such as ``"NVIDIA A100-SXM4-80GB"``.
     """
     kind = kind.lower()
-    if "cpu" in kind:
-        return DEVICES["cpu"]
-    if "tpu" in kind:
-        return DEVICES["tpu_v5p"]
-    return DEVICES["a100"] if "a100" in kind else DEVICES["h100"]
+    return DEVICES[next((name for part, name in _KINDS.items() if part in kind), "h100")]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dlrm_jax.embedding.collectives import Collective, collectives
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.plan import Plan
-from dlrm_jax.embedding.planning.balance import Balance, balance, seconds_by_part
+from dlrm_jax.embedding.planning.balance import Balance, balance, seconds_by_resource
 from dlrm_jax.embedding.planning.devices import DEVICES, Device
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.planner import MemoryExceededError, automatic_plan
@@ -80,7 +80,7 @@ def planned_mesh(
     layout = make_layout(tables, features, lookups, plan, optimizer, groups)
     shape = {DATA: groups, MODEL: plan.shards}
     moved = collectives(layout, shape, workload.batch_size)
-    seconds = seconds_by_part(tables, plan, optimizer, workload, device)
+    seconds = seconds_by_resource(tables, plan, optimizer, workload, device)
     seconds[STARTS] = len(moved) * device.latency
     arrays = temporaries(layout, moved, shape, workload.batch_size)
     return MeshPlan(groups, plan, balance(layout, plan, workload), moved, arrays, seconds)

@@ -118,8 +118,9 @@ def _costs(
     for kind, choice in {_kind(choice): choice for choice in found}.items():
         key = slab_key(table, _pieces(*kind), shards, optimizer)
         if key not in slabs:
-            over_all = key.split == "devices"
-            distinct = workload.distinct_share(table, shards) if over_all else 1.0
+            distinct = 1.0, 1.0
+            if key.split == "devices":
+                distinct = tuple(workload.distinct_share(table, count) for count in (shards, 1))
             slabs[key] = slab_costs(key, list(bags), distinct=distinct)
         slab = slabs[key]
         part = 1 / (shards if key.split == "rows" else slab.parts)

@@ -1,37 +1,29 @@
 """The costs of one slab: its bytes, and the times of the parts of a step that depend on it.
 
 Times are bytes over bandwidths. They serve to compare plans: they leave out the parts that no plan
-changes, and ignore that parts of a step may overlap.
+changes, and the starts of kernels and collectives, which plans hardly change; and they ignore that
+parts of a step may overlap. `simulation` adds these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
 from dlrm_jax.embedding.owner_exchange import capacity
-from dlrm_jax.embedding.planning.devices import Device
+from dlrm_jax.embedding.planning.devices import Device, LinkSeconds
+from dlrm_jax.embedding.planning.program import PARTS, XLA, Part, Program, Resource
 from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.row_gradients import reduction
 from dlrm_jax.embedding.slab import SlabKey, needs_sums
 from dlrm_jax.embedding.table import Table
 
-# Passes of an array through memory, counted in the code of the step. Vectors looked up are read and
-# added to a sum. Pooled vectors and their cotangents are packed, sent and unpacked. Ids are routed,
-# packed and unpacked. To sum gradients, ids are hashed into a scratch of up to 16 entries each, and
-# gradients are made, summed by row and applied. Dense sums are zeroed, filled and applied. To find
-# different rows, a device sorts its ids: log2 of a few thousands times, three numbers each.
-_PASSES_LOOKUP = 3
-_PASSES_POOLED = 8
-_PASSES_IDS = 6
-_PASSES_SCRATCH = 24
-_PASSES_SORT = 100
-_PASSES_UPDATE = 6
-_PASSES_DENSE = 4
 _ID_BYTES = 4
+_NO_TIME = LinkSeconds(0.0, 0.0)
 
 
 class SlabCosts:
@@ -43,8 +35,10 @@ class SlabCosts:
         shards: number M of shards.
         workload: reads of the tables in a step, with the number D of groups.
         device: model of every device.
-        distinct: expected share of different rows among the ids of a device, if the slab is fully
-            sharded.
+        distinct: expected shares of different rows among the ids of a device and among those of a
+            group, if the slab is fully sharded.
+        program: passes through memory.
+        parts: parts of a step that count.
 
     Attributes:
         lengths: bag lengths of the blocks, [K].
@@ -65,9 +59,12 @@ class SlabCosts:
         shards: int,
         workload: Workload,
         device: Device,
-        distinct: float = 1.0,
+        distinct: tuple[float, float] = (1.0, 1.0),
+        program: Program = XLA,
+        parts: Collection[Part] = PARTS,
     ):
         self._workload, self._device, self._shards = workload, device, shards
+        self._program, self._counted_parts = program, parts
         replicated, over_all = key.split is None, key.split == "devices"
         devices = workload.data_groups * shards
         self.parts = devices if over_all else 1
@@ -89,29 +86,38 @@ class SlabCosts:
         self.row_bytes = self._table_row + sum(self._slot_rows)
 
         self.lengths = np.array(lengths, float)
-        vectors = (2 if self.trained else 1) * self._vector
         pooled = self._samples / self.parts  # samples whose bags one device pools
-        # Owners send rows to the samples of a fully sharded slab, the pooled vectors of others; in
-        # messages with room for more.
-        room = 1.0
-        if over_all:
-            ids_of_all = round(pooled * sum(map(sum, workload.bags.values()))) or round(pooled)
-            room = devices * capacity(ids_of_all, devices, distinct) / (distinct * ids_of_all)
-        sent = room * distinct * self.lengths if over_all else 1.0
-        ids = _ID_BYTES * (sent if over_all else self.lengths)
+        ids = pooled * self.lengths
         # Over the shards of a group, and then, if it is fully sharded, over the groups.
-        hops = [] if replicated else [(shards, 1)]
-        hops += [(workload.data_groups, shards)] if over_all else []
-        hops = [(count, stride) for count, stride in hops if count > 1]
-        self.position_bytes = len(hops) * pooled * (ids + vectors * sent)
-        passed = self._vector * (_PASSES_LOOKUP * self.lengths + _PASSES_POOLED * sent)
-        passed += _PASSES_IDS * _ID_BYTES * self.lengths
-        passed += over_all * _PASSES_SORT * _ID_BYTES * self.lengths
-        self.position_seconds = np.zeros_like(self.lengths)
-        for count, stride in hops:
-            hop = device.exchange_seconds(1.0, count, stride)
-            self.position_seconds += hop * self.position_bytes / len(hops)
-        self.position_seconds += pooled * passed / device.memory_bandwidth
+        hops = [] if replicated else [(shards, 1, distinct[0])]
+        hops += [(workload.data_groups, shards, distinct[1])] if over_all else []
+        hops = [hop for hop in hops if hop[0] > 1]
+        ways = 2 if self.trained else 1  # there, and the cotangents back
+        number = program.sent_bytes or self._number
+        packed, sorted_ids = np.zeros_like(ids), over_all * ids
+        numbers, vectors = _NO_TIME, _NO_TIME
+        self.position_bytes = np.zeros_like(ids)
+        for count, (partners, stride, share) in enumerate(hops):
+            # Owners send rows to the samples of a fully sharded slab, the pooled vectors of others.
+            asked, sent = ids, pooled + np.zeros_like(ids)
+            if over_all:
+                of_all = max(1.0, pooled * sum(map(sum, workload.bags.values())))
+                room = partners * capacity(round(of_all), partners, share) / of_all
+                asked = sent = room * ids
+                sorted_ids = sorted_ids + (sent if count + 1 < len(hops) else 0)
+            packed += sent
+            self.position_bytes += _ID_BYTES * asked + ways * number * self.width * sent
+            numbers += device.exchange(_ID_BYTES * asked, partners, stride)
+            vectors += device.exchange(number * self.width * sent, partners, stride)
+        passed = program.lookup * ids + program.pooled * (packed if hops else pooled)
+        passed_ids = _ID_BYTES * (program.ids * ids + program.sort * sorted_ids)
+        self.position_seconds = np.zeros_like(ids) + self._counted({
+            ("ids", "memory"): passed_ids / device.memory_bandwidth,
+            ("lookup", "memory"): self._vector * passed / device.memory_bandwidth,
+            **_of("ids", numbers),
+            **_of("vectors", vectors),
+            **_of("cotangents", vectors if self.trained else _NO_TIME),
+        })  # fmt: skip
 
     def lookups(self, table: Table) -> tuple[float, float]:
         """The distinct rows of a table that a device reads if it has all rows.
@@ -122,11 +128,14 @@ class SlabCosts:
         """
         row_seconds = self._device.row_seconds
         reads = self._workload.distinct_rows(table, self._samples)
-        seconds = reads * row_seconds(self._table_row)
+        seconds: dict[tuple[str, Resource], float] = {
+            ("lookup", "rows"): reads * row_seconds(self._table_row)
+        }
         if self.trained:
             written = self._workload.distinct_rows(table, float(self._workload.batch_size))
-            seconds += 2 * written * sum(map(row_seconds, [self._table_row, *self._slot_rows]))
-        return reads, seconds
+            row = sum(map(row_seconds, [self._table_row, *self._slot_rows]))
+            seconds["update", "rows"] = 2 * written * row
+        return reads, self._counted(seconds)
 
     def seconds(
         self, rows: Float64[np.ndarray, "*O"], positions: Float64[np.ndarray, "*O K"]
@@ -140,17 +149,29 @@ class SlabCosts:
         seconds = positions @ self.position_seconds
         if not self.trained:
             return seconds
-        batch, device = self._workload.batch_size / self.parts, self._device
+        batch, device, program = self._workload.batch_size / self.parts, self._device, self._program
         ids, bags = batch * (positions @ self.lengths), batch * positions.sum(axis=-1)
         way = reduction(rows, self.width, ids, bags, self._copies, self.needs_sums)
+        occurrences = np.where(way.exchanged, ids / self._copies, ids)
+        passed = (program.update * occurrences + program.dense * way.dense * rows) * self._vector
+        passed += way.dedup * program.dedup * _ID_BYTES * occurrences
+        seconds += self._counted({("update", "memory"): passed / device.memory_bandwidth})
         if self._copies > 1:
-            cotangents = _ID_BYTES * ids + bags * self._vector
+            cotangents = _ID_BYTES * ids + bags * self.width * (program.sent_bytes or self._number)
             moved = np.where(way.exchanged, 2 * rows * (self._vector + self._number), cotangents)
-            seconds += device.gather_seconds(1.0, self._stride, self._copies) * moved
+            links = device.gather(moved, self._stride, self._copies)
+            seconds += self._counted(_of("update", links))
         if self._row_means:  # over all shards, in a collective of the slab's own
             means = np.where(way.dense, rows, ids) * self._number
-            seconds += 2 * device.gather_seconds(1.0, 1, self._shards) * means + device.latency
-        occurrences = np.where(way.exchanged, ids / self._copies, ids)
-        passed = (_PASSES_UPDATE * occurrences + _PASSES_DENSE * way.dense * rows) * self._vector
-        passed += way.dedup * _PASSES_SCRATCH * _ID_BYTES * occurrences
-        return seconds + passed / device.memory_bandwidth
+            links = device.all_reduce(means, 1, self._shards)
+            seconds += self._counted(_of("update", links))
+        return seconds
+
+    def _counted(self, seconds: Mapping[tuple[str, Resource], Any]) -> Any:
+        """The sum of the parts that are counted."""
+        return sum(x for part, x in seconds.items() if part in self._counted_parts)
+
+
+def _of(stage: str, seconds: LinkSeconds) -> dict[tuple[str, Resource], Any]:
+    """The seconds of a stage on links, by part."""
+    return {(stage, "links"): seconds.host, (stage, "network"): seconds.network}

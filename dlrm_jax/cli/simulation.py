@@ -1,0 +1,82 @@
+"""The flags and the report of a train step on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from dlrm_jax.cli.flags import FLAGS, refuse_unless
+from dlrm_jax.config import Config
+from dlrm_jax.embedding import Plan
+from dlrm_jax.embedding.planning.devices import Device
+from dlrm_jax.embedding.planning.program import XLA
+from dlrm_jax.errors import UserError
+from dlrm_jax.simulation.schedule import Slot, critical_path, seconds_of
+from dlrm_jax.simulation.step import Options, simulate
+from dlrm_jax.text_table import text_table
+from dlrm_jax.training.tables import Descriptions
+
+# Fields of the config that a simulated step depends on, and a plan doesn't.
+_OF_MODEL = (
+    "model_options", "dense_features", "top_mlp", "self_interaction", "numeric_embedding",
+    "compute_dtype", "dense_optimizer", "comm_dtype",
+)  # fmt: skip
+
+
+def define_simulation() -> None:
+    """``--simulate`` and how a simulated step runs."""
+    flags.DEFINE_bool("simulate", False, "Also prints the time of a whole train step on paper.")
+    flags.DEFINE_bool(
+        "pipelined", False, "Simulates that ids of the next batch are exchanged during a step."
+    )
+    flags.DEFINE_bool(
+        "in_network", False, "Simulates a network whose switches add up gradients, as SHARP does."
+    )
+
+
+def check_simulation(config: Config) -> None:
+    """Checks the flags of a simulated step.
+
+    Raises:
+        UserError: one has no effect, or the step can't be simulated.
+    """
+    refuse_unless(FLAGS.simulate, "--simulate", *_OF_MODEL, "pipelined", "in_network")
+    if FLAGS.simulate and config.accumulation_steps > 1:
+        raise UserError(
+            f"--simulate: expected batches without micro-batches, got accumulation_steps="
+            f"{config.accumulation_steps}; simulate one with --accumulation_steps=1 and its batch "
+            f"size"
+        )
+
+
+def report(config: Config, described: Descriptions, plan: Plan, groups: int, device: Device) -> str:
+    """The operations of a train step with their times, and what the step waits for.
+
+    Args:
+        config: config of the model and the batch.
+        described: its tables and lookups.
+        plan: plan of these tables.
+        groups: number of data-parallel groups.
+        device: model of every device.
+    """
+    program = XLA._replace(sent_bytes=2 if config.comm_dtype == "bfloat16" else 0)
+    options = Options(program, FLAGS.pipelined, FLAGS.in_network)
+    slots = simulate(config, described, plan, groups, device, options)
+    seconds = seconds_of(slots)
+    return (
+        f"{operations_table(slots, device)}\n"
+        f"a step of {config.batch_size:,} samples: {1e3 * seconds:.3f} ms, "
+        f"{config.batch_size / seconds:,.0f} samples a second"
+    )
+
+
+def operations_table(slots: Sequence[Slot], device: Device) -> str:
+    """The operations in the order of their starts; the step waits for those marked *."""
+    critical = {slot.operation.name for slot in critical_path(slots)}
+    rows = [
+        [slot.operation.name + " *" * (slot.operation.name in critical),
+         *(f"{1e3 * x:.3f}" for x in (slot.start, slot.end, slot.operation.seconds))]
+        for slot in sorted(slots, key=lambda slot: slot.start)
+    ]  # fmt: skip
+    return text_table([f"simulated for {device.name}", "from", "to", "ms"], rows)

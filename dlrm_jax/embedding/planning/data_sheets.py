@@ -1,0 +1,97 @@
+"""Data sheets of accelerators, and the shares of them that programs reach."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Sheet(NamedTuple):
+    """The data sheet of a device. Sizes and bandwidths are in 10⁹ bytes, speeds in 10¹² FLOP/s.
+
+    Attributes:
+        memory: size of the memory.
+        bandwidth: bandwidth of the memory.
+        link: bandwidth from a device to the others of its host, in one direction.
+        network: bandwidth from a device to other hosts, in one direction.
+        devices_per_host: number of devices that the fast links join.
+        flops: speed of dense matrix products of float32, as JAX computes them by default.
+        flops16: speed of dense matrix products of bfloat16.
+    """
+
+    memory: float
+    bandwidth: float
+    link: float
+    network: float
+    devices_per_host: int
+    flops: float
+    flops16: float
+
+
+class Reached(NamedTuple):
+    """What programs reach of a data sheet.
+
+    Attributes:
+        bandwidth: share of the memory's bandwidth, for arrays read or written from end to end.
+        rows: share of it for rows at random.
+        link: share of the links' bandwidth.
+        network: share of the network's bandwidth.
+        products: share of the speed of matrix products.
+        latency: seconds of a collective besides moving its bytes.
+        launch: seconds of a kernel besides its work.
+        granule: size of the smallest memory access, in bytes.
+    """
+
+    bandwidth: float
+    rows: float
+    link: float
+    network: float
+    products: float
+    latency: float
+    launch: float
+    granule: int
+
+
+# NVIDIA: data sheets of A100, H100 and H200 SXM, without sparsity; float32 products are TF32. They
+# count NVLink in both directions: 600 and 900 GB/s. DGX A100 has an adapter of 200 Gb/s a GPU,
+# DGX H100 and later ones have 400 Gb/s. B200: the data sheet of DGX B200, divided by its eight
+# GPUs. GB200: that of GB200 NVL72, whose NVLink joins 72 GPUs.
+# AMD: data sheet of the MI300X: 896 GB/s of Infinity Fabric to seven others in both directions.
+# Google Cloud's pages on TPU v4, v5e, v5p and v6e: interconnects of 2,400, 1,600, 4,800 and 3,584
+# Gb/s, which join a slice; the network of a data centre joins slices. By default JAX computes
+# float32 products in bfloat16 there.
+SHEETS = {
+    "a100": Sheet(80, 2039, 300, 25, 8, 156, 312),
+    "h100": Sheet(80, 3350, 450, 50, 8, 494.7, 989.4),
+    "h200": Sheet(141, 4800, 450, 50, 8, 494.7, 989.4),
+    "b200": Sheet(180, 8000, 900, 50, 8, 1125, 2250),
+    "gb200": Sheet(186, 8000, 900, 50, 72, 1250, 2500),
+    "mi300x": Sheet(192, 5300, 448, 50, 8, 653.7, 1307.4),
+    "tpu_v4": Sheet(34.4, 1228, 300, 6.25, 4096, 275, 275),
+    "tpu_v5e": Sheet(17.2, 819, 200, 3.125, 256, 197, 197),
+    "tpu_v5p": Sheet(102, 2765, 600, 6.25, 6144, 459, 459),
+    "tpu_v6e": Sheet(34.4, 1640, 448, 12.5, 256, 918, 918),
+}
+
+# NVLink: 370 of 450 GB/s, by NVIDIA's sjeaugey in NVIDIA/nccl-tests#212. Network: 48 of 50 GB/s, by
+# NVIDIA's AddyLaddy in NVIDIA/nccl-tests#267. Latency: NCCL's own estimate for 128 bytes between
+# hosts, as printed in NVIDIA/nccl#1453. Memory: assumed; published runs hardly tell 0.6 for rows
+# from 0.9. Products and launch: fitted by experiments.benchmarks.published_runs; docs/scaling.md
+# has the errors.
+GPU = Reached(
+    bandwidth=0.9,
+    rows=0.6,
+    link=0.82,
+    network=0.96,
+    products=0.75,
+    latency=25e-6,
+    launch=4.2e-6,
+    granule=64,
+)
+# No published runs of these tables on TPUs were found. The shares are those of GPUs; kernels are
+# parts of one program, which starts once. A row takes whole lines of 128 float32 numbers.
+TPU = GPU._replace(latency=5e-6, launch=1e-6, granule=512)
+
+
+def reached(name: str) -> Reached:
+    """What programs reach of the data sheet of this name."""
+    return TPU if name.startswith("tpu") else GPU

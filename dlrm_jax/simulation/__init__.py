@@ -1,0 +1,1 @@
+"""The time of a train step on paper: its operations, their seconds, and what overlaps."""

@@ -1,0 +1,189 @@
+"""The operations of a train step on one device of a mesh, and their seconds."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dlrm_jax.config import Config
+from dlrm_jax.embedding import Plan, Workload
+from dlrm_jax.embedding.collectives import collectives
+from dlrm_jax.embedding.layout import make_layout
+from dlrm_jax.embedding.planning.balance import seconds_by_part
+from dlrm_jax.embedding.planning.devices import Device
+from dlrm_jax.embedding.planning.program import (
+    PARTS,
+    STAGES,
+    XLA,
+    Part,
+    Program,
+    Resource,
+)
+from dlrm_jax.mesh import DATA, MODEL
+from dlrm_jax.simulation.dense import DenseModel, Product, dense_model
+from dlrm_jax.simulation.schedule import Operation, Slot, schedule
+from dlrm_jax.training.build import workload
+from dlrm_jax.training.dense import dense_optimizer
+from dlrm_jax.training.tables import Descriptions
+from dlrm_jax.training.tables import schedule as learning_rate
+
+
+class Options(NamedTuple):
+    """How a step runs.
+
+    Attributes:
+        program: passes of tables through memory.
+        pipelined: whether the ids of the next batch are exchanged during a step.
+        in_network: whether switches of the network add up gradients, as SHARP does.
+        in_16_bits: whether all products of the model, and its gradients between devices, have
+            numbers of 16 bits, whatever the config says.
+    """
+
+    program: Program = XLA
+    pipelined: bool = False
+    in_network: bool = False
+    in_16_bits: bool = False
+
+
+# Kernels of each stage for each slab, without those of the dense model: in the program compiled for
+# eight H100 (kaggle, 2x4) a slab has about twelve.
+_KERNELS = {"ids": 3, "lookup": 3, "update": 6}
+# The stages of collectives, by the first words of their purposes; the others belong to the update.
+_STAGES = {
+    "ids": ("ids", "id weights", "row numbers", "limits"),
+    "vectors": ("vectors", "rows"),
+    "cotangents": ("cotangents", "gradients of rows"),
+}
+
+
+def simulate(
+    config: Config,
+    described: Descriptions,
+    plan: Plan,
+    groups: int,
+    device: Device,
+    options: Options,
+) -> tuple[Slot, ...]:
+    """The schedule of a train step on one device.
+
+    Args:
+        config: config of the model and the batch.
+        described: its tables and lookups.
+        plan: plan of these tables.
+        groups: number of data-parallel groups, each with the plan's shards.
+        device: model of every device.
+        options: settings of the step.
+    """
+    samples = config.batch_size // (groups * plan.shards)
+    model = dense_model(config, described, samples)
+    if options.in_16_bits:
+        model = model.in_16_bits()
+    reads = workload(config, described, groups)
+    optimizer = dense_optimizer(
+        config.dense_optimizer, config.optimizer, learning_rate(config), config.eps or None
+    )
+    operations = step_operations(described, plan, reads, model, optimizer, device, options)
+    return schedule(operations)
+
+
+def step_operations(
+    described: Descriptions,
+    plan: Plan,
+    reads: Workload,
+    model: DenseModel,
+    optimizer: optax.GradientTransformation,
+    device: Device,
+    options: Options,
+) -> list[Operation]:
+    """The operations of a train step, in an order in which each comes after those that it needs.
+
+    Args:
+        described: tables and their lookups.
+        plan: plan of these tables.
+        reads: reads of the tables in a step, with the number of data-parallel groups.
+        model: dense model on the samples of one device.
+        optimizer: optimizer of its parameters.
+        device: model of every device.
+        options: settings of the step.
+    """
+    found: list[Operation] = []
+
+    def chain(
+        name: str, parts: Iterable[tuple[Resource, float]], after: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Adds operations one after the other; returns the name of the last one."""
+        for resource, seconds in parts:
+            if seconds:
+                found.append(Operation(f"{name}: {resource}", resource, seconds, after))
+                after = (found[-1].name,)
+        return after
+
+    own = seconds_by_part(
+        described.tables, plan, described.optimizer, reads, device, options.program
+    )
+    starts = _starts(described, plan, reads, device, own)
+    stages: dict[str, list[tuple[Resource, float]]] = {
+        stage: [(x.resource, own[x] + starts[x]) for x in PARTS if x.stage == stage]
+        for stage in STAGES
+    }
+    after = chain("ids", stages["ids"], ())
+    after = chain("lookup", stages["lookup"], () if options.pipelined else after)
+    after = chain("vectors", stages["vectors"], after)
+    after = chain("forward", _of_products(model.forward, device), after)
+    backward = chain("backward", _of_products(model.backward, device), after)
+    after = chain("cotangents", stages["cotangents"], backward)
+    chain("update", stages["update"], after)
+
+    devices, after = reads.data_groups * plan.shards, backward
+    if devices > 1:
+        nbytes = model.parameters * (2 if options.in_16_bits else 4)
+        reduced = device.all_reduce(nbytes, 1, devices, options.in_network)
+        parts: Any = (("links", reduced.host), ("network", reduced.network))
+        after = chain("dense gradients", [(x, y + device.latency) for x, y in parts if y], after)
+    # Parameters and state are read and written, gradients are read.
+    passed = model.parameters * 4 * (3 + 2 * _slots(optimizer))
+    chain("dense update", [("memory", passed / device.memory_bandwidth + device.launch)], after)
+    return found
+
+
+def _of_products(products: Sequence[Product], device: Device) -> list[tuple[Resource, float]]:
+    return [("products", sum(product.seconds(device) for product in products))]
+
+
+def _starts(
+    described: Descriptions,
+    plan: Plan,
+    reads: Workload,
+    device: Device,
+    own: Mapping[Part, float],
+) -> Mapping[Part, float]:
+    """The seconds in which kernels and collectives of each part start."""
+    groups = reads.data_groups
+    layout = make_layout(
+        described.tables, described.features, described.lookups, plan, described.optimizer, groups
+    )
+    kernels, started = Counter[Part](), Counter[Part]()
+    for stage, count in _KERNELS.items():
+        kernels[Part(stage, "memory")] = count * len(layout.slabs)
+    shape = {DATA: groups, MODEL: plan.shards}
+    moved = collectives(layout, shape, reads.batch_size) if groups * plan.shards > 1 else ()
+    for each in moved:
+        stage = next(
+            (stage for stage, words in _STAGES.items() if each.purpose.startswith(words)), "update"
+        )
+        over_network = own[Part(stage, "network")] > 0 and each.axes != (MODEL,)
+        started[Part(stage, "network" if over_network else "links")] += 1
+    return {x: kernels[x] * device.launch + started[x] * device.latency for x in PARTS}
+
+
+def _slots(optimizer: optax.GradientTransformation) -> float:
+    """The numbers of the optimizer's state for each parameter."""
+    weight = jax.ShapeDtypeStruct((1024,), jnp.float32)
+    state = jax.tree.leaves(jax.eval_shape(optimizer.init, weight))
+    return round(sum(math.prod(x.shape) for x in state) / 1024)

@@ -1,0 +1,122 @@
+"""A train step on paper: its products, its parts, and what shortens it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from dlrm_jax.config import Config
+from dlrm_jax.embedding import automatic_plan
+from dlrm_jax.embedding.planning.choices import Choice
+from dlrm_jax.embedding.planning.costs import Costs
+from dlrm_jax.embedding.planning.devices import DEVICES
+from dlrm_jax.embedding.planning.limits import Limits
+from dlrm_jax.embedding.planning.program import FUSED, XLA
+from dlrm_jax.embedding.planning.search import Search
+from dlrm_jax.presets import preset
+from dlrm_jax.simulation.dense import Product, dense_model
+from dlrm_jax.simulation.schedule import seconds_of
+from dlrm_jax.simulation.step import Options, simulate
+from dlrm_jax.training.build import workload
+from dlrm_jax.training.tables import describe
+
+H100 = DEVICES["h100"]
+# A device whose kernels and collectives start at once.
+AT_ONCE = dataclasses.replace(H100, latency=0.0, launch=0.0)
+CONFIG = dataclasses.replace(preset("mlperf_v2"), batch_size=65_536)
+
+
+def planned(groups: int, shards: int, placement: str | None = None, config: Config = CONFIG):
+    """Descriptions and a plan of a config's tables."""
+    described = describe(config)
+    return described, automatic_plan(
+        described.tables,
+        shards,
+        {table.name: placement for table in described.tables} if placement else {},
+        optimizer=described.optimizer,
+        workload=workload(config, described, groups),
+        device=H100,
+    )
+
+
+def seconds(groups: int, shards: int, options: Options, placement=None, device=H100):
+    described, plan = planned(groups, shards, placement)
+    return seconds_of(simulate(CONFIG, described, plan, groups, device, options))
+
+
+def test_the_products_of_a_model_are_those_of_its_layers():
+    """Of DCN-v2 with three layers of rank 512, and MLPs; dense features need no gradients."""
+    model = dense_model(CONFIG, describe(CONFIG), 10)
+    width = 27 * 128
+    bottom = [(13, 512), (512, 256), (256, 128)]
+    cross = 3 * [(width, 512), (512, width)]
+    top = [(width, 1024), (1024, 1024), (1024, 512), (512, 256), (256, 1)]
+    layers = [*bottom, *cross, *top]
+    flops = [2 * 10 * a * b for a, b in layers]
+    assert [product.flops for product in model.forward] == flops
+    backward = sum(product.flops for product in model.backward)
+    assert backward == 2 * sum(flops) - flops[0]
+    assert model.parameters == sum(a * b for a, b in layers) + sum(
+        b for _, b in [*bottom, *top]
+    ) + 3 * width  # fmt: skip
+    first = model.forward[0]
+    assert (first.operands, first.result) == (4 * (10 * 13 + 13 * 512), 4 * 10 * 512)
+
+
+def test_a_product_takes_its_flops_or_its_bytes():
+    large = Product(flops=1e12, operands=1e6, result=1e6, itemsize=4)
+    assert large.seconds(AT_ONCE) == pytest.approx(
+        1e12 / AT_ONCE.flops + 2e6 / AT_ONCE.memory_bandwidth
+    )
+    thin = Product(flops=1e6, operands=1e9, result=1e6, itemsize=4)
+    assert thin.seconds(AT_ONCE) == pytest.approx(1.003e9 / AT_ONCE.memory_bandwidth)
+    assert thin.in_16_bits().seconds(AT_ONCE) == pytest.approx(thin.seconds(AT_ONCE) / 2)
+    assert large.seconds(H100) > large.seconds(AT_ONCE)
+
+
+@pytest.mark.parametrize(
+    ("groups", "shards", "placement"), [(1, 8, None), (16, 8, None), (16, 8, "fully_sharded")]
+)
+def test_tables_take_as_long_as_the_planner_says(groups, shards, placement):
+    """The operations on tables add up to the search's estimate, which lets nothing overlap."""
+    described, plan = planned(groups, shards, placement)
+    slots = simulate(CONFIG, described, plan, groups, AT_ONCE, Options())
+    dense = ("forward", "backward", "dense")
+    own = [x.operation for x in slots if not x.operation.name.startswith(dense)]
+    choices = [[Choice.of(plan, table.name)] for table in described.tables]
+    reads = workload(CONFIG, described, groups)
+    costs = Costs(described.tables, choices, shards, described.optimizer, reads, AT_ONCE)
+    estimate = Search(costs, Limits()).score([0] * len(choices)).seconds
+    assert sum(x.seconds for x in own) == pytest.approx(float(estimate))
+    assert seconds_of(slots) < sum(slot.operation.seconds for slot in slots)
+
+
+def test_what_shortens_a_step():
+    usual = seconds(16, 8, Options(), "fully_sharded")
+    for faster in (
+        Options(pipelined=True),
+        Options(in_network=True),
+        Options(program=FUSED),
+        Options(program=XLA._replace(sent_bytes=2)),
+        Options(in_16_bits=True),
+    ):
+        assert seconds(16, 8, faster, "fully_sharded") < usual
+    assert seconds(16, 8, Options(), "fully_sharded", AT_ONCE) < usual
+
+
+def test_one_device_has_no_links():
+    described, plan = planned(1, 1, config=preset("kaggle"))
+    slots = simulate(preset("kaggle"), described, plan, 1, H100, Options())
+    assert {slot.operation.resource for slot in slots} == {"memory", "rows", "products"}
+
+
+def test_fully_sharded_tables_scale_to_a_thousand_devices():
+    """At constant work a device, a step on 1,024 devices takes little longer than on 128."""
+
+    def weak(groups: int) -> float:
+        config = dataclasses.replace(CONFIG, batch_size=512 * 8 * groups)
+        described, plan = planned(groups, 8, "fully_sharded", config)
+        return seconds_of(simulate(config, described, plan, groups, H100, Options()))
+
+    assert weak(128) < 1.15 * weak(16)
