@@ -47,7 +47,7 @@ class Device:
         launch: seconds that a kernel takes besides its work.
         flops: floating point operations a second of matrix products of float32, as JAX computes
             them by default.
-        flops16: those of matrix products of bfloat16.
+        flops16: floating point operations a second of matrix products of bfloat16.
         emulated: whether the devices share the cores and the memory of one host.
     """
 
