@@ -10,7 +10,6 @@ from dlrm_jax.cli.flags import FLAGS, refuse_unless
 from dlrm_jax.config import Config
 from dlrm_jax.embedding import Plan
 from dlrm_jax.embedding.planning.devices import Device
-from dlrm_jax.embedding.planning.program import XLA
 from dlrm_jax.errors import UserError
 from dlrm_jax.simulation.schedule import Slot, critical_path, seconds_of
 from dlrm_jax.simulation.step import Options, simulate
@@ -20,7 +19,7 @@ from dlrm_jax.training.tables import Descriptions
 # Fields of the config that a simulated step depends on, and a plan doesn't.
 _OF_MODEL = (
     "model_options", "dense_features", "top_mlp", "self_interaction", "numeric_embedding",
-    "compute_dtype", "dense_optimizer", "comm_dtype",
+    "compute_dtype", "comm_dtype", "dense_optimizer", "shard_dense_optimizer", "dense_comm_dtype",
 )  # fmt: skip
 
 
@@ -60,8 +59,7 @@ def report(config: Config, described: Descriptions, plan: Plan, groups: int, dev
         groups: number of data-parallel groups.
         device: model of every device.
     """
-    program = XLA._replace(sent_bytes=2 if config.comm_dtype == "bfloat16" else 0)
-    options = Options(program, FLAGS.pipelined, FLAGS.in_network)
+    options = Options(pipelined=FLAGS.pipelined, in_network=FLAGS.in_network)
     slots = simulate(config, described, plan, groups, device, options)
     seconds = seconds_of(slots)
     return (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,16 @@ from dlrm_jax.embedding import Plan, Workload
 from dlrm_jax.embedding.collectives import collectives
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.planning.balance import seconds_by_part
-from dlrm_jax.embedding.planning.devices import Device
+from dlrm_jax.embedding.planning.devices import Device, LinkSeconds
 from dlrm_jax.embedding.planning.program import (
     PARTS,
-    STAGES,
     XLA,
     Part,
     Program,
     Resource,
 )
 from dlrm_jax.mesh import DATA, MODEL
-from dlrm_jax.simulation.dense import DenseModel, Product, dense_model
+from dlrm_jax.simulation.dense import Product, dense_model
 from dlrm_jax.simulation.schedule import Operation, Slot, schedule
 from dlrm_jax.training.build import workload
 from dlrm_jax.training.dense import dense_optimizer
@@ -41,8 +40,7 @@ class Options(NamedTuple):
         program: passes of tables through memory.
         pipelined: whether the ids of the next batch are exchanged during a step.
         in_network: whether switches of the network add up gradients, as SHARP does.
-        in_16_bits: whether all products of the model, and its gradients between devices, have
-            numbers of 16 bits, whatever the config says.
+        in_16_bits: whether all products of the model have numbers of 16 bits.
     """
 
     program: Program = XLA
@@ -60,6 +58,10 @@ _STAGES = {
     "vectors": ("vectors", "rows"),
     "cotangents": ("cotangents", "gradients of rows"),
 }
+
+
+_Chain = Sequence[tuple[Resource, float]]
+"""Resources and seconds of operations, one after the other."""
 
 
 def simulate(
@@ -85,38 +87,15 @@ def simulate(
     if options.in_16_bits:
         model = model.in_16_bits()
     reads = workload(config, described, groups)
-    optimizer = dense_optimizer(
-        config.dense_optimizer, config.optimizer, learning_rate(config), config.eps or None
+    if config.comm_dtype == "bfloat16":
+        options = options._replace(program=options.program._replace(sent_bytes=2))
+    own = seconds_by_part(
+        described.tables, plan, described.optimizer, reads, device, options.program
     )
-    operations = step_operations(described, plan, reads, model, optimizer, device, options)
-    return schedule(operations)
-
-
-def step_operations(
-    described: Descriptions,
-    plan: Plan,
-    reads: Workload,
-    model: DenseModel,
-    optimizer: optax.GradientTransformation,
-    device: Device,
-    options: Options,
-) -> list[Operation]:
-    """The operations of a train step, in an order in which each comes after those that it needs.
-
-    Args:
-        described: tables and their lookups.
-        plan: plan of these tables.
-        reads: reads of the tables in a step, with the number of data-parallel groups.
-        model: dense model on the samples of one device.
-        optimizer: optimizer of its parameters.
-        device: model of every device.
-        options: settings of the step.
-    """
+    starts = _starts(described, plan, reads, device, own)
     found: list[Operation] = []
 
-    def chain(
-        name: str, parts: Iterable[tuple[Resource, float]], after: tuple[str, ...]
-    ) -> tuple[str, ...]:
+    def chain(name: str, parts: _Chain, after: tuple[str, ...]) -> tuple[str, ...]:
         """Adds operations one after the other; returns the name of the last one."""
         for resource, seconds in parts:
             if seconds:
@@ -124,35 +103,55 @@ def step_operations(
                 after = (found[-1].name,)
         return after
 
-    own = seconds_by_part(
-        described.tables, plan, described.optimizer, reads, device, options.program
-    )
-    starts = _starts(described, plan, reads, device, own)
-    stages: dict[str, list[tuple[Resource, float]]] = {
-        stage: [(x.resource, own[x] + starts[x]) for x in PARTS if x.stage == stage]
-        for stage in STAGES
-    }
-    after = chain("ids", stages["ids"], ())
-    after = chain("lookup", stages["lookup"], () if options.pipelined else after)
-    after = chain("vectors", stages["vectors"], after)
+    def stage(name: str, after: tuple[str, ...]) -> tuple[str, ...]:
+        parts = [(x.resource, own[x] + starts[x]) for x in PARTS if x.stage == name]
+        return chain(name, parts, after)
+
+    after = stage("ids", ())
+    after = stage("vectors", stage("lookup", () if options.pipelined else after))
     after = chain("forward", _of_products(model.forward, device), after)
     backward = chain("backward", _of_products(model.backward, device), after)
-    after = chain("cotangents", stages["cotangents"], backward)
-    chain("update", stages["update"], after)
+    stage("update", stage("cotangents", backward))
+    after = backward
+    devices = groups * plan.shards
+    for name, parts in _dense_update(config, model.parameters, devices, device, options).items():
+        after = chain(name, parts, after)
+    return schedule(found)
 
-    devices, after = reads.data_groups * plan.shards, backward
-    if devices > 1:
-        nbytes = model.parameters * (2 if options.in_16_bits else 4)
-        reduced = device.all_reduce(nbytes, 1, devices, options.in_network)
-        parts: Any = (("links", reduced.host), ("network", reduced.network))
-        after = chain("dense gradients", [(x, y + device.latency) for x, y in parts if y], after)
+
+def _dense_update(
+    config: Config, parameters: int, devices: int, device: Device, options: Options
+) -> dict[str, _Chain]:
+    """The exchange of the dense gradients and the update of the dense model, by name."""
+    sent = parameters * (2 if config.dense_comm_dtype == "bfloat16" else 4)
+    first, then = LinkSeconds(0.0, 0.0), LinkSeconds(0.0, 0.0)
+    shares = devices if config.shard_dense_optimizer else 1
+    if devices > 1 and config.shard_dense_optimizer:
+        first, then = device.gather(sent, 1, devices), device.gather(4 * parameters, 1, devices)
+    elif devices > 1:
+        first = device.all_reduce(sent, 1, devices, options.in_network)
+    optimizer = dense_optimizer(
+        config.dense_optimizer, config.optimizer, learning_rate(config), config.eps or None
+    )
     # Parameters and state are read and written, gradients are read.
-    passed = model.parameters * 4 * (3 + 2 * _slots(optimizer))
-    chain("dense update", [("memory", passed / device.memory_bandwidth + device.launch)], after)
-    return found
+    passed = parameters * 4 * (3 + 2 * _slots(optimizer)) / shares
+    update = passed / device.memory_bandwidth + device.launch
+    return {
+        "dense gradients": _on_links(first, device),
+        "dense update": [("memory", update)],
+        "dense parameters": _on_links(then, device),
+    }
 
 
-def _of_products(products: Sequence[Product], device: Device) -> list[tuple[Resource, float]]:
+def _on_links(seconds: LinkSeconds, device: Device) -> _Chain:
+    both: tuple[tuple[Resource, float], ...] = (
+        ("links", seconds.host),
+        ("network", seconds.network),
+    )
+    return [(resource, x + device.latency) for resource, x in both if x]
+
+
+def _of_products(products: Sequence[Product], device: Device) -> _Chain:
     return [("products", sum(product.seconds(device) for product in products))]
 
 

@@ -23,7 +23,12 @@ from dlrm_jax.embedding import (
 from dlrm_jax.embedding.collectives import collectives
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.plan import table_wise
-from dlrm_jax.embedding.planning.balance import balance, row_bytes, seconds_by_part
+from dlrm_jax.embedding.planning.balance import (
+    balance,
+    row_bytes,
+    seconds_by_part,
+    seconds_by_resource,
+)
 from dlrm_jax.embedding.planning.choices import Choice, choices
 from dlrm_jax.embedding.planning.costs import Costs
 from dlrm_jax.embedding.planning.devices import DEVICES
@@ -200,9 +205,25 @@ def test_the_parts_of_a_step_add_up():
     own = [[Choice.of(plan, table.name)] for table in tables]
     device = dataclasses.replace(DEVICES["h100"], latency=0)  # which is no part
     costs = Costs(tables, own, 4, ADAGRAD, workload, device)
-    parts = seconds_by_part(tables, plan, ADAGRAD, workload, DEVICES["h100"])
     total = Search(costs, Limits()).score([0] * len(tables)).seconds
-    assert sum(parts.values()) == pytest.approx(total)
+    for seconds_by in (seconds_by_part, seconds_by_resource):
+        parts = seconds_by(tables, plan, ADAGRAD, workload, DEVICES["h100"])
+        assert sum(parts.values()) == pytest.approx(total)
+    assert all(parts.values())
+
+
+@pytest.mark.parametrize(("groups", "shards"), [(1, 8), (16, 8), (16, 1)])
+def test_the_planner_counts_the_bytes_of_both_stages(groups, shards):
+    tables, features, lookups = described(*SETS["mlperf_v2"])
+    workload = Workload(512 * groups * shards, groups, 1.05, bags_of(features, lookups))
+    placements = {table.name: "fully_sharded" for table in tables}
+    plan = automatic_plan(tables, shards, placements, optimizer=ADAGRAD, workload=workload)
+    own = [[Choice.of(plan, table.name)] for table in tables]
+    costs = Costs(tables, own, shards, ADAGRAD, workload, DEVICES["h100"])
+    layout = make_layout(tables, features, lookups, plan, ADAGRAD, groups)
+    moved = collectives(layout, {"data": groups, "model": shards}, workload.batch_size)
+    sent = sum(each.nbytes for each in moved if each.kind == "all-to-all")
+    assert costs.load([0] * len(tables)).exchanged[0] == pytest.approx(sent, rel=0.01)
 
 
 @settings(max_examples=15)

@@ -12,7 +12,7 @@ from dlrm_jax.embedding.planning.choices import Choice
 from dlrm_jax.embedding.planning.costs import Costs
 from dlrm_jax.embedding.planning.devices import DEVICES
 from dlrm_jax.embedding.planning.limits import Limits
-from dlrm_jax.embedding.planning.program import FUSED, XLA
+from dlrm_jax.embedding.planning.program import FUSED
 from dlrm_jax.embedding.planning.search import Search
 from dlrm_jax.presets import preset
 from dlrm_jax.simulation.dense import Product, dense_model
@@ -40,9 +40,11 @@ def planned(groups: int, shards: int, placement: str | None = None, config: Conf
     )
 
 
-def seconds(groups: int, shards: int, options: Options, placement=None, device=H100):
-    described, plan = planned(groups, shards, placement)
-    return seconds_of(simulate(CONFIG, described, plan, groups, device, options))
+def seconds(options: Options, device=H100, **changes):
+    """Seconds of a step on 16x8, whose config has these changes."""
+    config = dataclasses.replace(CONFIG, **changes)
+    described, plan = planned(16, 8, "fully_sharded", config)
+    return seconds_of(simulate(config, described, plan, 16, device, options))
 
 
 def test_the_products_of_a_model_are_those_of_its_layers():
@@ -93,16 +95,35 @@ def test_tables_take_as_long_as_the_planner_says(groups, shards, placement):
 
 
 def test_what_shortens_a_step():
-    usual = seconds(16, 8, Options(), "fully_sharded")
+    usual = seconds(Options())
     for faster in (
         Options(pipelined=True),
         Options(in_network=True),
         Options(program=FUSED),
-        Options(program=XLA._replace(sent_bytes=2)),
         Options(in_16_bits=True),
     ):
-        assert seconds(16, 8, faster, "fully_sharded") < usual
-    assert seconds(16, 8, Options(), "fully_sharded", AT_ONCE) < usual
+        assert seconds(faster) < usual
+    for change in (
+        {"comm_dtype": "bfloat16"},
+        {"compute_dtype": "bfloat16"},
+        {"dense_comm_dtype": "bfloat16"},
+        {"dense_optimizer": "sgd"},
+    ):
+        assert seconds(Options(), **change) < usual
+    assert seconds(Options(), AT_ONCE) < usual
+
+
+def test_a_split_dense_update_is_shorter_and_sends_parameters_after_it():
+    config = dataclasses.replace(CONFIG, shard_dense_optimizer=True)
+    described, plan = planned(16, 8, "fully_sharded")
+    both = [
+        {x.operation.name: x.operation for x in simulate(c, described, plan, 16, H100, Options())}
+        for c in (CONFIG, config)
+    ]
+    whole, split = both
+    assert split["dense update: memory"].seconds < whole["dense update: memory"].seconds / 20
+    assert split["dense parameters: links"].after == ("dense update: memory",)
+    assert "dense parameters: links" not in whole
 
 
 def test_one_device_has_no_links():

@@ -138,8 +138,7 @@ def seconds_by_part(
         program: passes through memory.
     """
     return {
-        part: _seconds([part], tables, plan, optimizer, workload, device, program)
-        for part in PARTS
+        part: _seconds([part], tables, plan, optimizer, workload, device, program) for part in PARTS
     }
 
 
