@@ -55,10 +55,12 @@ def main() -> None:
 
     memory = compiled.memory_analysis()
     assert memory is not None
-    state = learner.state_specs().embedding
+    state = learner.state_specs()
     sizes = {
-        "tables": _bytes_on_one_device(state.tables),
-        "state of their optimizers": _bytes_on_one_device(state.slots),
+        "tables": _bytes_on_one_device(state.embedding.tables),
+        "state of their optimizers": _bytes_on_one_device(state.embedding.slots),
+        "dense model": _bytes_on_one_device(state.params),
+        "state of its optimizer": _bytes_on_one_device(state.optimizer),
         "all arguments of the program": memory.argument_size_in_bytes,
         "of these, updated in place": memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,

@@ -133,6 +133,8 @@ def _of_dense_model(learner: Learner) -> tuple[Collective, ...]:
         nbytes = count * own // learner.axes.device_count
         found.append(over_all("reduce-scatter", "dense gradients", nbytes))
     if split and is_sharded:
+        for kind, nbytes in _of_optimizer(learner):
+            found.append(over_all(kind, "norms of the dense optimizer", nbytes))
         found.append(over_all("all-gather", "dense parameters", count * own))
         if learner.clip_norm:
             found.append(over_all("all-reduce", "norms of dense gradients", len(split) * own))
@@ -153,6 +155,15 @@ def estimated_temporaries(learner: Learner, batch_size: int) -> float:
     of_tables = temporaries(learner.collection.layout, moved, shape, batch_size)
     gradients = jax.tree.leaves(learner.state_specs().params)
     return of_tables + sum(x.dtype.itemsize * math.prod(x.shape) for x in gradients)
+
+
+def _of_optimizer(learner: Learner) -> list[tuple[str, int]]:
+    """The collectives that XLA adds for norms of whole parameters; most optimizers need none."""
+    specs = learner.state_specs()
+    grads = dense_split.specs(learner.axes, specs.params)
+    shardings = jax.tree.map(lambda x: x.sharding, (grads, specs.optimizer))
+    update = jax.jit(learner.dense_optimizer.update, out_shardings=shardings)
+    return compiled_collectives(update.lower(grads, specs.optimizer, grads).compile())
 
 
 def compiled_collectives(compiled: jax.stages.Compiled) -> list[tuple[str, int]]:

@@ -28,7 +28,10 @@ STEPS_BEFORE = 3  # of these, those in one process
 
 # By the number of processes: what goes on from a checkpoint of one process, on another mesh and
 # with another plan. The shards of a group lie in several processes.
-RESUMED = {2: Setup("1x8", "adam", placed="columns"), 4: Setup("2x4", "adam", placed="columns")}
+RESUMED = {
+    count: Setup(mesh, "adam", placed="columns", shard_dense_optimizer=True)
+    for count, mesh in ((2, "1x8"), (4, "2x4"))
+}
 
 
 def main(coordinator: str, count: int, index: int, directory: Path) -> None:
@@ -42,7 +45,7 @@ def main(coordinator: str, count: int, index: int, directory: Path) -> None:
 
     wanted = json.loads((directory / "wanted.json").read_text())
     for number, fields in enumerate(wanted["setups"]):
-        learner = Setup(*fields).learner()
+        learner = Setup(**fields).learner()
         state, losses = train(learner, start(learner, initial), batches, wanted["steps"])
         arrays = gathered(learner, state)
         if is_process_0():

@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 
 import jax
+import optax
 import pytest
 from drawn_batches import SAMPLES
 from setups import DENSE, Setup
@@ -15,6 +16,7 @@ from dlrm_jax.training.compiled import (
     compiled_collectives,
     planned_collectives,
 )
+from dlrm_jax.training.learner import Learner
 
 BATCH = 4 * SAMPLES
 
@@ -68,10 +70,22 @@ def test_wider_numbers():
         check(Setup("2x4", "rowwise_adagrad", placed="columns", clip_norm=1.0), weighted=True)
 
 
+def test_an_optimizer_that_reads_whole_parameters():
+    learner = Setup("2x4", dtype="float32", shard_dense_optimizer=True).learner()
+    learner.dense_optimizer = optax.lamb(0.01)
+    check_learner(learner, False)
+    norms = [x for x in planned_collectives(learner, BATCH) if "norms" in x.purpose]
+    assert {x.kind for x in norms} == {"all-reduce"}
+    assert sum(x.nbytes for x in norms) < 100  # single numbers
+
+
 def check(setup: Setup, weighted: bool):
-    learner = setup.learner()
+    check_learner(setup.learner(), weighted, setup.accumulation_steps)
+
+
+def check_learner(learner: Learner, weighted: bool, micro_batches: int = 1):
     planned = planned_collectives(learner, BATCH, weighted)
     compiled = compiled_collectives(compile_step(learner, BATCH, DENSE, weighted))
     wanted = bytes_by_kind([(each.kind, each.nbytes) for each in planned])
     assert bytes_by_kind(compiled) == wanted
-    assert len(compiled) <= len(planned) * setup.accumulation_steps
+    assert len(compiled) <= len(planned) * micro_batches
