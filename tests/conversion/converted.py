@@ -12,6 +12,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from dlrm_jax.config import Config
+from dlrm_jax.conversion.foreign_model import ForeignModel
+from dlrm_jax.conversion.imported import Importer
+from dlrm_jax.conversion.tensor_names import Format
 from dlrm_jax.data.arrays import Split
 
 DLRM = Config(
@@ -24,7 +27,16 @@ DLRM = Config(
     table_optimizers=("C1=sgd:0.1",),
 )
 DCN = dataclasses.replace(DLRM, model="dcn_v2", model_options=("layers=2", "rank=3"))
+KINDS: dict[str, tuple[Config, Format]] = {
+    "dlrm": (DLRM, "dlrm"),
+    "torchrec": (DLRM, "torchrec"),
+    "dcn": (DCN, "torchrec"),
+}
 TABLE = "sparse_arch.embedding_bag_collection.embedding_bags.{}.weight"
+
+
+def importer(path: Path, config: Config, order: tuple[str, ...] = ()) -> Importer:
+    return Importer(ForeignModel.open(path, table_order=order), config, None)
 
 
 def mlp(x: np.ndarray, tensors: Mapping[str, np.ndarray], names: list[str]) -> np.ndarray:
