@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +15,10 @@ import pytest
 from page_reader import read
 
 import dlrm_jax
-from dlrm_jax.cli import flags as cli_flags
 from dlrm_jax.cli import run_sections
 from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.run_files import read_lines
-from dlrm_jax.cli.run_page import by_label, run_page, unread_rows
-from dlrm_jax.cli.run_pictures import draw_curves
+from dlrm_jax.cli.run_page import run_page
 from dlrm_jax.cli.run_report import write_run_report
 from dlrm_jax.config import Config
 from dlrm_jax.data.preprocessing.options import Options
@@ -40,18 +36,9 @@ SHOP, VIEWED, PRICE = "<script>shop", "viewed $x^{", "price & <b>"
 VALUES = ["<script>alert(1)</script>", "b", "c"]
 ROWS, DAYS = 700, 7
 CONFIG = Config(
-    embedding_dim=4,
-    bottom_mlp=(4,),
-    top_mlp=(4, 1),
-    batch_size=64,
-    evaluation_batch_size=64,
-    epochs=8,
-    eval_every=12,
-    log_every=1,
-    learning_rate=0.1,
-    plateau_factor=0.5,
-    plateau_patience=1,
-)
+    embedding_dim=4, bottom_mlp=(4,), top_mlp=(4, 1), batch_size=64, evaluation_batch_size=64,
+    epochs=8, eval_every=12, log_every=1, learning_rate=0.1, plateau_factor=0.5, plateau_patience=1,
+)  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -240,39 +227,6 @@ def test_a_run_that_continues_shows_what_it_began_with(run: Run, tmp_path: Path)
     assert ["continues", "step 7 of runs/monday/checkpoints/00000007"] in rows
 
 
-@pytest.mark.parametrize(
-    ("config", "start", "text"),
-    [
-        ({}, {}, "A row that training never reads keeps its initial values."),
-        ({"table_l2": 0.1}, {}, "A row that training never reads keeps its initial values."),
-        (
-            {"table_l2": 0.1, "table_l2_rows": "all"},
-            {"continue_from": {"checkpoint": "c", "step": 7}},
-            "table_l2_rows=all shrinks rows that training never reads, too.",
-        ),
-        (
-            {},
-            {"continue_from": {"checkpoint": "c", "step": 7}},
-            "A row that training never reads keeps the values that it had in the run that this "
-            "one continues; a new one keeps its initial values.",
-        ),
-        (
-            {"unseen_rate": 0.1},
-            {"warm_start": {"source": "w", "names": ["all"]}},
-            "A row that training never reads keeps the values of the warm start if that gives its "
-            "table, or else its initial values. By unseen_rate, training also reads the row of "
-            "unseen values, which isn't counted here.",
-        ),
-    ],
-)
-def test_what_rows_are_that_training_never_reads(
-    config: dict[str, Any], start: dict[str, Any], text: str
-):
-    none = {"warm_start": None, "continue_from": None}
-    fields = dataclasses.asdict(dataclasses.replace(CONFIG, **config))
-    assert unread_rows({**none, **start, "config": fields}) == text
-
-
 def test_a_sample_is_of_all_days(run: Run):
     rows = score(run.model.predictor, "test", run.model.data.test, [5, 6], 50)
     assert {day: x["examples"] for day, x in by_day(rows).items()} == {5: 25, 6: 25}
@@ -286,41 +240,6 @@ def test_a_sample_is_of_all_days(run: Run):
     text = read(run.workdir.parent / "sample.html")[0].text
     assert "test: 50 of 200 rows." in text
     assert "Left out by --permutations=0." in text
-
-
-@pytest.mark.parametrize("program", ["dlrm_jax.cli.report"], indirect=True)
-def test_a_run_on_generated_examples_needs_no_data(program: ModuleType, tmp_path: Path):
-    generated = dataclasses.replace(
-        CONFIG, table_rows=(30, 300), dense_features=2, examples=1000, epochs=1,
-        model="wide_deep", compression="quotient_remainder",
-    )  # fmt: skip
-    dlrm_jax.fit(generated, workdir=tmp_path)
-    cli_flags.parse(["report", f"--run={tmp_path}", "--batch_size=64", "--permutations=1"])
-    program.main()
-    page, _ = read(tmp_path / "report.html")
-    assert "The data have no days." in page.text
-    assert "The run has no vocabularies, so values are shown as ids." in page.text
-    numbers = json.loads((tmp_path / "report.json").read_text())
-    tables = {x["table"]: x for x in numbers["tables"]}
-    assert list(tables) == ["C1", "C1.weight", "C2.quotient", "C2.remainder", "C2.weight"]
-    # 800 training examples read each table once.
-    remainders = tables["C2.remainder"]["hot"]
-    assert sum(x["reads"] for x in remainders) == 800
-    assert all(x["value"] == "" for x in remainders)
-    assert tables["C1"]["hot"][0]["value"].startswith("id ")
-
-
-def test_metrics_of_several_labels_have_lines_of_their_own():
-    metrics = {"auc": 1, "gauc:user/x": 2, "bought/auc": 3, "bought/gauc:user/x": 4}
-    expected = {"": {"auc": 1, "gauc:user/x": 2}, "bought": {"auc": 3, "gauc:user/x": 4}}
-    assert by_label(metrics) == expected
-    losses = [{"log_loss": 0.5, "bought/log_loss": 0.1}, {"log_loss": 0.4, "bought/log_loss": None}]
-    record = [{"split": "validation", "step": i, **x} for i, x in enumerate(losses, 1)]
-    figure = draw_curves(record, None, [], {"": 1, "bought/": 2})
-    training, validation = figure.axes[0].get_lines()
-    assert training.get_label() == "training loss, sum over labels"
-    assert validation.get_label() == "validation log loss, sum over labels"
-    assert np.asarray(validation.get_xydata()).tolist() == [[1, 0.7]]
 
 
 def test_what_is_not_of_the_run_is_an_error(run: Run, tmp_path: Path):
@@ -372,13 +291,3 @@ def test_a_run_of_another_user_has_its_page_elsewhere(
     page = write(run.workdir, None, output=tmp_path / "out")
     assert page == tmp_path / "out" / "report.html"
     assert json.loads((tmp_path / "out" / "report.json").read_text())["workdir"] == str(run.workdir)
-
-
-@pytest.mark.parametrize("program", ["dlrm_jax.cli.report"], indirect=True)
-def test_flags_that_nothing_would_read_are_refused(program: ModuleType):
-    cli_flags.parse(["report"])
-    with pytest.raises(UserError, match="--data is missing: data to describe; or --run"):
-        program.main()
-    cli_flags.parse(["report", "--data=x", "--permutations=1"])
-    with pytest.raises(UserError, match="--permutations has no effect without --run"):
-        program.main()

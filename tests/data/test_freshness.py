@@ -1,4 +1,4 @@
-"""What is on disk is used if it is of the same content, and deleted only if it is provably ours."""
+"""What is on disk is used if it is of the same content."""
 
 import dataclasses
 import errno
@@ -9,32 +9,15 @@ import shutil
 import polars as pl
 import pytest
 from criteo_lines import text
+from stopped_preparation import OPTIONS, RARE, ROWS, StoppedError, all_files, interrupt, log, stop
 
 from dlrm_jax.data import memory
 from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.data.formats.compression import file_hash
 from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing import conversion, freshness, pipeline, sources, staging
-from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
-from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
-
-ROWS = 70
-OPTIONS = Options(Schema("y", ("a",)))
-RARE = Options(Schema("y", ("a",)), min_count=2)
-
-
-def log(first=0):
-    return "y,a\n" + "".join(f"{(i + first) % 2},{i % 9}\n" for i in range(ROWS))
-
-
-class StoppedError(Exception):
-    pass
-
-
-def stop(*_):
-    raise StoppedError
 
 
 @pytest.fixture
@@ -42,74 +25,6 @@ def raw(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text(log())
     return path
-
-
-def interrupt(monkeypatch, raw, owner, name, options=OPTIONS):
-    """Stops the preparation of ``out`` where it would call a function; returns what is left."""
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, stop)
-        with pytest.raises(StoppedError):
-            preprocess([raw], raw.parent / "out", options)
-    return raw.parent / "out.partial"
-
-
-def all_files(directory):
-    return {
-        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else path.is_symlink()
-        for path in directory.rglob("*")
-    }
-
-
-def users_own(path, kind):
-    if kind == "file":
-        path.write_text("mine")
-        return
-    directory = path if kind != "link" else path.with_name("elsewhere")
-    directory.mkdir()
-    name = freshness.BEGUN if kind == "same name" else "notes"
-    (directory / name).write_text('{"format": 2, "options": {}, "inputs": ["at noon"]}')
-    if kind == "link":
-        path.symlink_to(directory)
-
-
-@pytest.mark.parametrize("kind", ["file", "link", "directory", "same name"])
-def test_a_users_own_partial_is_named_before_any_work(raw, tmp_path, kind, monkeypatch):
-    users_own(tmp_path / "out.partial", kind)
-    before = all_files(tmp_path)
-    monkeypatch.setattr(pipeline, "_run", None)
-    with pytest.raises(UserError, match=r"out\.partial is in the way: it isn't unfinished work"):
-        preprocess([raw], tmp_path / "out", OPTIONS)
-    assert all_files(tmp_path) == before | {".out.lock": b""}
-
-
-@pytest.mark.parametrize("kind", ["link", "directory"])
-def test_a_users_other_files_stay(raw, tmp_path, kind, monkeypatch):
-    users_own(tmp_path / "out.replaced", kind)
-    users_own(tmp_path / "out.partial.deleting", "directory")
-    before = all_files(tmp_path)
-    interrupt(monkeypatch, raw, conversion, "stage", RARE)
-    preprocess([raw], tmp_path / "out", OPTIONS)
-    preprocess([raw], tmp_path / "out", RARE, replace=True)
-    assert before.items() <= all_files(tmp_path).items()
-
-
-@pytest.mark.parametrize(
-    "content", [None, "{", "[1]", "{}", '{"made_from": {"options": {}, "inputs": ["at noon"]}}']
-)
-def test_what_is_not_provably_ours_is_not_replaced(raw, tmp_path, content):
-    users_own(tmp_path / "out", "directory")
-    if content:
-        (tmp_path / "out" / "metadata.json").write_text(content)
-    before = all_files(tmp_path)
-    with pytest.raises(UserError, match=r"out is in the way: .*; move it, or give another"):
-        preprocess([raw], tmp_path / "out", OPTIONS, replace=True)
-    assert all_files(tmp_path) == before
-
-
-@pytest.mark.parametrize("name", ["none.csv", ""])
-def test_files_that_cannot_be_read_are_named_first(tmp_path, name):
-    with pytest.raises(UserError, match=f"cannot read {tmp_path / name}: "):
-        preprocess([tmp_path / name], tmp_path / "out", OPTIONS)
 
 
 def test_copies_in_turn_are_read_once_each(raw, tmp_path, monkeypatch):
@@ -125,24 +40,6 @@ def test_copies_in_turn_are_read_once_each(raw, tmp_path, monkeypatch):
         preprocess([path], tmp_path / "out", OPTIONS)
     assert read == [copy]
     assert all_files(tmp_path / "out") == before
-
-
-def test_finished_data_of_another_command_are_not_deleted(raw, tmp_path):
-    preprocess([raw], tmp_path / "out", OPTIONS)
-    (tmp_path / "out").rename(tmp_path / "out.partial")
-    before = all_files(tmp_path / "out.partial")
-    with pytest.raises(UserError, match=r"out\.partial is in the way: it holds finished data"):
-        preprocess([raw], tmp_path / "out", RARE)
-    assert all_files(tmp_path / "out.partial") == before
-    preprocess([raw], tmp_path / "out", OPTIONS)
-    assert all_files(tmp_path / "out") == before
-
-
-@pytest.mark.parametrize("name", ["", "begun.json.partial", ".begun.json.dlrm_jax"])
-def test_what_had_hardly_begun_is_no_obstacle(raw, tmp_path, name):
-    (tmp_path / "out.partial" / name).mkdir(parents=True)
-    preprocess([raw], tmp_path / "out", OPTIONS)
-    assert not (tmp_path / "out" / ".begun.json.dlrm_jax").exists()
 
 
 def test_unfinished_metadata_are_made_again(raw, tmp_path, monkeypatch):
@@ -191,27 +88,6 @@ def test_staged_remains_of_a_power_cut_are_made_again(
     assert dataclasses.replace(found, id_ranges=expected.id_ranges) == expected, "but for times"
     for path in (tmp_path / "whole").glob("*.npy"):
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
-
-
-@pytest.fixture
-def locked_by_others(tmp_path):
-    """The lock of ``out`` can't be had, even by root."""
-    (tmp_path / ".out.lock").mkdir()
-
-
-def test_an_output_of_someone_else_is_used(raw, tmp_path, locked_by_others, monkeypatch):
-    preprocess([raw], tmp_path / "other", OPTIONS)
-    (tmp_path / "other").rename(tmp_path / "out")
-    assert sum(preprocess([raw], tmp_path / "out", OPTIONS).days) == ROWS
-    os.utime(raw, ns=(1, 1))
-
-    def read_only(*_):
-        raise PermissionError
-
-    monkeypatch.setattr(freshness, "write_json", read_only)
-    assert sum(preprocess([raw], tmp_path / "out", OPTIONS).days) == ROWS
-    with pytest.raises(UserError, match="min_count was 1, now 2"):
-        preprocess([raw], tmp_path / "out", RARE)
 
 
 @pytest.mark.parametrize("stopped", [(conversion, "write_day"), (pipeline, "delete")])

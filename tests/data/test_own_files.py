@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_freshness import OPTIONS, RARE, ROWS, all_files, interrupt, log, users_own
+from stopped_preparation import OPTIONS, RARE, ROWS, all_files, interrupt, log, users_own
 
 from dlrm_jax.data.preprocessing import conversion, pipeline
 from dlrm_jax.data.preprocessing.pipeline import preprocess
