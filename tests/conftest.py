@@ -20,8 +20,9 @@ from jaxtyping import install_import_hook
 
 # Asserts in what the tests of a directory share show their values as those in tests do.
 pytest.register_assert_rewrite("main_job", "small_collection")
-# How long an example takes says how busy the machine is: it may be compiling.
-hypothesis.settings.register_profile("project", deadline=None)
+# How long an example takes says how busy the machine is: it may be compiling. The next run draws
+# other examples.
+hypothesis.settings.register_profile("project", deadline=None, max_examples=30)
 hypothesis.settings.load_profile("project")
 install_import_hook("dlrm_jax", "type_checks.checked")
 
