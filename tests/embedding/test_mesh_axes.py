@@ -1,5 +1,7 @@
 """Meshes of the caller's own: names, further axes, Explicit axes, maps of the caller's."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +64,6 @@ def assert_close(found, expected):
             np.testing.assert_allclose(one[name], array, rtol=2e-5, atol=1e-5, err_msg=name)
 
 
-AS_AUTO = ["other names", "two data axes"]
 MESHES = {
     "other names": (
         ((2, 4), ("replica", "table")),
@@ -79,12 +80,15 @@ MESHES = {
 
 
 # Explicit axes are harder; Auto ones alone are under `set_mesh`, too.
+OFTEN = [*((name, EXPLICIT) for name in MESHES if name != "a tensor axis before"),
+         ("two data axes", AUTO)]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "axis_type"),
     [
-        *((name, EXPLICIT) for name in MESHES),
-        *((name, AUTO) for name in AS_AUTO),
-        *(pytest.param(x, AUTO, marks=pytest.mark.thorough) for x in MESHES if x not in AS_AUTO),
+        pytest.param(*case, marks=() if case in OFTEN else pytest.mark.thorough)
+        for case in itertools.product(MESHES, (EXPLICIT, AUTO))
     ],
 )
 def test_results_are_those_of_one_device(name, axis_type, expected):
