@@ -53,7 +53,7 @@ def data_set() -> Dataset:
 
 @pytest.fixture(scope="module")
 def fitted() -> dlrm_jax.job.FittedModel:
-    return dlrm_jax.fit(small(), data_set(), "2x4")
+    return dlrm_jax.fit(small(), data_set(), "1x2")
 
 
 def test_in_memory(fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -104,8 +104,8 @@ def test_copies_that_differ_end_a_fit_with_the_defaults(monkeypatch: pytest.Monk
 
 def test_a_notebook_shows_it_in_one_line(fitted):
     auc = fitted.summary["test"]["auc"]
-    assert repr(fitted) == f"FittedModel(dlrm, mesh 2x4, 8 steps, test AUC {auc:.5f})"
-    assert repr(fitted.predictor) == "Predictor(dlrm of 3 tables, mesh 2x4, step 8)"
+    assert repr(fitted) == f"FittedModel(dlrm, mesh 1x2, 8 steps, test AUC {auc:.5f})"
+    assert repr(fitted.predictor) == "Predictor(dlrm of 3 tables, mesh 1x2, step 8)"
     shown = "Dataset(train 256, validation 90, test 70; 3 tables; drawn examples)"
     assert repr(fitted.data) == shown
     assert repr(fitted.data.test) == "Split(70 examples in 2 days)"
@@ -139,7 +139,7 @@ def test_labels_and_weights_out_of_range(fitted, array: str, value: float, messa
     values[5] = value
     bad = Split((dataclasses.replace(day, **{array: values}),))
     with pytest.raises(UserError, match=f"^validation, {message}"):
-        dlrm_jax.fit(small(), dataclasses.replace(data, validation=bad), "2x4")
+        dlrm_jax.fit(small(), dataclasses.replace(data, validation=bad), "1x2")
     with pytest.raises(UserError, match=f"^examples, {message}"):
         fitted.evaluate(bad)
     if array == "labels":
@@ -177,9 +177,9 @@ def test_what_is_saved_predicts_and_goes_on(fitted, tmp_path: Path):
     np.testing.assert_allclose(found, fitted.predict("test"), rtol=1e-5)
     with pytest.raises(UserError, match="has checkpoints already"):
         fitted.save(tmp_path)
-    longer = dlrm_jax.fit(small(epochs=3), data_set(), make_mesh("2x4"), workdir=tmp_path)
+    longer = dlrm_jax.fit(small(epochs=3), data_set(), make_mesh("1x2"), workdir=tmp_path)
     assert longer.summary["resumed_from"] == 8
-    unbroken = dlrm_jax.fit(small(epochs=3), data_set(), "2x4")
+    unbroken = dlrm_jax.fit(small(epochs=3), data_set(), "1x2")
     assert longer.summary["test_of_last"] == unbroken.summary["test_of_last"]
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 12
     losses = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -196,10 +196,10 @@ def test_a_run_is_new_until_its_first_checkpoint(tmp_path: Path):
 def test_a_run_with_no_step_left_keeps_its_speed(tmp_path: Path):
     """As after a kill in the final evaluation, or before earlier checkpoints were deleted."""
     config = small(checkpoint_every=4)
-    first = dlrm_jax.fit(config, data_set(), "2x4", workdir=tmp_path)
+    first = dlrm_jax.fit(config, data_set(), "1x2", workdir=tmp_path)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
     config = small(keep_checkpoints=1)
-    again = dlrm_jax.fit(config, data_set(), "2x4", workdir=tmp_path)
+    again = dlrm_jax.fit(config, data_set(), "1x2", workdir=tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000008"]
     assert again.summary["resumed_from"] == first.summary["steps"]
     speed = first.summary["examples_per_second"]

@@ -129,7 +129,8 @@ def cuts(workdir: Path) -> list[str]:
 
 
 def test_a_signal_to_the_launcher_saves(tmp_path: Path):
-    flags = (*TWO, "--steps=1000000", "--checkpoint_every=0", f"--workdir={tmp_path}")
+    flags = ("--mesh=1x2", "--processes=2", *SMALL, f"--workdir={tmp_path}")
+    flags += ("--steps=1000000", "--checkpoint_every=0")
     metrics = tmp_path / "metrics.jsonl"
     with in_background(*flags) as launcher:
         wait_until(lambda: metrics.exists() and metrics.stat().st_size, launcher)

@@ -16,7 +16,7 @@ from main_job import SMALL, arrays, fails, in_background, run, succeed, summary
 from oracle import Oracle, OracleLookup, OracleTable
 
 PREDICT, PREPARE = ("-m", "dlrm_jax", "predict"), ("-m", "dlrm_jax", "preprocess")
-MODEL = ("--mesh=2x4", "--embedding_dim=4", "--bottom_mlp=4", "--top_mlp=4,1", "--batch_size=64",
+MODEL = ("--mesh=1x2", "--embedding_dim=4", "--bottom_mlp=4", "--top_mlp=4,1", "--batch_size=64",
          "--evaluation_batch_size=64", "--learning_rate=0.2", "--steps=5")  # fmt: skip
 LINES = 700  # seven days of a hundred, the last one of test and validation in halves
 DENSE, TABLES = 13, [f"C{i + 1}" for i in range(26)]

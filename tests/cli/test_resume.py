@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,8 +14,16 @@ from event_files import scalars
 from main_job import SMALL, arrays, in_background, losses, run, succeed, summary
 
 
-def test_resumed_run_equals_an_unbroken_one_bit_for_bit(unbroken: Path, tmp_path: Path):
-    succeed("--mesh=2x4", *SMALL, "--steps=20", f"--workdir={tmp_path}")
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of half the steps of `unbroken`."""
+    workdir = tmp_path_factory.mktemp("half")
+    succeed("--mesh=2x4", *SMALL, "--steps=20", f"--workdir={workdir}")
+    return workdir
+
+
+def test_resumed_run_equals_an_unbroken_one_bit_for_bit(unbroken: Path, half: Path, tmp_path: Path):
+    shutil.copytree(half, tmp_path, dirs_exist_ok=True)
     succeed("--mesh=2x4", *SMALL, "--steps=40", f"--workdir={tmp_path}")
     assert summary(tmp_path)["resumed_from"] == 20
     assert losses(tmp_path) == losses(unbroken)
@@ -24,20 +33,23 @@ def test_resumed_run_equals_an_unbroken_one_bit_for_bit(unbroken: Path, tmp_path
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
-def test_resume_on_other_meshes(unbroken: Path, tmp_path: Path):
-    for mesh, steps in (("2x4", 20), ("1x8", 30), ("1x1", 40)):
+def test_resume_on_other_meshes(unbroken: Path, half: Path, tmp_path: Path):
+    shutil.copytree(half, tmp_path, dirs_exist_ok=True)
+    for mesh, steps in (("1x8", 30), ("1x1", 40)):
         succeed(f"--mesh={mesh}", *SMALL, f"--steps={steps}", f"--workdir={tmp_path}")
     for split in ("train", "validation", "test"):
         difference = summary(tmp_path)[split]["log_loss"] - summary(unbroken)[split]["log_loss"]
         assert abs(difference) < 1e-5
 
 
-def test_killed_at_random_times(unbroken: Path, tmp_path: Path):
+# experiments.campaigns.kills tries it at many instants.
+@pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.thorough)])
+def test_killed_at_random_times(unbroken: Path, tmp_path: Path, kills: int):
     flags = ("--mesh=2x4", *SMALL, "--steps=40", "--checkpoint_every=3", "--tensorboard")
     flags += (f"--workdir={tmp_path}",)
     chance = random.Random(0)
     checkpoints = tmp_path / "checkpoints"
-    for _ in range(2):
+    for _ in range(kills):
         before = {path.name for path in checkpoints.iterdir()} if checkpoints.exists() else set()
         with in_background(*flags) as process:
             # Once it saves something new, soon afterwards: within a save as likely as between two.

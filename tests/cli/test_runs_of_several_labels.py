@@ -75,7 +75,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fitted(prepared: Path) -> FittedModel:
-    return dlrm_jax.fit(CONFIG, prepared, "2x4", workdir=prepared.parent / "run")
+    return dlrm_jax.fit(CONFIG, prepared, "1x2", workdir=prepared.parent / "run")
 
 
 def test_metrics_of_each_label(fitted: FittedModel, prepared: Path):
@@ -106,8 +106,8 @@ def test_metrics_of_each_label(fitted: FittedModel, prepared: Path):
 @pytest.mark.thorough
 def test_a_resumed_run_is_an_unbroken_one(fitted: FittedModel, prepared: Path, tmp_path: Path):
     changes = {"steps": 10}
-    dlrm_jax.fit(dataclasses.replace(CONFIG, **changes), prepared, "2x4", workdir=tmp_path)
-    again = dlrm_jax.fit(CONFIG, prepared, "2x4", workdir=tmp_path)
+    dlrm_jax.fit(dataclasses.replace(CONFIG, **changes), prepared, "1x2", workdir=tmp_path)
+    again = dlrm_jax.fit(CONFIG, prepared, "1x2", workdir=tmp_path)
     assert again.summary["resumed_from"] == 10
     assert again.summary["test_of_last"] == fitted.summary["test_of_last"]
 

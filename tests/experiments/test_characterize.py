@@ -50,7 +50,7 @@ CONFIG = Config(
     kernels="jax",
     placements=("C1=replicated", "C2=row_wise", "C3=table_wise"),
 )
-MESHES = ("1x1", "2x4")
+MESHES = ("1x1", "2x2")
 
 
 @pytest.fixture(scope="module", autouse=True)
