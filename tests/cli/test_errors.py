@@ -107,15 +107,20 @@ def test_an_error_without_a_file_is_a_fault_of_the_program():
     assert "Traceback" in result.stderr
 
 
-@pytest.mark.parametrize("option", ["", "--help"])
-def test_a_closed_output_and_one_without_umlauts(option: str):
-    main = f"run(lambda: print('wä ☃', flush=True), ['program', '{option}'][:{1 + bool(option)}])"
-    program = f"from dlrm_jax.cli.run import run\n{main}"
+def test_a_closed_output_and_one_without_umlauts():
+    program = """
+from dlrm_jax.cli.run import run
+for options in [], ["--help"]:
+    try:
+        run(lambda: print("wä ☃", flush=True), ["program", *options])
+    except SystemExit as end:
+        assert not end.code, (options, end.code)
+"""
     command = [sys.executable, "-c", program]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert option or shown.stdout == "w\\xe4 \\u2603\n"
+    assert shown.stdout.startswith("w\\xe4 \\u2603\n")
     closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
     result = subprocess.run(closed, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")

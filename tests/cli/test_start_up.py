@@ -57,19 +57,12 @@ def test_an_ignored_one_stays_ignored(slow_jax: dict[str, str]):
     assert found == (143, "stopped by SIGTERM\n")
 
 
-def test_a_library_has_no_handlers():
-    check = (
-        "import signal, dlrm_jax, dlrm_jax.signals, dlrm_jax.cli.main, experiments\n"
-        "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
-        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
-    )
-    subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)
-
-
-def test_training_imports_no_library_that_it_may_never_use():
+def test_a_library_has_no_handlers_and_imports_no_other_that_it_may_never_use():
     """Orbax comes with the first checkpoint, Polars with a raw file; each takes long to import."""
     check = (
-        "import sys, dlrm_jax.cli.train\n"
+        "import signal, sys, dlrm_jax.signals, dlrm_jax.cli.main, dlrm_jax.cli.train, experiments\n"
+        "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
         "found = {'orbax', 'polars', 'pyarrow', 'torch', 'onnx'} & sys.modules.keys()\n"
         "assert not found, found\n"
     )
