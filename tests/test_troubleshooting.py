@@ -6,14 +6,17 @@ import ast
 import re
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from documents import ROOT
+from jaxtyping import Array
 
 from dlrm_jax.embedding import (
     SGD,
     EmbeddingCollection,
+    EmbeddingState,
     Feature,
     Lookup,
     RowWiseAdagrad,
@@ -45,9 +48,13 @@ def collection(
 
 def norm_without_sums() -> object:
     tables = collection(optimizer=SGD(0.1))
-    _, residuals = tables.lookup(tables.init(0), tables.put(IDS))
-    cotangents = {name: jnp.ones((2, 16)) for name in ("user", "item")}
-    return tables.coalesce(tables.send_cotangents(residuals, cotangents)).squared_norm()
+
+    def norm(state: EmbeddingState, ids: Array) -> Array:
+        _, residuals = tables.lookup(state, ids)
+        cotangents = {name: jnp.ones((2, 16)) for name in ("user", "item")}
+        return tables.coalesce(tables.send_cotangents(residuals, cotangents)).squared_norm()
+
+    return jax.eval_shape(norm, tables.state_specs(), tables.put(IDS))
 
 
 MISTAKES: dict[str, Callable[[], object]] = {

@@ -22,8 +22,11 @@ HISTORY = [Field("user", WIDTH), Field("item", WIDTH), Field("seen", WIDTH, max_
 
 def built(name: str, fields=FIELDS, dense_features=D, **options) -> Any:
     """A model whose parameters are all drawn, so that zeros hide nothing."""
-    model = MODELS[name](dense_features, fields, rngs=nnx.Rngs(0), **options)  # pyright: ignore
-    graph, state = nnx.split(model)
+    graph, state = nnx.split(
+        nnx.eval_shape(
+            lambda: MODELS[name](dense_features, fields, rngs=nnx.Rngs(0), **options)  # pyright: ignore
+        )
+    )
     rng = np.random.default_rng(1)
     drawn = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.5, x.shape), "float32"), state)
     return nnx.merge(graph, drawn)
@@ -55,7 +58,7 @@ def mlp(module, x, last_relu=False):
 
 def check(model, dense, vectors, formula):
     """The formula is of one example: its dense features, and its vectors by name."""
-    got = model(jnp.asarray(dense), {name: jnp.asarray(v) for name, v in vectors.items()})
+    got = jax.jit(lambda dense, vectors: model(dense, vectors))(dense, vectors)
     wanted = [
         formula(dense[n].astype("f8"), {name: v[n].astype("f8") for name, v in vectors.items()})
         for n in range(B)
@@ -332,9 +335,11 @@ def test_bfloat16_leaves_logits_in_float32(name):
         return
     options = {"bottom_mlp": (8, WIDTH), "top_mlp": (6, 1)}
     options = {key: value for key, value in options.items() if key in arguments}
-    model = kind(D, FIELDS, **options, rngs=nnx.Rngs(0), dtype="bfloat16")
-    dense, vectors = example(kind=kind)
-    logits = model(jnp.asarray(dense), jax.tree.map(jnp.asarray, vectors))
+
+    def logits_of(dense, vectors):
+        return kind(D, FIELDS, **options, rngs=nnx.Rngs(0), dtype="bfloat16")(dense, vectors)
+
+    logits = jax.eval_shape(logits_of, *example(kind=kind))
     assert logits.dtype == jnp.float32
     assert logits.shape == (B,)  # of one label, also by models that take several
 
