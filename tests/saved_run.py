@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
+from setups import step_of
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import ABSENT, Examples, Split
@@ -14,7 +16,6 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.step import make_train_step
 
 CONFIG = Config(
     table_rows=(7, 3000, 40),
@@ -44,12 +45,18 @@ def examples(count: int, seed: int = 0, config: Config = CONFIG) -> Split:
     return Split((days[: count // 3], days[count // 3 :]))
 
 
+@functools.cache
+def learner_on(mesh: str, config: Config = CONFIG) -> Learner:
+    """A learner that tests share, and with it the programs that were compiled for it."""
+    return make_learner(config, make_mesh(mesh))
+
+
 def train_and_save(
     workdir: Path, mesh: str, config: Config = CONFIG
 ) -> tuple[Learner, TrainState, Path]:
     """The learner, its last state, and where that lies."""
-    learner = make_learner(config, make_mesh(mesh))
-    state, step = learner.init(config.seed), make_train_step(learner)
+    learner = learner_on(mesh, config)
+    state, step = learner.init(config.seed), step_of(learner)
     batches = TrainBatches(examples(512, config=config), config.batch_size, seed=0)
     for i in range(STEPS):
         state, _ = step(state, learner.put(batches[i]))

@@ -9,13 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 from named_arrays import arrays_of
-from saved_run import CONFIG, train_and_save
+from saved_run import CONFIG, learner_on, train_and_save
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference import table_files
 from dlrm_jax.inference.table_files import Format, write_table
-from dlrm_jax.mesh import make_mesh
-from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.warm_start import warm_start
 
@@ -83,7 +81,7 @@ def test_npy_is_what_a_warm_start_reads(saved: Run, tmp_path: Path):
     assert values.columns == ["value", "meaning", "id"]
     assert values["value"].to_list() == [None, None, *"abcdef"]
     assert values["id"].to_list() == [0, 1, 2, 3, 4, 5, 6, 6]
-    learner = make_learner(CONFIG, make_mesh("1x1"))
+    learner = learner_on("1x1")
     found = arrays_of(learner, warm_start(learner, 7, tmp_path, ["C1"]))
     np.testing.assert_array_equal(found["C1/table"], saved[1]["C1/table"])
 

@@ -13,18 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from saved_run import CONFIG, examples
-from setups import with_one_wrong_copy
+from saved_run import CONFIG, examples, learner_on
+from setups import step_of, with_one_wrong_copy
 
 from dlrm_jax.data.batches import Batch, TrainBatches
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import make_mesh
 from dlrm_jax.signals import Interrupted, check
-from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import TrainState
 from dlrm_jax.training.loop import Intervals, _finite, train
-from dlrm_jax.training.step import make_predict, make_train_step
+from dlrm_jax.training.step import make_predict
 
 
 def events_of_training(
@@ -39,12 +37,12 @@ def events_of_training(
         stop: whether each validation gets a SIGTERM.
         keeps: whether states are saved.
     """
-    learner = make_learner(CONFIG, make_mesh(mesh))
-    step_of, events = make_train_step(learner), []
+    learner = learner_on(mesh)
+    run_step, events = step_of(learner), []
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
         events.append(("start", int(state.step) + 1))
-        state, loss = step_of(state, batch)
+        state, loss = run_step(state, batch)
         return state, loss * float("nan") if events[-1] == ("start", bad_step) else loss
 
     def validate(state: TrainState) -> Mapping[str, Any]:
@@ -87,11 +85,11 @@ def test_a_signal_while_the_last_checkpoint_is_written_finds_all_saved():
         os.kill(os.getpid(), signal.SIGTERM)
         return True
 
-    learner = make_learner(CONFIG, make_mesh("1x1"))
+    learner = learner_on("1x1")
     with pytest.raises(Interrupted) as caught:
         train(
             learner,
-            make_train_step(learner),
+            step_of(learner),
             learner.init(0),
             TrainBatches(examples(512), CONFIG.batch_size, seed=0),
             steps=1,
@@ -105,12 +103,12 @@ def test_a_signal_while_the_last_checkpoint_is_written_finds_all_saved():
 
 def test_the_compiling_step_does_not_count(capsys: pytest.CaptureFixture[str]):
     """Neither in the speed nor in the time that is left."""
-    learner = make_learner(CONFIG, make_mesh("1x1"))
-    step_of, shown, now = make_train_step(learner), [], [0.0]
+    learner = learner_on("1x1")
+    run_step, shown, now = step_of(learner), [], [0.0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
         now[0] += 1000 if int(state.step) == 0 else 15
-        return step_of(state, batch)
+        return run_step(state, batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "perf_counter", lambda: now[0])
@@ -170,13 +168,13 @@ def trained(
     check_copies: int = 2,
 ) -> tuple[list[int], str]:
     """The steps whose states were kept, and the error, of a run that changes its state."""
-    learner, kept = make_learner(CONFIG, make_mesh(mesh)), []
-    step_of = make_train_step(learner)
+    learner, kept = learner_on(mesh), []
+    run_step = step_of(learner)
     batches = kind(examples(512), CONFIG.batch_size, seed=0)
     try:
         train(
             learner,
-            lambda state, batch: step_of(change(state), batch),
+            lambda state, batch: run_step(change(state), batch),
             learner.init(0),
             batches,
             steps=6,
@@ -246,7 +244,7 @@ def test_a_signal_in_a_validation_waits_for_the_checkpoint(keeps: bool, said: st
 
 @pytest.mark.parametrize(("mesh", "ahead"), [("1x1", 2), ("2x4", 0)])
 def test_predictions_run_ahead(mesh: str, ahead: int):
-    learner = make_learner(CONFIG, make_mesh(mesh))
+    learner = learner_on(mesh)
     predict, started = make_predict(learner), []
 
     def counted(state: TrainState, batch: Batch) -> jax.Array:

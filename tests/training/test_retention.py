@@ -12,11 +12,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from saved_run import CONFIG, save
+from saved_run import learner_on, save
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import make_mesh
-from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.metadata import read_metadata, write_metadata
 from dlrm_jax.training.record import owned
@@ -123,7 +121,7 @@ def test_a_superseded_checkpoint_with_files_of_a_user_is_kept(
     ],
 )
 def test_paths_that_orbax_would_not_find_again(name: str, tmp_path: Path):
-    learner = make_learner(CONFIG, make_mesh("1x1"))
+    learner = learner_on("1x1")
     with pytest.raises(UserError, match=r"expected a path (without \*, \? and \[|in UTF-8); give"):
         save(tmp_path / name, learner, learner.init(0))
     with pytest.raises(UserError, match="expected a path"), owned(tmp_path / name):
@@ -132,7 +130,7 @@ def test_paths_that_orbax_would_not_find_again(name: str, tmp_path: Path):
 
 
 def test_a_workdir_that_has_been_moved_gets_no_checkpoint(tmp_path: Path):
-    learner = make_learner(CONFIG, make_mesh("1x1"))
+    learner = learner_on("1x1")
     with pytest.raises(
         UserError, match=r"cannot write the checkpoint .*/moved/checkpoints/0000000"
     ):

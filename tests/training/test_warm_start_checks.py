@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from named_arrays import arrays_of
-from saved_run import CONFIG, DATA, train_and_save
+from saved_run import CONFIG, DATA, learner_on, train_and_save
 
 from dlrm_jax.embedding.initial_values import INITIAL_ROWS
 from dlrm_jax.errors import UserError
@@ -126,6 +126,6 @@ def test_what_fits_other_labels(saved: tuple[Path, dict[str, np.ndarray]], tmp_p
     check_labels(("buy", "click"), tmp_path, metadata, ["shared"], [SHARED])
     one = {"config": metadata["config"] | {"labels": ["read"]}}
     check_labels(("click",), tmp_path, one, ["all"], [TOWER])
-    learner = make_learner(CONFIG, make_mesh("2x4"))
+    learner = learner_on("2x4")
     with pytest.raises(UserError, match="has the labels label, and this run has click, buy:"):
         warm_start(learner, 0, saved[0], ("all",), OLDER, labels=BOTH)

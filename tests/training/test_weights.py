@@ -7,24 +7,23 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from saved_run import CONFIG, examples
+from saved_run import CONFIG, examples, learner_on
+from setups import step_of
 
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.batches import TrainBatches
-from dlrm_jax.mesh import make_mesh
-from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.evaluation import evaluate
-from dlrm_jax.training.step import make_predict, make_train_step
+from dlrm_jax.training.step import make_predict
 
 BATCH = TrainBatches(examples(512), CONFIG.batch_size, seed=0)[0]
 
 
 def stepped(config, batch, mesh="1x1"):
     """The learner, its first state, the next one and the loss; all on the host."""
-    learner = make_learner(config, make_mesh(mesh))
+    learner = learner_on(mesh, config)
     state = learner.init(0)
     before = jax.tree.map(np.asarray, state)
-    after, loss = make_train_step(learner)(state, learner.put(batch))
+    after, loss = step_of(learner)(state, learner.put(batch))
     return learner, before, jax.tree.map(np.asarray, after), float(loss)
 
 
@@ -57,7 +56,7 @@ def test_a_batch_without_weight_has_no_loss():
 
 
 def test_evaluation_counts_each_example_by_its_weight():
-    learner = make_learner(CONFIG, make_mesh("1x1"))
+    learner = learner_on("1x1")
     state, predict = learner.init(0), make_predict(learner)
     plain = examples(100)
     repeats = np.arange(100) % 4
