@@ -94,6 +94,44 @@ def test_a_mesh_and_a_number_of_devices_exclude_each_other():
     )
 
 
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.plan"], indirect=True)
+def test_a_step_on_paper(program: ModuleType, capsys: pytest.CaptureFixture[str]):
+    given = ["plan", "--preset=mlperf_v1", "--mesh=2x8", "--batch_size=8192", "--device=a100"]
+
+    def milliseconds(*more: str) -> float:
+        parse([*given, "--simulate", *more])
+        program.main()
+        text = capsys.readouterr().out
+        assert re.search(r"^simulated for a100 +from +to +ms$", text, re.M)
+        assert re.search(r"^backward: products \* +\S+ +\S+ +\S+$", text, re.M)
+        found = re.search(r"^a step of 8,192 samples: (\S+) ms, \S+ samples a second$", text, re.M)
+        assert found
+        return float(found[1])
+
+    before = milliseconds()
+    # Flags stay as they are parsed: each shortens the step of those before it.
+    for flag in ("--pipelined", "--in_network", "--top_mlp=8,1", "--comm_dtype=bfloat16"):
+        after = milliseconds(flag)
+        assert after < before, flag
+        before = after
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.plan"], indirect=True)
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--pipelined"], "--pipelined has no effect without --simulate"),
+        (["--compute_dtype=bfloat16"], "--compute_dtype has no effect without --simulate"),
+        (["--simulate", "--accumulation_steps=2"],
+         "--simulate: expected batches without micro-batches, got accumulation_steps=2; .*"),
+    ],
+)  # fmt: skip
+def test_what_no_simulation_reads_is_refused(program: ModuleType, flags: list[str], message: str):
+    parse(["plan", "--preset=small", *flags])
+    with pytest.raises(UserError, match=message):
+        program.main()
+
+
 def test_memory_that_is_too_small_is_refused():
     result = run("--mesh=1x8", "--memory_gib=4", program=PROGRAM)
     assert result.returncode == 2

@@ -1,0 +1,43 @@
+"""Simulated steps over the number of devices, in tables and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from main_job import ROOT, run
+
+from dlrm_jax.embedding.planning.devices import DEVICES
+from dlrm_jax.presets import preset
+from experiments.benchmarks.scaling import CURVES, DEVICE_COUNTS, Curve, draw, step_ms
+
+CONFIG = dataclasses.replace(preset("mlperf_v2"), batch_size=512 * 128)
+
+
+@pytest.mark.parametrize("curve", CURVES, ids=lambda curve: curve.name)
+def test_fully_sharded_tables_are_the_fastest_on_many_devices(curve: Curve):
+    fastest = step_ms(CURVES[0], CONFIG, 128, DEVICES["h100"])
+    found = step_ms(curve, CONFIG, 128, DEVICES["h100"])
+    assert fastest is not None
+    assert found is not None
+    assert found == fastest if curve is CURVES[0] else found > 1.5 * fastest
+
+
+def test_columns_end_where_shards_do_not_divide_them():
+    assert step_ms(Curve("column_wise", False), CONFIG, 256, DEVICES["h100"]) is None
+
+
+def test_each_placement_has_a_line_in_both_pictures():
+    times = [[float(n) for n in DEVICE_COUNTS[: 8 - i]] + i * [None] for i in range(len(CURVES))]
+    weak, strong = draw(times, times).axes
+    for axes in (weak, strong):
+        found = [line.get_xdata().size for line in axes.lines]  # pyright: ignore
+        assert found == [8 - i for i in range(len(CURVES))]
+
+
+def test_a_picture_in_an_unknown_format_is_refused(tmp_path: Path):
+    program = ("-m", "experiments.benchmarks.scaling")
+    result = run("--output=a.gif", program=program, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert result.returncode == 2
+    assert "--output: expected a file named .png or .svg" in result.stderr
