@@ -37,24 +37,36 @@ ffi::ErrorOr<Vectors> Given(Array x, ffi::RemainingArgs args, bool self_interact
   return vectors;
 }
 
-ffi::Error Interact(ffi::ThreadPool pool, Array x, ffi::RemainingArgs args, Result z,
-                    bool self_interaction, bool columns) {
+// Calls run(numbers) with the numbers of an array, float32 or bfloat16.
+template <typename Run>
+ffi::Error WithNumbers(ffi::AnyBuffer array, const Run& run) {
+  switch (array.element_type()) {
+    case ffi::F32: return run(static_cast<float*>(array.untyped_data()));
+    case ffi::BF16: return run(static_cast<uint16_t*>(array.untyped_data()));
+    default: return ffi::Error::InvalidArgument("expected results of float32 or bfloat16");
+  }
+}
+
+ffi::Error Interact(ffi::ThreadPool pool, Array x, ffi::RemainingArgs args,
+                    ffi::Result<ffi::AnyBuffer> result, bool self_interaction, bool columns) {
   auto given = Given(x, args, self_interaction, columns);
   if (!given) return given.error();
   const Vectors& v = *given;
-  ForExamples(pool, v.n, [&] {
-    auto interact = std::make_shared<Interaction>(v);
-    return [&z, interact](int64_t first, int64_t lanes) { (*interact)(first, lanes, z->typed_data()); };
+  return WithNumbers(*result, [&](auto* z) {
+    ForExamples(pool, v.n, [&] {
+      auto interact = std::make_shared<Interaction>(v);
+      return [z, interact](int64_t first, int64_t lanes) { (*interact)(first, lanes, z); };
+    });
+    return ffi::Error::Success();
   });
-  return ffi::Error::Success();
 }
 
 // The derivative; with `columns`, x, z, d_z and d_x are [features, n]:
 // d t[i] = Σ_j (g[i, j] + g[j, i]) t[j], with g the pairs' part of d_z; d_x also has the part of
 // d_z for x itself.
-ffi::Error InteractBack(ffi::ThreadPool pool, Array d_z, Array x, ffi::RemainingArgs args,
-                        Result d_x, ffi::RemainingRets d_pooled, bool self_interaction,
-                        bool columns) {
+ffi::Error InteractBack(ffi::ThreadPool pool, ffi::AnyBuffer gradient, Array x,
+                        ffi::RemainingArgs args, Result d_x, ffi::RemainingRets d_pooled,
+                        bool self_interaction, bool columns) {
   auto given = Given(x, args, self_interaction, columns);
   if (!given) return given.error();
   const Vectors& v = *given;
@@ -64,39 +76,41 @@ ffi::Error InteractBack(ffi::ThreadPool pool, Array d_z, Array x, ffi::Remaining
     if (!result) return result.error();
     results.push_back((*result)->typed_data());
   }
-  ForExamples(pool, v.n, [&] {
-    std::shared_ptr<Lanes[]> t(new Lanes[v.count() * kLanes]), g(new Lanes[v.pairs() + kLanes]);
-    return [&, t, g](int64_t first, int64_t lanes) {
-      v.ReadPairs(d_z.typed_data(), first, lanes, g.get());
-      for (int64_t column = 0; column < v.d; column += kLanes) {
-        const int64_t width = std::min<int64_t>(kLanes, v.d - column);
-        v.Read(first, lanes, column, t.get());
-        for (int64_t i = 0; i < v.count(); ++i) {
-          Lanes sum[kLanes] = {};
-          const Lanes* with = t.get();
-          auto add = [&](const Lanes& of_pair) {
-            for (int k = 0; k < kLanes; ++k) sum[k] += of_pair * with[k];
-            with += kLanes;
-          };
-          const Lanes* const mine = g.get() + v.first_pair(i);
-          for (int64_t j = 0; j < i; ++j) add(mine[j]);
-          if (v.self_interaction)
-            add(2 * mine[i]);
-          else
-            with += kLanes;
-          for (int64_t j = i + 1; j < v.count(); ++j) add(g[v.first_pair(j) + i]);
-          if (i == 0) {
-            v.WriteX(d_z.typed_data(), first, lanes, column, sum, d_x->typed_data());
-          } else {
-            Transpose(sum);
-            float* const to = results[i - 1] + first * v.d + column;
-            for (int64_t l = 0; l < lanes; ++l) Store(to + l * v.d, sum[l], width);
+  return WithNumbers(gradient, [&](const auto* d_z) {
+    ForExamples(pool, v.n, [&] {
+      std::shared_ptr<Lanes[]> t(new Lanes[v.count() * kLanes]), g(new Lanes[v.pairs() + kLanes]);
+      return [&, t, g](int64_t first, int64_t lanes) {
+        v.ReadPairs(d_z, first, lanes, g.get());
+        for (int64_t column = 0; column < v.d; column += kLanes) {
+          const int64_t width = std::min<int64_t>(kLanes, v.d - column);
+          v.Read(first, lanes, column, t.get());
+          for (int64_t i = 0; i < v.count(); ++i) {
+            Lanes sum[kLanes] = {};
+            const Lanes* with = t.get();
+            auto add = [&](const Lanes& of_pair) {
+              for (int k = 0; k < kLanes; ++k) sum[k] += of_pair * with[k];
+              with += kLanes;
+            };
+            const Lanes* const mine = g.get() + v.first_pair(i);
+            for (int64_t j = 0; j < i; ++j) add(mine[j]);
+            if (v.self_interaction)
+              add(2 * mine[i]);
+            else
+              with += kLanes;
+            for (int64_t j = i + 1; j < v.count(); ++j) add(g[v.first_pair(j) + i]);
+            if (i == 0) {
+              v.WriteX(d_z, first, lanes, column, sum, d_x->typed_data());
+            } else {
+              Transpose(sum);
+              float* const to = results[i - 1] + first * v.d + column;
+              for (int64_t l = 0; l < lanes; ++l) StoreFloats(to + l * v.d, sum[l], width);
+            }
           }
         }
-      }
-    };
+      };
+    });
+    return ffi::Error::Success();
   });
-  return ffi::Error::Success();
 }
 
 }  // namespace
@@ -106,14 +120,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DlrmJaxInteract, Interact,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<Array>()
                                   .RemainingArgs()
-                                  .Ret<Array>()
+                                  .Ret<ffi::AnyBuffer>()
                                   .Attr<bool>("self_interaction")
                                   .Attr<bool>("columns"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(DlrmJaxInteractBack, InteractBack,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<Array>()
                                   .RemainingArgs()
                                   .Ret<Array>()

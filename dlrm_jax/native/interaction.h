@@ -13,30 +13,17 @@
 #include <memory>
 #include <vector>
 
+#include "packing.h"
 #include "transpose.h"
 
 namespace interaction {
 
+using packing::LoadFloats;
+using packing::StoreFloats;
+
 // The number of examples, and of columns of their vectors, that one AVX-512 register holds.
 constexpr int kLanes = 16;
-typedef float Lanes __attribute__((vector_size(4 * kLanes)));
-
-// Loads `lanes` numbers, then zeros. The usual case, kLanes numbers, is one instruction.
-inline Lanes Load(const float* from, int64_t lanes) {
-  Lanes x = {};
-  if (lanes == kLanes)
-    std::memcpy(&x, from, sizeof x);
-  else
-    std::memcpy(&x, from, 4 * lanes);
-  return x;
-}
-
-inline void Store(float* to, const Lanes& x, int64_t lanes) {
-  if (lanes == kLanes)
-    std::memcpy(to, &x, sizeof x);
-  else
-    std::memcpy(to, &x, 4 * lanes);
-}
+typedef products::Floats Lanes;
 
 // A vector of each example, [n, d]: rows that are `step` numbers apart.
 struct Rows {
@@ -45,7 +32,8 @@ struct Rows {
 };
 
 // The interacting vectors and their pairs: (1,0), (2,0), (2,1), ... in the order of the
-// result, and with `self_interaction` (0,0), (1,0), (1,1), ...
+// result, and with `self_interaction` (0,0), (1,0), (1,1), ... The result and its gradient are float32
+// or bfloat16.
 struct Vectors {
   const float* x;
   std::vector<Rows> pooled;
@@ -65,7 +53,7 @@ struct Vectors {
     const int64_t width = std::min<int64_t>(kLanes, d - column);
     if (columns)
       for (int64_t k = 0; k < kLanes; ++k)
-        to[k] = k < width ? Load(x + (column + k) * n + first, lanes) : Lanes{};
+        to[k] = k < width ? LoadFloats(x + (column + k) * n + first, lanes) : Lanes{};
     else
       ReadRows(x + first * d + column, d, lanes, width, to);
     for (const Rows& rows : pooled)
@@ -73,61 +61,71 @@ struct Vectors {
   }
 
   // The pairs' part of the result's gradient for some examples, [pairs, kLanes].
-  void ReadPairs(const float* d_z, int64_t first, int64_t lanes, Lanes* to) const {
+  template <typename Number>
+  void ReadPairs(const Number* d_z, int64_t first, int64_t lanes, Lanes* to) const {
     const int64_t width = d + pairs();
     for (int64_t p = 0; p < pairs(); p += kLanes, to += kLanes) {
       const int64_t left = std::min<int64_t>(kLanes, pairs() - p);
       if (columns)
-        for (int64_t i = 0; i < left; ++i) to[i] = Load(d_z + (d + p + i) * n + first, lanes);
+        for (int64_t i = 0; i < left; ++i) to[i] = LoadFloats(d_z + (d + p + i) * n + first, lanes);
       else
         ReadRows(d_z + first * width + d + p, width, lanes, left, to);
     }
   }
 
   // Writes the gradient of kLanes columns of x, which the result also has as they are.
-  void WriteX(const float* d_z, int64_t first, int64_t lanes, int64_t column, Lanes* sum,
+  template <typename Number>
+  void WriteX(const Number* d_z, int64_t first, int64_t lanes, int64_t column, Lanes* sum,
               float* d_x) const {
     const int64_t width = std::min<int64_t>(kLanes, d - column), all = d + pairs();
     if (columns) {
       for (int64_t k = 0, at = column * n + first; k < width; ++k, at += n)
-        Store(d_x + at, sum[k] + Load(d_z + at, lanes), lanes);
+        StoreFloats(d_x + at, sum[k] + LoadFloats(d_z + at, lanes), lanes);
       return;
     }
     Transpose(sum);
     for (int64_t l = 0; l < lanes; ++l) {
-      const Lanes straight = Load(d_z + (first + l) * all + column, width);
-      Store(d_x + (first + l) * d + column, sum[l] + straight, width);
+      const Lanes straight = LoadFloats(d_z + (first + l) * all + column, width);
+      StoreFloats(d_x + (first + l) * d + column, sum[l] + straight, width);
     }
   }
 
   // `width` numbers of rows that are `step` apart, transposed.
-  static void ReadRows(const float* from, int64_t step, int64_t lanes, int64_t width, Lanes* to) {
+  template <typename Number>
+  static void ReadRows(const Number* from, int64_t step, int64_t lanes, int64_t width, Lanes* to) {
     Lanes rows[kLanes] = {};  // not `to` itself, so that they are kept in registers
     if (lanes == kLanes && width == kLanes)
-      for (int l = 0; l < kLanes; ++l) rows[l] = Load(from + l * step, kLanes);
+      for (int l = 0; l < kLanes; ++l) rows[l] = LoadFloats(from + l * step, kLanes);
     else
-      for (int64_t l = 0; l < lanes; ++l) rows[l] = Load(from + l * step, width);
+      for (int64_t l = 0; l < lanes; ++l) rows[l] = LoadFloats(from + l * step, width);
     Transpose(rows);
     for (int k = 0; k < kLanes; ++k) to[k] = rows[k];
   }
 
   // Writes x of some examples, then the products of all pairs.
-  void Write(int64_t first, int64_t lanes, const Lanes* products, float* z) const {
+  template <typename Number>
+  void Write(int64_t first, int64_t lanes, const Lanes* products, Number* z) const {
     if (columns) {
       for (int64_t k = 0; k < d; ++k)
-        std::copy_n(x + k * n + first, lanes, z + k * n + first);
-      for (int64_t p = 0; p < pairs(); ++p) Store(z + (d + p) * n + first, products[p], lanes);
+        Copy(x + k * n + first, lanes, z + k * n + first);
+      for (int64_t p = 0; p < pairs(); ++p) StoreFloats(z + (d + p) * n + first, products[p], lanes);
       return;
     }
     const int64_t width = d + pairs();
-    for (int64_t l = first; l < first + lanes; ++l) std::copy_n(x + l * d, d, z + l * width);
+    for (int64_t l = first; l < first + lanes; ++l) Copy(x + l * d, d, z + l * width);
     for (int64_t p = 0; p < pairs(); p += kLanes) {
       const int64_t left = std::min<int64_t>(kLanes, pairs() - p);
       Lanes rows[kLanes] = {};
       for (int64_t i = 0; i < left; ++i) rows[i] = products[p + i];
       Transpose(rows);
-      for (int64_t l = 0; l < lanes; ++l) Store(z + (first + l) * width + d + p, rows[l], left);
+      for (int64_t l = 0; l < lanes; ++l) StoreFloats(z + (first + l) * width + d + p, rows[l], left);
     }
+  }
+
+  template <typename Number>
+  static void Copy(const float* from, int64_t count, Number* to) {
+    for (int64_t i = 0; i < count; i += kLanes)
+      StoreFloats(to + i, LoadFloats(from + i, count - i), count - i);
   }
 };
 
@@ -147,7 +145,8 @@ class Interaction {
   explicit Interaction(const Vectors& vectors)
       : v_(vectors), t_(new Lanes[v_.count() * kLanes]), products_(new Lanes[v_.pairs()]) {}
 
-  void operator()(int64_t first, int64_t lanes, float* z) const {
+  template <typename Number>
+  void operator()(int64_t first, int64_t lanes, Number* z) const {
     std::fill_n(products_.get(), v_.pairs(), Lanes{});
     for (int64_t column = 0; column < v_.d; column += kLanes) {
       v_.Read(first, lanes, column, t_.get());

@@ -38,7 +38,7 @@ class Shape:
         return jnp.bfloat16 if self.bfloat16 else jnp.float32
 
     def packed_words(self, both: bool) -> int:
-        """Length of the packed weights; with ``both``, those for the way back, too."""
+        """Room for the packed weights; with ``both``, for those of the way back, too."""
         found = 0
         for fan_in, fan_out in itertools.pairwise(self.widths):
             found += self._depth(fan_in) * _filled(fan_out)
@@ -117,12 +117,13 @@ def _mlp_backward(shape: Shape, residuals: Any, d_result: Any) -> Any:
     if isinstance(d_result, jax.custom_derivatives.SymbolicZero):
         d_result = jnp.zeros(result.shape, jnp.float32)
     sizes = list(itertools.pairwise(shape.widths))
-    shapes = [*sizes, *(size[1:] for size in sizes), *([x.shape] if asked.by_input else [])]
+    shapes = [*sizes, *(size[1:] for size in sizes)]
     arrays = [jax.ShapeDtypeStruct(each, jnp.float32) for each in shapes]
+    arrays += [jax.ShapeDtypeStruct(x.shape, x.dtype)] if asked.by_input else []
     call = _call("dlrm_jax_mlp_back", arrays)
     found = call(x, packed, result, d_result, *hidden, **shape.attributes)
     count = len(sizes)
-    d_x = found[-1].astype(x.dtype) if asked.by_input else None
+    d_x = found[-1] if asked.by_input else None
     return d_x, list(found[:count]), list(found[count : 2 * count])
 
 

@@ -80,7 +80,8 @@ ffi::Error BackwardAs(ffi::ThreadPool& pool, const std::vector<Layer>& layers, f
     d_kernels.push_back((*rets.get<Array>(i))->typed_data());
     d_biases.push_back((*rets.get<Array>(count + i))->typed_data());
   }
-  float* const d_x = rets.size() > 2 * count ? (*rets.get<Array>(2 * count))->typed_data() : nullptr;
+  auto* const d_x = static_cast<Number*>(
+      rets.size() > 2 * count ? (*rets.get<ffi::AnyBuffer>(2 * count))->untyped_data() : nullptr);
   mlp::Backward<Type>(layers, mlp::Packed<Type>(layers, packed, true),
                       static_cast<const Number*>(x.untyped_data()), hidden, result, d_result,
                       x.dimensions()[0], d_x, d_kernels, d_biases, Threads(pool), OnPool(pool));

@@ -126,9 +126,11 @@ Left TakeStrip(const Number* from, int64_t n, int64_t numbers, int64_t first, ui
   const int64_t step = Depth<Type>(n) + kTile;
   for (int64_t m = 0; m < n; m += 2 * kTile)
     for (int64_t k = 0; k < kStrip<Type>; k += kTile) {
-      Words words[kTile] = {};
-      for (int64_t i = 0; i < kTile && m + 2 * i < n; ++i) {
+      Words words[kTile];
+      for (int64_t i = 0; i < kTile; ++i) {
         const int64_t row = m + 2 * i;
+        words[i] = Words{};
+        if (row >= n) continue;
         Fetch(from + (row + kRowsAhead) * numbers + k, count - k);
         Fetch(from + (row + kRowsAhead + 1) * numbers + k, count - k);
         const Number* const at = from + row * numbers + k;
@@ -206,7 +208,7 @@ void SumColumns(Right right, int64_t depth, int64_t columns, float* to) {
 template <typename Type, typename Number, typename Run>
 void Backward(const std::vector<Layer>& layers, const Packed<Type>& packed, const Number* x,
               const std::vector<const typename Type::Number*>& hidden, const float* result,
-              const float* d_result, int64_t n, float* d_x, const std::vector<float*>& d_kernels,
+              const float* d_result, int64_t n, Number* d_x, const std::vector<float*>& d_kernels,
               const std::vector<float*>& d_biases, int64_t threads, const Run& parallel) {
   const int64_t size = BlockRows(n, threads), last = static_cast<int64_t>(layers.size()) - 1;
   Gradients<Type> gradients(layers, n);
@@ -249,7 +251,7 @@ void Backward(const std::vector<Layer>& layers, const Packed<Type>& packed, cons
                 if (l > 0)
                   store(d, layers[l - 1], kept, row + i, j, to);
                 else
-                  Store(reinterpret_cast<float*>(to) + (row + i) * width + j, d, kTile);
+                  StoreFloats(reinterpret_cast<Number*>(to) + (row + i) * width + j, d, kTile);
               }
           });
       if (l > 0)

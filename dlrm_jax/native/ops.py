@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, DTypeLike, Float, Int, UInt32
 
 from dlrm_jax.backend import Backend
 from dlrm_jax.errors import UserError
@@ -159,6 +159,7 @@ def interact(
     vectors: Sequence[Float[Array, "n d"]],
     self_interaction: bool,
     columns: bool,
+    dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "_ _"]:
     """The dense vector and the products of all pairs; `training.native_model.dot`.
 
@@ -167,6 +168,7 @@ def interact(
         vectors: pooled vectors, [n, d] float32 each.
         self_interaction: whether to include the products of each vector with itself.
         columns: whether samples are columns in x and in the result.
+        dtype: type that the sums of float32 are rounded to, float32 or bfloat16.
 
     Returns:
         [n, W], or [W, n] with ``columns``.
@@ -178,7 +180,7 @@ def interact(
     _check_shapes(samples, dim, vectors)
     width = dim + pairs(len(vectors) + 1, self_interaction)
     shape = (width, samples) if columns else (samples, width)
-    call = jax.ffi.ffi_call("dlrm_jax_interact", jax.ShapeDtypeStruct(shape, x.dtype))
+    call = jax.ffi.ffi_call("dlrm_jax_interact", jax.ShapeDtypeStruct(shape, dtype))
     return call(x, *vectors, self_interaction=self_interaction, columns=columns)
 
 
@@ -192,7 +194,7 @@ def interact_back(
     """The cotangents of x and of the vectors of `interact`.
 
     Args:
-        d_z: cotangent of the result, [n, W], or [W, n] with ``columns``.
+        d_z: cotangent of the result, float32 or bfloat16: [n, W], or [W, n] with ``columns``.
         x: dense vector, as for `interact`.
         vectors: pooled vectors, as for `interact`.
         self_interaction: whether the result includes the products of each vector with itself.

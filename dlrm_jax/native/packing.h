@@ -47,7 +47,7 @@ int64_t PanelWords(int64_t rows, int64_t columns) {
   return Depth<Type>(rows) * FilledUp(columns, kPanel);
 }
 
-// 16 numbers, of which only the first `count` exist in memory.
+// 16 numbers, of which only the first `count` exist in memory: float32, or bfloat16 as uint16_t.
 
 template <typename Vector, typename Number>
 Vector LoadSome(const Number* from, int64_t count) {
@@ -72,6 +72,10 @@ inline Floats LoadFloats(const float* from, int64_t count) { return LoadSome<Flo
 inline Floats LoadFloats(const uint16_t* from, int64_t count) {
   return (Floats)(__builtin_convertvector(LoadSome<Shorts>(from, count), Words) << 16);
 }
+
+inline void StoreFloats(float* to, Floats x, int64_t count) { Store(to, x, count); }
+
+inline void StoreFloats(uint16_t* to, Floats x, int64_t count) { Store(to, BFloat16::From(x), count); }
 
 // The first `count` numbers, then zeros: what fills up a panel must be nothing, even if infinite.
 inline Floats Some(Floats x, int64_t count) {

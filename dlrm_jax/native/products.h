@@ -56,7 +56,7 @@ struct BFloat16 {
   using Sum = float;
   using Sums = Floats;
   static constexpr int64_t kPerWord = 2;
-  static constexpr int64_t kDepthStep = kTile;
+  static constexpr int64_t kDepthStep = kHasTiles ? kTile : 1;
   static constexpr bool kTiles = kHasTiles;
 #ifdef __AVX512BF16__
   static constexpr bool kAvailable = true;

@@ -92,7 +92,7 @@ def gradients(
     ) -> tuple[Any, Any, Any]:
         # A model with batch statistics and a loss of groups must see all samples at once.
         at_once = learner.has_model_state or isinstance(learner.loss, RankingLoss)
-        size = None if at_once else learner.backend.dense_chunk
+        size = None if at_once else learner.dense_chunk
         chunks = _chunks((pooled, batch), size)
 
         def of_chunk(i: Any, vectors: Any) -> tuple[Any, Any, Any]:

@@ -30,7 +30,7 @@ from dlrm_jax.training.batch_layers import (
     use_batch_layers,
 )
 from dlrm_jax.training.losses import Loss, bce
-from dlrm_jax.training.native_model import has_native_layers, use_native_layers
+from dlrm_jax.training.native_model import has_native_layers, is_native, use_native_layers
 from dlrm_jax.training.penalty import NO_PENALTY, Penalty
 from dlrm_jax.training.ranking_losses import RankingLoss
 
@@ -164,6 +164,8 @@ class Learner:
         if training:
             use_batch_layers(copy, self.axes.split)
         self._has_native_layers = has_native_layers(copy)
+        chosen = self.backend.native_chunk if is_native(copy) else self.backend.dense_chunk
+        self.dense_chunk = chosen
         return nnx.graphdef(copy)
 
     @property

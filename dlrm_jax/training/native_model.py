@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 from dlrm_jax.models.dlrm import DLRM
 from dlrm_jax.models.fields import Vectors
@@ -44,7 +44,11 @@ class NativeMLP(MLP):
 
 
 class NativeDLRM(DLRM):
-    """DLRM with dot products by the native kernel, if they are float32."""
+    """DLRM with dot products by the native kernel, if they are float32.
+
+    Where the top MLP rounds them to bfloat16 anyway, the kernel does: half as many bytes go to the
+    MLP, and come back from it.
+    """
 
     def interact(
         self, x: Float[Array, "B d"], pooled: list[Float[Array, "B d"]]
@@ -52,7 +56,8 @@ class NativeDLRM(DLRM):
         """See `DLRM`."""
         if jnp.result_type(x, *pooled) != jnp.float32:
             return super().interact(x, pooled)
-        return dot(x, pooled, self.self_interaction)
+        dtype = jnp.bfloat16 if isinstance(self.top, NativeMLP) else jnp.float32
+        return dot(x, pooled, self.self_interaction, dtype=dtype)
 
 
 class NativeDLRMOfColumns(DLRM):
@@ -97,6 +102,14 @@ def has_native_layers(model: nnx.Module) -> bool:
     return any(isinstance(layer, kinds) for _, layer in nnx.iter_modules(model))
 
 
+def is_native(model: nnx.Module) -> bool:
+    """Whether all layers of a model are native, so that no activations are XLA's."""
+    return type(model) is NativeDLRM and all(
+        isinstance(part, NativeMLP) and not part.is_regularized
+        for part in (model.bottom, model.top)
+    )
+
+
 def _is_short(mlp: MLP) -> bool:
     """Whether an MLP computes in bfloat16, with parameters in float32."""
     return jnp.dtype(mlp.dtype) == jnp.bfloat16 and jnp.dtype(mlp.param_dtype) == jnp.float32
@@ -125,6 +138,7 @@ def dot(
     vectors: list[Float[Array, "B d"]],
     self_interaction: bool = False,
     columns: bool = False,
+    dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "_ _"]:
     """`models.interaction.dot` by native kernels.
 
@@ -133,24 +147,31 @@ def dot(
         vectors: pooled vectors, [B, d] float32 each.
         self_interaction: whether to add the products of each vector with itself.
         columns: whether samples are columns in ``x`` and in the result, [B, W] or [W, B].
+        dtype: type that the sums of float32 are rounded to, float32 or bfloat16.
     """
-    z: Any = _dot(x, vectors, self_interaction, columns)
+    z: Any = _dot(x, vectors, self_interaction, columns, dtype)
     return z
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _dot(x: Array, vectors: list[Array], self_interaction: bool, columns: bool) -> Array:
-    return ops.interact(x, vectors, self_interaction, columns)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _dot(
+    x: Array, vectors: list[Array], self_interaction: bool, columns: bool, dtype: DTypeLike
+) -> Array:
+    return ops.interact(x, vectors, self_interaction, columns, dtype)
 
 
 def _dot_forward(
-    x: Array, vectors: list[Array], self_interaction: bool, columns: bool
+    x: Array, vectors: list[Array], self_interaction: bool, columns: bool, dtype: DTypeLike
 ) -> tuple[Array, tuple[Array, list[Array]]]:
-    return ops.interact(x, vectors, self_interaction, columns), (x, vectors)
+    return ops.interact(x, vectors, self_interaction, columns, dtype), (x, vectors)
 
 
 def _dot_backward(
-    self_interaction: bool, columns: bool, given: tuple[Array, list[Array]], cotangent: Array
+    self_interaction: bool,
+    columns: bool,
+    dtype: DTypeLike,
+    given: tuple[Array, list[Array]],
+    cotangent: Array,
 ) -> tuple[Array, list[Array]]:
     x, vectors = given
     return ops.interact_back(cotangent, x, vectors, self_interaction, columns)
