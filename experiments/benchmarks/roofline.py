@@ -7,6 +7,7 @@ overlaps the two perfectly reaches it.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
 import math
@@ -22,13 +23,17 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import EmbeddingCollection, pooling
 from dlrm_jax.embedding.row_optimizer import slot_bytes
-from dlrm_jax.native import layers, ops
+from dlrm_jax.native import layers, library, ops
 from dlrm_jax.native.flops import native_flops
+from dlrm_jax.native.thread_count import most_threads
 from experiments.benchmarks.timing import fastest_seconds
 
-_SIDE = 2048  # width of the matrices: large enough for the full speed of two cores
+SIDE = 2048
+"""Width of the matrices: large enough for the full speed of two cores."""
+
 _TABLE_BYTES = 512 * 2**20  # far larger than caches
 _IDS = 2**19
+_LOOP = 2000  # products of the loop: some milliseconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,8 @@ class Machine:
 
     Attributes:
         flops: floating-point operations a second, in the fastest matrix product there is, of
-            operands of the step's type.
+            operands of the step's type: of large matrices, or a loop whose operands stay in the
+            first cache.
         row_bytes: bytes a second, in reading rows at random.
     """
 
@@ -63,36 +69,54 @@ class Work:
     row_bytes: float
 
 
-def measure(dim: int, native: bool, dtype: str = "float32") -> Machine:
+def measure(
+    dim: int, native: bool, dtype: str = "float32", product_seconds: float = math.inf
+) -> Machine:
     """Measures the machine's limits, the best of several tries.
 
     Args:
         dim: width of the float32 rows.
         native: whether native kernels are used; they read rows faster, and may multiply faster.
         dtype: type in which the dense model computes, float32 or bfloat16.
+        product_seconds: seconds of another library's product of matrices of `SIDE`.
     """
     rows = _TABLE_BYTES // (4 * dim)
     table = jnp.ones((rows, dim))
     ids = np.random.default_rng(0).integers(0, rows, (_IDS // 64, 1, 64), dtype=np.int32)
     pool = ops.pool if native else pooling.pool
     read = jax.jit(lambda table, ids: pool(table, ids, None))
-    product_seconds = min(_product_seconds(product) for product in _products(native, dtype))
+    products = map(_product_seconds, _products(native, dtype))
+    flops = 2 * SIDE**3 / min(product_seconds, *products)
+    if native and _multiplies_natively(dtype):
+        flops = max(flops, _loop_flops(dtype))
     read_seconds = fastest_seconds(lambda: read(table, ids).block_until_ready())
-    return Machine(2 * _SIDE**3 / product_seconds, ids.size * 4 * dim / read_seconds)
+    return Machine(flops, ids.size * 4 * dim / read_seconds)
 
 
 def _products(native: bool, dtype: str) -> list[Callable[[], Any]]:
     """The products of two large matrices that the step may use."""
-    left = jnp.ones((_SIDE, _SIDE), dtype)
+    left = jnp.ones((SIDE, SIDE), dtype)
     by_xla = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
     products: list[Callable[[], Any]] = [lambda: by_xla(left, left)]
-    if native and (dtype == "float32" or layers.supports_bfloat16()):
-        shape = layers.Shape((_SIDE, _SIDE), (False,), dtype == "bfloat16")
-        given = [jnp.ones((_SIDE, _SIDE))], [jnp.zeros(_SIDE)]
+    if native and _multiplies_natively(dtype):
+        shape = layers.Shape((SIDE, SIDE), (False,), dtype == "bfloat16")
+        given = [jnp.ones((SIDE, SIDE))], [jnp.zeros(SIDE)]
         packed = layers.pack(shape, given[0])
         layer = jax.jit(functools.partial(layers.forward, shape))
         products.append(lambda: layer(left, packed, given[1]))
     return products
+
+
+def _multiplies_natively(dtype: str) -> bool:
+    return dtype == "float32" or layers.supports_bfloat16()
+
+
+def _loop_flops(dtype: str) -> float:
+    """Operations a second of a loop of products that reads the first cache alone."""
+    multiply = library.functions().DlrmJaxMultiplyAgain
+    multiply.restype, multiply.argtypes = ctypes.c_double, [ctypes.c_int64] * 3
+    given = dtype == "bfloat16", _LOOP, most_threads(None)
+    return multiply(*given) / fastest_seconds(lambda: multiply(*given))
 
 
 def _product_seconds(product: Callable[[], Any]) -> float:

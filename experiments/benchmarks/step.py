@@ -7,11 +7,12 @@
 of `dlrm_jax train` from the command on, with an empty compilation cache and with a full one.
 
 ``roofline_share`` is the least time that the machine needs (see `benchmarks.roofline`) over the
-median. ``rows_ratio`` is the step's time over that of the same step on tables with a hundredth of
-the rows, the two timed in turn: row-sparse updates make it about 1. With ``--against=1x1`` the step
-on another mesh of the same devices is timed in turn, too: ``mesh_ratio`` is the first step's time
-over the second's. ``core_round_trip_us``, measured before each round, helps to see whether two
-results come from the same machine (see `experiments.benchmarks.cores`).
+median; ``--torch_product`` has PyTorch's large products compete for the machine's speed, too.
+``rows_ratio`` is the step's time over that of the same step on tables with a hundredth of the rows,
+the two timed in turn: row-sparse updates make it about 1. With ``--against=1x1`` the step on
+another mesh of the same devices is timed in turn, too: ``mesh_ratio`` is the first step's time over
+the second's. ``core_round_trip_us``, measured before each round, helps to see whether two results
+come from the same machine (see `experiments.benchmarks.cores`).
 
 ``peak_gib`` is the largest resident memory of initializing, training, saving and restoring;
 ``bound_gib`` is 1.15 times the bytes of tables and optimizer state on all devices, plus 0.7 GiB.
@@ -22,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -38,6 +40,7 @@ from dlrm_jax.cli.flags import FLAGS, refuse
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import FIELD_TYPES, Config
+from dlrm_jax.files import cache_directory
 from dlrm_jax.mesh import check_batch_size, make_mesh, parse_mesh
 from dlrm_jax.presets import preset
 from dlrm_jax.text_table import text_table
@@ -48,6 +51,8 @@ from dlrm_jax.training.record import versions
 from experiments.benchmarks import roofline
 from experiments.benchmarks.cores import extremes, round_trip_us
 from experiments.benchmarks.first_step import seconds_to_first_step
+from experiments.benchmarks.peers import lineup, products
+from experiments.benchmarks.peers.problem import Precision
 from experiments.benchmarks.steps import BATCHES, Steps
 from experiments.benchmarks.timing import in_turn, peak_bytes, ratio_quartiles, summary
 
@@ -58,6 +63,9 @@ flags.DEFINE_string("against", None, "Mesh to compare with, of no more devices; 
 flags.DEFINE_integer("rounds", 15, "Rounds in which each step is timed; such as 30.", 1)
 flags.DEFINE_integer("steps_per_round", 10, "Steps timed together; such as 100.", 1)
 flags.DEFINE_bool("first_step", True, "Also times `dlrm_jax train` up to its first step.")
+flags.DEFINE_bool(
+    "torch_product", False, "Also times PyTorch's large product; installs it on first use."
+)
 flags.DEFINE_bool("json", False, "Prints one JSON object.")
 
 _FEWER = 100
@@ -96,6 +104,13 @@ def config_of_flags() -> Config:
     return dataclasses.replace(config, zipf_exponent=exponent)
 
 
+def torch_seconds(dtype: str) -> float:
+    """Seconds of PyTorch's product of matrices of `roofline.SIDE`."""
+    precision: Precision = "bfloat16" if dtype == "bfloat16" else "float32"
+    directory = cache_directory() / "peers"
+    return products.large_by_torch(lineup.torch_large_product(directory, precision, roofline.SIDE))
+
+
 def main() -> None:
     """Measures the first step and memory by themselves, then times the steps in turn."""
     against_shape = FLAGS.against and parse_mesh(FLAGS.against, "--against")
@@ -130,7 +145,10 @@ def main() -> None:
     times = in_turn(runs, FLAGS.rounds)
 
     machine = roofline.measure(
-        config.embedding_dim, learner.collection.native, config.compute_dtype
+        config.embedding_dim,
+        learner.collection.native,
+        config.compute_dtype,
+        torch_seconds(config.compute_dtype) if FLAGS.torch_product else math.inf,
     )
     work = steps.work(learner)
     seconds = statistics.median(times["steps"])

@@ -9,7 +9,7 @@ cores.round_trip_us = lambda: 0.5
 from experiments.benchmarks.peers import match
 from experiments.characterize import measure
 match.wait_for_quiet = lambda limit: None
-roofline._SIDE, roofline._TABLE_BYTES, roofline._IDS = 256, 2**22, 2**14
+roofline.SIDE, roofline._TABLE_BYTES, roofline._IDS = 256, 2**22, 2**14
 measure._STREAM_BYTES = 2**22
 """
 

@@ -225,7 +225,7 @@ def test_classes_sum_to_the_profiled_step(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr("experiments.characterize.measure.make_train_step", make_step)
     monkeypatch.setattr("experiments.characterize.measure._STREAM_BYTES", 2**22)
-    monkeypatch.setattr("experiments.benchmarks.roofline._SIDE", 256)
+    monkeypatch.setattr("experiments.benchmarks.roofline.SIDE", 256)
     monkeypatch.setattr("experiments.benchmarks.roofline._TABLE_BYTES", 2**22)
     config = dataclasses.replace(CONFIG, batch_size=256)
     found = measure(config, make_mesh("1x2"), rounds=1, count=4)

@@ -12,6 +12,8 @@ from main_job import run
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import Adagrad, EmbeddingCollection, Feature, Lookup, RowWiseAdagrad, Table
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.native import layers, library
+from dlrm_jax.native.thread_count import processors
 from dlrm_jax.training.native_model import dot
 from experiments.benchmarks.roofline import Machine, Work, matrix_flops, measure, row_bytes
 from experiments.benchmarks.roofline_picture import point
@@ -62,18 +64,38 @@ def test_the_limit_is_the_longer_of_the_two():
     assert machine.limit(Work(flops=200.0, row_bytes=30.0)) == 3
 
 
-def test_speeds_are_those_of_the_products_and_the_rows(monkeypatch: pytest.MonkeyPatch):
-    def seconds(run: Callable[[], object]) -> float:
-        run()
-        return next(given)
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds of the next runs that the benchmark times."""
+    given: list[float] = []
 
-    given = iter([0.5, 0.25])
-    monkeypatch.setattr("experiments.benchmarks.roofline.fastest_seconds", seconds)
-    monkeypatch.setattr("experiments.benchmarks.roofline._SIDE", 512)
+    def take(run: Callable[[], object]) -> float:
+        run()
+        return given.pop(0)
+
+    monkeypatch.setattr("experiments.benchmarks.roofline.fastest_seconds", take)
+    monkeypatch.setattr("experiments.benchmarks.roofline.SIDE", 512)
     monkeypatch.setattr("experiments.benchmarks.roofline._TABLE_BYTES", 2**24)
+    return given
+
+
+def test_speeds_are_those_of_the_products_and_the_rows(seconds: list[float]):
+    seconds += [0.5, 0.25]
     machine = measure(16, native=False)
     assert machine.flops == 2 * 512**3 / 0.5
     assert machine.row_bytes == 2**19 * 16 * 4 / 0.25
+    seconds += [0.5, 0.25]
+    assert measure(16, native=False, product_seconds=0.125).flops == 2 * 512**3 / 0.125
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_loop_in_the_first_cache_may_be_the_fastest(seconds: list[float], dtype: str):
+    if not (library.load() and (dtype == "float32" or layers.supports_bfloat16())):
+        pytest.skip(f"no native kernels multiply {dtype} here")
+    seconds += [0.5, 0.5, 1e-6, 0.25]
+    numbers = 48 * (2 if dtype == "bfloat16" else 1)
+    operations = 2 * 96 * 32 * numbers * 2000 * processors()
+    assert measure(16, native=True, dtype=dtype).flops == pytest.approx(operations / 1e-6)
 
 
 FOUND = {

@@ -77,3 +77,15 @@ def torch_products(directory: Path) -> Worker:
     """The worker for `products.by_torch`; the packages are installed as for `peers`."""
     python = environment.ready(directory)
     return Worker("PyTorch", python, f"{_WORKERS}.torch_products")
+
+
+def torch_large_product(directory: Path, precision: Precision, side: int) -> Worker:
+    """The worker for `products.large_by_torch`; the packages are installed as for `peers`.
+
+    Args:
+        directory: directory of the packages.
+        precision: type of the matrices.
+        side: width of the matrices.
+    """
+    python, flags = environment.ready(directory), (precision, str(side))
+    return Worker("PyTorch", python, f"{_WORKERS}.torch_large_product", flags)

@@ -37,6 +37,18 @@ def by_torch(worker: Worker) -> dict[str, str]:
     return reported(result.stdout)
 
 
+def large_by_torch(worker: Worker) -> float:
+    """The seconds that `workers.torch_large_product` prints.
+
+    Raises:
+        UserError: PyTorch fails.
+    """
+    result = subprocess.run(command(worker), capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise UserError(f"PyTorch computes no product: {result.stderr.strip()}")
+    return float(result.stdout)
+
+
 def reported(text: str) -> dict[str, str]:
     """The libraries by precision, from the output of `workers.torch_products`."""
     _, *parts = _SECTION.split(text)
