@@ -182,6 +182,10 @@ class Config:
     accumulation_steps: int = field(
         1, "Micro-batches that a batch is worked through in; such as 4.", 1
     )
+    pipelined: bool = field(
+        False,
+        "Sends the ids of the next batch to the owners of their rows while a step computes.",
+    )
 
     # Run.
     batch_size: int = field(
@@ -343,8 +347,8 @@ class Config:
 FIELD_TYPES = get_type_hints(Config)
 
 MAY_CHANGE = frozenset(
-    ("placements", "plan", "kernels", "shard_dense_optimizer", "evaluation_batch_size", "steps",
-     "epochs", "log_every", "eval_every", "checkpoint_every", "check_copies_every",
-     "keep_checkpoints", "best_metric", "target_auc", "patience", "metrics")
+    ("placements", "plan", "kernels", "shard_dense_optimizer", "pipelined",
+     "evaluation_batch_size", "steps", "epochs", "log_every", "eval_every", "checkpoint_every",
+     "check_copies_every", "keep_checkpoints", "best_metric", "target_auc", "patience", "metrics")
 )  # fmt: skip
 """The fields that may differ when a run is resumed; all others are part of its identity."""

@@ -16,6 +16,7 @@ from dlrm_jax.training.build import train_batches
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
+from dlrm_jax.training.pipelined import PipelinedStep
 from dlrm_jax.training.record import Record
 from dlrm_jax.training.step import make_train_step
 from dlrm_jax.training.stopping import Stopping
@@ -130,10 +131,10 @@ class Training:
                 f"validation during training: {len(sample):,} of {len(data.validation):,} "
                 f"examples, evenly spaced; all at the end"
             )
-        train_step = make_train_step(learner)
+        train_step = PipelinedStep(learner) if config.pipelined else make_train_step(learner)
         trained = train(
             learner,
-            lambda state, batch: train_step(state, batch, learner.put_scalar(stopping.rate_factor)),
+            lambda *args: train_step(*args, learner.put_scalar(stopping.rate_factor)),
             state,
             batches,
             last,
@@ -147,6 +148,7 @@ class Training:
             keep=lambda *of_state: self._keep(stopping, *of_state),
             record=self.record,
             is_enough=stopping,
+            looks_ahead=config.pipelined,
         )
         steps, speed = int(trained.state.step), self._speed(trained.examples_per_second)
         summary = {"steps": steps, "examples_per_second": speed, "stopped_early": steps < total}

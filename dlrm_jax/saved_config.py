@@ -37,6 +37,7 @@ _ADDED: dict[str, Any] = {
     "labels": (),
     "shard_dense_optimizer": False,
     "dense_comm_dtype": "float32",
+    "pipelined": False,
 }
 
 VERSION = 1 + len(_ADDED)

@@ -50,7 +50,9 @@ def main() -> None:
     print(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     learner = make_learner(config, mesh)
     begun = time.perf_counter()
-    compiled = compile_step(learner, config.batch_size, config.dense_features)
+    compiled = compile_step(
+        learner, config.batch_size, config.dense_features, pipelined=config.pipelined
+    )
     print(f"compiled in {time.perf_counter() - begun:.1f} s")
 
     memory = compiled.memory_analysis()

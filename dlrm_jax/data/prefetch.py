@@ -29,6 +29,7 @@ class Prefetch(Generic[Placed], Iterator[Placed]):
         self._batches = batches
         self._put = put
         self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(ahead)
+        self._next: tuple[Any, BaseException | None] | None = None  # taken by `peek`
         self._closed = threading.Event()
         # A daemon: an exit that skips `close`, such as a second Ctrl-C, doesn't wait for it.
         self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
@@ -37,11 +38,20 @@ class Prefetch(Generic[Placed], Iterator[Placed]):
     def __next__(self) -> Placed:
         if self._closed.is_set():
             raise StopIteration
-        placed, end = self._ready.get()
+        placed, end = self._next or self._ready.get()
+        self._next = None
         if end is None:
             return placed
         self.close()
         raise end
+
+    def peek(self, default: Placed) -> Placed:
+        """The batch that `next` is going to return; the default if it is going to raise."""
+        if self._closed.is_set():
+            return default
+        self._next = self._next or self._ready.get()
+        placed, end = self._next
+        return placed if end is None else default
 
     def close(self) -> None:
         """Ends the thread after its current batch and drops the waiting batches."""

@@ -25,7 +25,7 @@ from dlrm_jax.embedding.planning.planner import automatic_plan
 from dlrm_jax.embedding.planning.workload import Workload, bags_of
 from dlrm_jax.embedding.row_optax import as_row_optimizer
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
-from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents
+from dlrm_jax.embedding.state import EmbeddingState, RoutedIds, RowGradients, SparseCotangents
 from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
 from dlrm_jax.embedding.value_and_grad import value_and_grad
 from dlrm_jax.errors import UserError
@@ -41,8 +41,9 @@ class EmbeddingCollection:
         loss, grads, rows = collection.value_and_grad(loss_fn)(state, ids, params, labels)
         state = collection.apply(state, rows, step)
 
-    with the state donated, so that rows are updated in place. The lower level is ``lookup`` and
-    ``update``, which is ``send_cotangents``, ``coalesce`` and ``apply``.
+    with the state donated, so that rows are updated in place. The lower level is ``lookup``, which
+    is ``route`` and ``pool``, and ``update``, which is ``send_cotangents``, ``coalesce`` and
+    ``apply``.
 
     Args:
         tables: tables; a lookup must read each of them.
@@ -144,22 +145,35 @@ class EmbeddingCollection:
             transform: ``jax.value_and_grad``, or ``nnx.value_and_grad`` where ``args`` has modules.
         """
 
-        def row_gradients(residuals: Residuals, cotangents: Mapping[str, Array]) -> RowGradients:
-            return self.coalesce(self.send_cotangents(residuals, cotangents), sum_duplicates)
+        def row_gradients(routed: RoutedIds, cotangents: Mapping[str, Array]) -> RowGradients:
+            return self.coalesce(self.send_cotangents(routed, cotangents), sum_duplicates)
 
         return value_and_grad(self.lookup, row_gradients, loss_fn, argnums, has_aux, transform)
 
-    @jax.named_scope("lookup")
     def lookup(
-        self,
-        state: EmbeddingState,
-        ids: Any,
-        id_weights: Any = None,
-    ) -> tuple[dict[str, Float[Array, "B *_"]], Residuals]:
+        self, state: EmbeddingState, ids: Any, id_weights: Any = None
+    ) -> tuple[dict[str, Float[Array, "B *_"]], RoutedIds]:
         """Pools the bags of a batch.
 
         Args:
             state: tables; the optimizers' state isn't read.
+            ids: ids of the batch, see `route`.
+            id_weights: weight of each id, see `route`.
+
+        Returns:
+            The results of `pool` and of `route`.
+
+        Raises:
+            UserError: see `route` and `pool`.
+        """
+        routed = self.route(ids, id_weights)
+        return self.pool(state, routed), routed
+
+    @jax.named_scope("lookup")
+    def route(self, ids: Any, id_weights: Any = None) -> RoutedIds:
+        """Sends the ids of a batch to the owners of their rows. It reads no table.
+
+        Args:
             ids: id array [B, C] int32, or arrays [B, L] or [B] by feature name, L ≤ max_ids. A
                 negative id is absent. The number of devices must divide B. A bag with an id out of
                 range gives NaN; `check_ids` reports such ids beforehand. NumPy arrays are checked
@@ -168,34 +182,46 @@ class EmbeddingCollection:
             id_weights: weight of each id, float32, in the form and shapes of ``ids``; constants.
                 None for ones.
 
-        Returns:
-            Pooled vectors by lookup name, [B, d] or, without pooling, [B, max_ids, d], with d the
-            table's width, in at least float32; and residuals for `send_cotangents`.
-
         Raises:
-            UserError: ids or id_weights have another shape or dtype, or the state is that of other
-                tables or another plan.
+            UserError: ids or id_weights have another shape or dtype.
         """
         array, weights = cast_ids(self.features, ids, keep=(jax.Array,)), None
         if id_weights is not None:
             weights = cast_weights(self.features, ids, id_weights, keep=(jax.Array,))
         check_batch(self.axes.device_count, self.features, array, weights)
-        return sharded_ops.lookup(self.per_device, state, array, weights)
+        return sharded_ops.route(self.per_device, array, weights)
+
+    @jax.named_scope("lookup")
+    def pool(self, state: EmbeddingState, routed: RoutedIds) -> dict[str, Float[Array, "B *_"]]:
+        """Pools the bags of a batch at the owners of their rows.
+
+        Args:
+            state: tables; the optimizers' state isn't read.
+            routed: result of `route` of this collection.
+
+        Returns:
+            Pooled vectors by lookup name, [B, d] or, without pooling, [B, max_ids, d], with d the
+            table's width, in at least float32.
+
+        Raises:
+            UserError: the state is that of other tables or another plan.
+        """
+        return sharded_ops.pool(self.per_device, state, routed)
 
     @jax.named_scope("update")
     def send_cotangents(
-        self, residuals: Residuals, cotangents: Mapping[str, Float[Array, "B *_"]]
+        self, routed: RoutedIds, cotangents: Mapping[str, Float[Array, "B *_"]]
     ) -> SparseCotangents:
         """Sends the cotangents of the pooled vectors to the owners of the rows.
 
         Args:
-            residuals: second result of `lookup`.
+            routed: second result of `lookup`, or that of `route`.
             cotangents: gradients of the loss by the pooled vectors, by lookup name.
 
         Raises:
             UserError: a lookup has no cotangent, or one of another shape.
         """
-        return sharded_ops.send_cotangents(self.per_device, residuals, cotangents)
+        return sharded_ops.send_cotangents(self.per_device, routed, cotangents)
 
     @jax.named_scope("update")
     def coalesce(self, cotangents: SparseCotangents, sum_duplicates: bool = False) -> RowGradients:
@@ -235,12 +261,12 @@ class EmbeddingCollection:
     def update(
         self,
         state: EmbeddingState,
-        residuals: Residuals,
+        routed: RoutedIds,
         cotangents: Mapping[str, Float[Array, "B *_"]],
         step: ArrayLike,
     ) -> EmbeddingState:
         """Calls `send_cotangents`, `coalesce` and `apply`."""
-        return self.apply(state, self.coalesce(self.send_cotangents(residuals, cotangents)), step)
+        return self.apply(state, self.coalesce(self.send_cotangents(routed, cotangents)), step)
 
     # -- Batches: on the host ----------------------------------------------------------
 

@@ -22,7 +22,7 @@ from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.owner_exchange import OwnerExchange, stages
 from dlrm_jax.embedding.reshard import slot_ndims
 from dlrm_jax.embedding.slab import Slab
-from dlrm_jax.embedding.state import Residuals, RowRequests
+from dlrm_jax.embedding.state import RoutedIds, RowRequests
 
 Sums = dict[str, tuple[RowRequests, Array]]
 """Requests of each slab, by name, and the gradients of their rows, summed over the samples of this
@@ -58,50 +58,63 @@ class FullySharded:
         """The blocks that read a slab, by number."""
         return {i: block for i, block in enumerate(self.layout.blocks) if block.slab is slab}
 
-    def fetch(
-        self, tables: Mapping[str, Shaped[Array, "_ _"]], ids: Int[Array, "b C2"]
-    ) -> tuple[dict[str, RowRequests], dict[str, Array], dict[int, Array]]:
-        """Gets the rows that these samples read.
+    def request(
+        self, ids: Int[Array, "b C2"]
+    ) -> tuple[dict[str, RowRequests], dict[int, Int[Array, "1 b _ _"]]]:
+        """Asks the owners for the rows that these samples read.
 
         Args:
-            tables: rows of this device, by slab name.
             ids: ids after `exchange.map_ids`.
 
         Returns:
-            The requests and the buffer of each slab, by name; and for each block, by number, the
-            places in the buffer that its bag positions read, [1, b, T, L].
+            The requests of each slab, by name; and for each block, by number, the places in the
+            buffer of `fetch` that its bag positions read, [1, b, T, L].
         """
-        requests, buffers, places = {}, {}, {}
+        requests, places = {}, {}
         for name, slab in self.slabs.items():
             own = self._blocks(slab)
             exchanged = self._exchange(slab, len(ids) * sum(x.column.size for x in own.values()))
             partners = exchanged.stages[0].partners
-            requests[name], found = row_requests.request(
+            asked, found = row_requests.request(
                 slab, partners, list(own.values()), ids, self.native
             )
+            requests[name] = exchanged.ask(asked)
             places |= {i: x[None] for i, x in zip(own, found, strict=True)}
-            buffers[name] = exchanged.fetch(tables[name], requests[name])
-        return requests, buffers, places
+        return requests, places
 
-    def sums(self, residuals: Residuals, of_bags: Sequence[Float[Array, "b _"]]) -> Sums:
+    def fetch(
+        self, tables: Mapping[str, Shaped[Array, "_ _"]], requests: Mapping[str, RowRequests]
+    ) -> dict[str, Shaped[Array, "_ _"]]:
+        """The buffer of each slab: the rows that the owners were asked for, by slab name.
+
+        Args:
+            tables: rows of this device, by slab name.
+            requests: first result of `request`.
+        """
+        return {
+            name: self._exchange(slab, requests[name].rows.size).fetch(tables[name], requests[name])
+            for name, slab in self.slabs.items()
+        }
+
+    def sums(self, routed: RoutedIds, of_bags: Sequence[Float[Array, "b _"]]) -> Sums:
         """The gradient of each row of the buffers, summed over this device's samples.
 
         Args:
-            residuals: second result of `PerDevice.lookup`.
+            routed: result of `PerDevice.route`.
             of_bags: cotangents of all bags, in the order of the bags.
         """
-        weights, found = residuals.id_weights, {}
+        weights, found = routed.id_weights, {}
         for name, slab in self.slabs.items():
             if slab.optimizer:
                 items = [
                     (
-                        residuals.rows[i][0, 0],
+                        routed.rows[i][0, 0],
                         None if weights is None else weights[i][0, 0],
                         exchange.spread(block, of_bags)[0],
                     )
                     for i, block in self._blocks(slab).items()
                 ]
-                asked = residuals.requests[name]
+                asked = routed.requests[name]
                 sums = row_requests.sum_by_row(asked.rows.size, items)
                 found[name] = asked, sums[None, None]
         return found
@@ -112,8 +125,10 @@ class FullySharded:
         for name, (asked, gradients) in sums.items():
             if asked.rows.ndim > 3:
                 own = RowRequests(asked.rows[:, 0, 0], asked.starts[:, 0, 0])
-                merged = row_requests.merge(self.slabs[name], own, gradients[:, 0, 0], self.native)
-                asked, gradients = jax.tree.map(lambda x: x[None, None], merged)
+                slab = self.slabs[name]
+                asked, gradients = row_requests.merge(slab, own, gradients[:, 0, 0], self.native)
+                asked = self._exchange(slab, asked.rows.size).ask(asked)
+                asked, gradients = jax.tree.map(lambda x: x[None, None], (asked, gradients))
             found[name] = asked, gradients
         return found
 
@@ -176,7 +191,7 @@ class FullySharded:
         """Sends a slab's gradients; calls ``receive(slab, rows, gradients, carry)`` there."""
         slab, (asked, gradients) = self.slabs[name], sums[name]
         return self._exchange(slab, asked.rows.size).send_sums(
-            RowRequests(asked.rows[0, 0], asked.starts[0, 0]),
+            jax.tree.map(lambda x: x[0, 0], asked),
             gradients[0, 0],
             functools.partial(receive, slab),
             carry,

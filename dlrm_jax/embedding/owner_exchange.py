@@ -20,16 +20,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from dlrm_jax.embedding import comm_dtype
 from dlrm_jax.embedding.row_requests import message, unique
 from dlrm_jax.embedding.slab import Slab
-from dlrm_jax.embedding.state import RowRequests
+from dlrm_jax.embedding.state import Round, RowRequests
 
 LATER_ROUNDS = "later_rounds"
 """Name of the scope of all rounds after the first, which seldom run."""
@@ -107,22 +107,6 @@ def is_bounded(stages: Sequence[Stage], ids: int) -> bool:
     return True
 
 
-class Round(NamedTuple):
-    """The rows that come in a round.
-
-    Attributes:
-        places: places in the request of the rows that each partner is asked for, [n, C]; K for "no
-            row".
-        slots: slots in the messages of the second stage of the rows that each partner of the first
-            one asks for, [n, C]; past their end for "no row". None without a second stage.
-        rows: rows that this owner is asked for, by partner of the last stage; R for "no row".
-    """
-
-    places: Int[Array, "n C"]
-    slots: Int[Array, "n C"] | None
-    rows: Int[Array, "n2 C2"]
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class OwnerExchange:
     """The exchange of a slab's rows.
@@ -141,12 +125,17 @@ class OwnerExchange:
     dtype: str | None
     native: bool
 
+    def ask(self, requests: RowRequests) -> RowRequests:
+        """The requests with their first round, which tells the owners what rows it is about."""
+        first = self._round(requests, requests.starts[:-1])
+        return dataclasses.replace(requests, first=first)
+
     def fetch(self, table: Shaped[Array, "R d"], requests: RowRequests) -> Shaped[Array, "K d"]:
         """The buffer of the rows that this device asks for, in their storage dtype.
 
         Args:
             table: rows of this device. If they have 16 bits, they are sent as they are.
-            requests: rows that its samples read.
+            requests: rows that its samples read, after `ask`.
         """
         wire = self.dtype if table.dtype == self.slab.vector_dtype else None
 
@@ -174,7 +163,7 @@ class OwnerExchange:
         """Sends the gradients of rows to their owners, and calls ``receive`` there for each round.
 
         Args:
-            requests: rows of this device's samples.
+            requests: rows of this device's samples, after `ask`.
             sums: gradient of each, of these samples.
             receive: function of the rows and gradients that came from the partners of the last
                 stage, N = n · C, and of the carry; it returns the next carry. Each row of the slab
@@ -199,26 +188,22 @@ class OwnerExchange:
 
     def _rounds(self, requests: RowRequests, body: Callable[[Round, Any], Any], carry: Any) -> Any:
         """Calls ``body(round, carry)`` for one round after the other until all rows have come."""
-
-        def one(at: Int[Array, " n"], carry: Any) -> tuple[Array, Array, Any]:
-            current, at, more = self._round(requests, at)
-            return at, more, body(current, carry)
-
+        first = requests.first
+        assert first is not None
         # The first round is outside of the loop, where XLA can move other work beside it.
-        at, more, carry = one(requests.starts[:-1], carry)
-        if is_bounded(self.stages, requests.rows.size):
+        carry = body(first, carry)
+        if first.more is None:
             return carry
 
         def later(state: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
             with jax.named_scope(LATER_ROUNDS):
-                return one(state[0], state[2])
+                current = self._round(requests, state[0])
+                return current.next, current.more, body(current, state[2])
 
-        return jax.lax.while_loop(lambda state: state[1], later, (at, more, carry))[2]
+        return jax.lax.while_loop(lambda state: state[1], later, (first.next, first.more, carry))[2]
 
-    def _round(
-        self, requests: RowRequests, at: Int[Array, " n"]
-    ) -> tuple[Round, Int[Array, " n"], Bool[Array, ""]]:
-        """The rows of a round.
+    def _round(self, requests: RowRequests, at: Int[Array, " n"]) -> Round:
+        """The rows of a round; owners are told the numbers of theirs.
 
         A round has the rows below a limit that all devices agree on, one for each shard of a group:
         the least row that a message has no room for, in either stage.
@@ -226,9 +211,6 @@ class OwnerExchange:
         Args:
             requests: rows of this device's samples.
             at: place of the first row for each partner that hasn't come yet.
-
-        Returns:
-            The round, the argument ``at`` of the next one, and whether there is a next one.
         """
         first, last = self.stages[0], self.stages[-1]
         count, none = requests.rows.size, self.slab.rows * (self.slab.shards // first.partners)
@@ -238,19 +220,21 @@ class OwnerExchange:
         own = jax.lax.axis_index(first.axes)  # the number of this device as a partner
         if passed_on is not None:
             left = left.at[own].min(passed_on[2])
-        limit = jnp.full_like(left, none)
+        limit, more = jnp.full_like(left, none), None
         if not is_bounded(self.stages, count):
             limit = jax.lax.pmin(left, self.axes)
+            # The same on all devices, but kept for each of them, as the other arrays are.
+            more = jax.lax.pcast(jnp.any(limit < none), self.axes, to="varying")
         is_now, own_limit = numbers < limit[:, None], limit[own]
         places = jnp.where(is_now, places, count)
-        at, more = at + is_now.sum(axis=1, dtype=jnp.int32), jnp.any(limit < none)
+        at += is_now.sum(axis=1, dtype=jnp.int32)
         if passed_on is None:
             rows = jnp.where(asked < own_limit, asked, self.slab.rows)
-            return Round(places, None, rows), at, more
+            return Round(places, None, rows, at, more)
         numbers, slots, _ = passed_on
         rows = jnp.where(numbers < own_limit, numbers // last.partners, self.slab.rows)
         slots = jnp.where(asked < own_limit, slots, last.partners * last.capacity)
-        return Round(places, slots, last.to_each(rows)), at, more
+        return Round(places, slots, last.to_each(rows), at, more)
 
     def _pass_on(
         self, asked: Int[Array, "n C"], none: int

@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from dlrm_jax.embedding import exchange, row_gradients
+from dlrm_jax.embedding import exchange, pooling, row_gradients
 from dlrm_jax.embedding.fully_sharded import FullySharded
 from dlrm_jax.embedding.kernel_dispatch import has_native_lookup, has_native_update
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.optimizer import at_rate
-from dlrm_jax.embedding.pooling import pool, weight_sums
 from dlrm_jax.embedding.reshard import shard_axes, slab_spec, slot_ndims
 from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
 from dlrm_jax.embedding.row_optimizer import mean_of_columns
@@ -25,7 +24,7 @@ from dlrm_jax.embedding.row_update import checked_step, update_rows
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import (
     EmbeddingState,
-    Residuals,
+    RoutedIds,
     RowGradients,
     SparseCotangents,
 )
@@ -38,7 +37,7 @@ class PerDevice:
     """Lookups and updates of one device's samples, called inside `jax.shard_map`.
 
     `EmbeddingCollection`'s methods of the same names map these over the mesh. In a map of your own,
-    split tables by `state_specs`, and arrays of samples by ``axes.batch``. Residuals, cotangents
+    split tables by `state_specs`, and arrays of samples by ``axes.batch``. Routed ids, cotangents
     and row gradients are those of this device.
 
     Attributes:
@@ -93,25 +92,56 @@ class PerDevice:
         state: EmbeddingState,
         ids: Int[Array, "b C"],
         id_weights: Float[Array, "b C"] | None = None,
-    ) -> tuple[dict[str, Float[Array, "b *_"]], Residuals]:
-        """Pools the bags of this device's samples; see `EmbeddingCollection.lookup`."""
+    ) -> tuple[dict[str, Float[Array, "b *_"]], RoutedIds]:
+        """Calls `route` and `pool`."""
+        routed = self.route(ids, id_weights)
+        return self.pool(state, routed), routed
+
+    def route(
+        self, ids: Int[Array, "b C"], id_weights: Float[Array, "b C"] | None = None
+    ) -> RoutedIds:
+        """Sends the ids of this device's samples to the owners; see `EmbeddingCollection.route`."""
         blocks = self.layout.blocks
         ids = exchange.map_ids(self.layout, ids)
-        requests, buffers, places = self.fully_sharded.fetch(state.tables, ids)
-        tables = dict(state.tables) | buffers
+        requests, places = self.fully_sharded.request(ids)
         sent = [places[i] if i in places else exchange.route(b, ids) for i, b in enumerate(blocks)]
         rows = exchange.send_to_owners(blocks, sent, self.axes)
         row_weights = None
         if id_weights is not None:
             mapped = [id_weights[:, source] for source, _ in self.layout.mapped]
             id_weights = jnp.concatenate([id_weights, *mapped], axis=1)
+            sizes = [
+                requests[b.slab.name].rows.size if b.slab.fully_sharded else b.slab.rows
+                for b in blocks
+            ]
             weights = [
-                exchange.route_weights(
-                    block, id_weights, x, len(buffers.get(block.slab.name, range(block.slab.rows)))
-                )
-                for block, x in zip(blocks, sent, strict=True)
+                exchange.route_weights(block, id_weights, x, size)
+                for block, x, size in zip(blocks, sent, sizes, strict=True)
             ]
             row_weights = exchange.send_to_owners(blocks, weights, self.axes)
+        denominators, unknown = {}, {}
+        for lookup, columns in zip(self.lookups, self.layout.columns, strict=True):
+            own, table = ids[:, columns], self.layout.table(lookup.table)
+            unknown[lookup.name] = own >= table.rows
+            if lookup.pooling != "none":
+                unknown[lookup.name] = jnp.any(unknown[lookup.name], axis=1)
+            if lookup.pooling == "mean":
+                own_weights = None if id_weights is None else id_weights[:, columns]
+                dtype = self.layout.slab_of(lookup.table).vector_dtype
+                if own_weights is not None:
+                    dtype = jnp.promote_types(dtype, own_weights.dtype)
+                total = pooling.weight_sums(own, own_weights, dtype)
+                denominators[lookup.name] = jnp.where(total == 0, jnp.inf, total)
+        rows, row_weights, requests = map(_expanded, (rows, row_weights, requests))
+        return RoutedIds(rows, row_weights, denominators, unknown, requests)
+
+    def pool(self, state: EmbeddingState, routed: RoutedIds) -> dict[str, Float[Array, "b *_"]]:
+        """Pools the bags of this device's samples; see `EmbeddingCollection.pool`."""
+        blocks = self.layout.blocks
+        rows, row_weights, requests = jax.tree.map(
+            lambda x: x[0, 0], (routed.rows, routed.id_weights, routed.requests)
+        )
+        tables = dict(state.tables) | self.fully_sharded.fetch(state.tables, requests)
         vectors = []
         for i, block in enumerate(blocks):
             slab = tables[block.slab.name]
@@ -119,37 +149,20 @@ class PerDevice:
             if self.native and has_native_lookup(block):
                 vectors.append(ops.pool(slab, rows[i], weights))
             else:
-                vectors.append(pool(slab, rows[i], weights, block.slab.dtype))
+                vectors.append(pooling.pool(slab, rows[i], weights, block.slab.dtype))
         received = exchange.send_back(blocks, vectors, self.axes, self.comm_dtype)
-        pooled, denominators = self._combine(received, ids, id_weights)
-        rows, row_weights = _expanded(rows), row_weights and _expanded(row_weights)
-        return pooled, Residuals(rows, row_weights, denominators, _expanded(requests))
-
-    def _combine(
-        self, received: Sequence[Array], ids: Array, id_weights: Array | None
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """The pooled vectors by lookup, and the denominators of those with mean pooling."""
-        pooled, denominators = {}, {}
-        for lookup, columns, bags in zip(
-            self.lookups, self.layout.columns, self.layout.bags, strict=True
-        ):
-            unknown = ids[:, columns] >= self.layout.table(lookup.table).rows
+        pooled = {}
+        for lookup, bags in zip(self.lookups, self.layout.bags, strict=True):
             vectors = [exchange.collect(self.layout, bag, received) for bag in bags]
-            if lookup.pooling == "none":
-                sequence = jnp.stack(vectors, axis=1)
-                pooled[lookup.name] = jnp.where(unknown[:, :, None], jnp.nan, sequence)
-                continue
-            (vector,) = vectors
+            found = jnp.stack(vectors, axis=1) if lookup.pooling == "none" else vectors[0]
             if lookup.pooling == "mean":
-                own = None if id_weights is None else id_weights[:, columns]
-                total = weight_sums(ids[:, columns], own, vector.dtype)
-                denominators[lookup.name] = jnp.where(total == 0, jnp.inf, total)
-                vector = vector / denominators[lookup.name][:, None]
-            pooled[lookup.name] = jnp.where(jnp.any(unknown, axis=1)[:, None], jnp.nan, vector)
-        return pooled, denominators
+                found = found / routed.denominators[lookup.name][:, None]
+            unknown = routed.unknown[lookup.name]
+            pooled[lookup.name] = jnp.where(unknown[..., None], jnp.nan, found)
+        return pooled
 
     def send_cotangents(
-        self, residuals: Residuals, cotangents: Mapping[str, Float[Array, "b *_"]]
+        self, routed: RoutedIds, cotangents: Mapping[str, Float[Array, "b *_"]]
     ) -> SparseCotangents:
         """Sends cotangents to the owners; see `EmbeddingCollection.send_cotangents`."""
         of_bags: list[Array] = []
@@ -158,10 +171,10 @@ class PerDevice:
             if lookup.pooling == "none":
                 of_bags += [cotangent[:, i] for i in range(cotangent.shape[1])]
             elif lookup.pooling == "mean":
-                of_bags.append(cotangent / residuals.denominators[lookup.name][:, None])
+                of_bags.append(cotangent / routed.denominators[lookup.name][:, None])
             else:
                 of_bags.append(cotangent)
-        weights = residuals.id_weights
+        weights = routed.id_weights
         trained = [
             i for i, b in enumerate(self.layout.blocks) if b.slab.name in self.exchanged_slabs
         ]
@@ -169,10 +182,10 @@ class PerDevice:
         by_receiver = [exchange.spread(block, of_bags) for block in blocks]
         sent = exchange.send_to_owners(blocks, by_receiver, self.axes, self.comm_dtype)
         return SparseCotangents(
-            tuple(residuals.rows[i] for i in trained),
+            tuple(routed.rows[i] for i in trained),
             None if weights is None else tuple(weights[i] for i in trained),
             _expanded(sent),
-            self.fully_sharded.sums(residuals, of_bags),
+            self.fully_sharded.sums(routed, of_bags),
         )
 
     def coalesce(self, cotangents: SparseCotangents, sum_duplicates: bool = False) -> RowGradients:
@@ -270,12 +283,12 @@ class PerDevice:
     def update(
         self,
         state: EmbeddingState,
-        residuals: Residuals,
+        routed: RoutedIds,
         cotangents: Mapping[str, Float[Array, "b *_"]],
         step: ArrayLike,
     ) -> EmbeddingState:
         """Calls `send_cotangents`, `coalesce` and `apply`."""
-        return self.apply(state, self.coalesce(self.send_cotangents(residuals, cotangents)), step)
+        return self.apply(state, self.coalesce(self.send_cotangents(routed, cotangents)), step)
 
 
 def _expanded(arrays: Any) -> Any:

@@ -14,38 +14,52 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from dlrm_jax.embedding.kernel_dispatch import has_native_lookup
+from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.per_device import PerDevice
 from dlrm_jax.embedding.reshard import slot_ndims
 from dlrm_jax.embedding.row_update import checked_step
-from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents
+from dlrm_jax.embedding.state import EmbeddingState, RoutedIds, RowGradients, SparseCotangents
 from dlrm_jax.errors import UserError
 
 
-def lookup(
+def route(
     device: PerDevice,
-    state: EmbeddingState,
     ids: Int[Array | np.ndarray, "B C"],
     id_weights: Float[Array | np.ndarray, "B C"] | None,
-) -> tuple[dict[str, Float[Array, "B *_"]], Residuals]:
-    """See `EmbeddingCollection.lookup`. The optimizers' state isn't read."""
-    device.layout.check(state)
-    batch, per_device = device.axes.batch, device.axes.per_device
-
-    def run(tables: dict[str, Array], ids: Array, id_weights: Array | None) -> Any:
-        return device.lookup(EmbeddingState(tables, {}), ids, id_weights)
-
+) -> RoutedIds:
+    """See `EmbeddingCollection.route`."""
+    batch = device.axes.batch
     return jax.shard_map(
-        run,
+        device.route,
         mesh=device.axes.mesh,
-        in_specs=(device.state_specs.tables, batch, batch),
-        out_specs=(batch, Residuals(per_device, per_device, batch, per_device)),  # pyright: ignore
+        in_specs=(batch, batch),
+        out_specs=routed_specs(device.axes),
+    )(*device.axes.place((ids, id_weights), batch))
+
+
+def routed_specs(axes: MeshAxes) -> RoutedIds:
+    """The split of routed ids: some arrays are of samples, the others have an item per device."""
+    batch, per_device = axes.batch, axes.per_device
+    return RoutedIds(per_device, per_device, batch, batch, per_device)
+
+
+def pool(
+    device: PerDevice, state: EmbeddingState, routed: RoutedIds
+) -> dict[str, Float[Array, "B *_"]]:
+    """See `EmbeddingCollection.pool`. The optimizers' state isn't read."""
+    device.layout.check(state)
+    return jax.shard_map(
+        lambda tables, routed: device.pool(EmbeddingState(tables, {}), routed),
+        mesh=device.axes.mesh,
+        in_specs=(device.state_specs.tables, routed_specs(device.axes)),
+        out_specs=device.axes.batch,
         # The check can't know what native kernels do.
         check_vma=not (device.native and any(map(has_native_lookup, device.layout.blocks))),
-    )(state.tables, *device.axes.place((ids, id_weights), batch))
+    )(state.tables, routed)
 
 
 def send_cotangents(
-    device: PerDevice, residuals: Residuals, cotangents: Mapping[str, Float[Array, "B *_"]]
+    device: PerDevice, routed: RoutedIds, cotangents: Mapping[str, Float[Array, "B *_"]]
 ) -> SparseCotangents:
     """See `EmbeddingCollection.send_cotangents`."""
     names = {lookup.name for lookup in device.lookups}
@@ -54,18 +68,18 @@ def send_cotangents(
             f"cotangents: expected one for each of the lookups {', '.join(sorted(names))}; "
             f"got {', '.join(sorted(cotangents)) or 'none'}"
         )
-    _check_shapes(device, residuals, cotangents)
+    _check_shapes(device, routed, cotangents)
     batch, per_device = device.axes.batch, device.axes.per_device
     return jax.shard_map(
         device.send_cotangents,
         mesh=device.axes.mesh,
-        in_specs=(Residuals(per_device, per_device, batch, per_device), batch),  # pyright: ignore
+        in_specs=(routed_specs(device.axes), batch),
         out_specs=per_device,
-    )(residuals, device.axes.place(dict(cotangents), batch))
+    )(routed, device.axes.place(dict(cotangents), batch))
 
 
-def _check_shapes(device: PerDevice, residuals: Residuals, cotangents: Mapping[str, Array]) -> None:
-    rows: Any = residuals.rows
+def _check_shapes(device: PerDevice, routed: RoutedIds, cotangents: Mapping[str, Array]) -> None:
+    rows: Any = routed.rows
     # The owners have the rows of a group, or, without an exchange, of a device.
     batch = math.prod(rows[0].shape[:3])
     if device.layout.blocks[0].slab.sharded:

@@ -38,6 +38,29 @@ class EmbeddingState:
 
 @_pytree
 @dataclasses.dataclass(frozen=True)
+class Round:
+    """The rows of a fully sharded slab that come in a round, see `owner_exchange`.
+
+    Attributes:
+        places: places in the request of the rows that each partner is asked for, [D, M, n, C]; K
+            for "no row".
+        slots: slots in the messages of the second stage of the rows that each partner of the first
+            one asks for, [D, M, n, C]; past their end for "no row". None without a second stage.
+        rows: rows that this owner is asked for, by partner of the last stage, [D, M, n2, C2]; R for
+            "no row".
+        next: places in the request of the first rows of the next round, [D, M, n].
+        more: whether there is a next round, [D, M]; None if no ids need one.
+    """
+
+    places: Leaf
+    slots: Leaf | None
+    rows: Leaf
+    next: Leaf
+    more: Leaf | None
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
 class RowRequests:
     """The different rows of a fully sharded slab that one device's samples read, by owner.
 
@@ -46,29 +69,34 @@ class RowRequests:
             owner's in ascending order; then numbers past the slab's end.
         starts: places in ``rows`` where the rows of each of the S owners begin, and where the last
             end, [D, M, S + 1].
+        first: first round of their exchange; None before the owners are asked.
     """
 
     rows: Leaf
     starts: Leaf
+    first: Round | Leaf | None = None
 
 
 @_pytree
 @dataclasses.dataclass(frozen=True)
-class Residuals:
-    """Arrays that `lookup` keeps for `send_cotangents`; one item per block.
+class RoutedIds:
+    """A batch's ids at the owners of their rows; ``rows`` and ``id_weights`` by block.
 
     Attributes:
         rows: row numbers in the slab, at the owners, [D, M, N, T, L]; of a fully sharded slab,
             places in the requests, at the samples.
         id_weights: id weight of each of these rows, [D, M, N, T, L]; None without.
         denominators: divisors of the sums, [B], by lookup with mean pooling.
+        unknown: whether a bag has an id out of range, [B], by lookup; of each id without pooling,
+            [B, L].
         requests: requests of each fully sharded slab, by name.
     """
 
     rows: tuple[Leaf, ...] | Leaf
     id_weights: tuple[Leaf, ...] | Leaf | None
     denominators: dict[str, Leaf] | Leaf
-    requests: dict[str, RowRequests] | Leaf = dataclasses.field(default_factory=dict)
+    unknown: dict[str, Leaf] | Leaf
+    requests: dict[str, RowRequests] | Leaf
 
 
 @_pytree

@@ -17,6 +17,7 @@ from dlrm_jax.embedding.planning.temporaries import temporaries
 from dlrm_jax.mesh import DATA, MODEL
 from dlrm_jax.training import dense_split
 from dlrm_jax.training.learner import Learner
+from dlrm_jax.training.pipelined import abstract_routed, make_pipelined_step
 from dlrm_jax.training.ranking_losses import RankingLoss
 from dlrm_jax.training.step import make_train_step
 
@@ -29,7 +30,11 @@ _ARRAY = re.compile(r"[a-z]+(\d+)[a-z0-9]*\[([\d,]*)\]")
 
 
 def compile_step(
-    learner: Learner, batch_size: int, dense_features: int, weighted: bool = False
+    learner: Learner,
+    batch_size: int,
+    dense_features: int,
+    weighted: bool = False,
+    pipelined: bool = False,
 ) -> jax.stages.Compiled:
     """Compiles the train step without making an array.
 
@@ -38,9 +43,13 @@ def compile_step(
         batch_size: samples of a batch, over all devices.
         dense_features: number of dense features.
         weighted: whether ids have weights.
+        pipelined: whether the step routes the ids of the next batch.
     """
     step: Any = make_train_step(learner)
     batch = abstract_batch(learner, batch_size, dense_features, weighted)
+    if pipelined:
+        step, routed = make_pipelined_step(learner), abstract_routed(learner, batch)
+        return step.lower(learner.state_specs(), batch, routed, batch).compile()
     return step.lower(learner.state_specs(), batch).compile()
 
 

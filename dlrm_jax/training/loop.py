@@ -69,6 +69,7 @@ def train(
     keep: Callable[[TrainState, Metrics | None, bool, float | None], bool],
     record: Callable[[int, str, Metrics], None],
     is_enough: Callable[[int, Metrics], bool] = lambda step, validation: False,
+    looks_ahead: bool = False,
 ) -> Trained:
     """Trains to the given total of steps.
 
@@ -85,6 +86,8 @@ def train(
             case. It returns whether the state is saved if a checkpoint is due.
         record: function that records the metrics of a step and a split.
         is_enough: function that says whether to stop after a step, by its validation metrics.
+        looks_ahead: whether the step also takes the batch after its own, as `PipelinedStep` does;
+            after the last one, its own again.
 
     Raises:
         UserError: a loss isn't finite, or copies of a table differ; the message names the step.
@@ -116,7 +119,8 @@ def train(
         clock.go_on()
         for step in range(first + 1, steps + 1):
             batch = next(placed)
-            state, loss = train_step(state, batch)
+            following = (placed.peek(default=batch),) if looks_ahead else ()
+            state, loss = train_step(state, batch, *following)
             started.append((step, loss, batch.sample_weights))
             evaluating = bool(validate) and (_due(step, intervals.evaluate) or step == steps)
             due = _due(step, intervals.checkpoint) or step == steps

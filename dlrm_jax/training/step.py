@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dlrm_jax.data.batches import Batch
-from dlrm_jax.embedding.state import SparseCotangents
+from dlrm_jax.embedding.state import RoutedIds, SparseCotangents
 from dlrm_jax.training import data_parallel, dense_update
 from dlrm_jax.training.label_weights import by_label
 from dlrm_jax.training.learner import Learner, TrainState
@@ -34,40 +34,64 @@ def make_train_step(learner: Learner) -> TrainStep:
     optimizers that flags name this is a factor of the learning rate. It may differ from step to
     step without a compilation.
     """
-    collection, clip_norm, penalty = learner.collection, learner.clip_norm, learner.penalty
 
     def train_step(
         state: TrainState, batch: Batch, rate_factor: Float[Array, ""] | None = None
     ) -> tuple[TrainState, Float[Array, ""]]:
-        any_weight = None
-        if len(learner.labels) > 1:
-            batch, any_weight = by_label(batch, [*learner.label_weights.values()])
-        total, loss, grads, sparse_cotangents, model_state = _accumulate(learner, state, batch)
-        if any_weight is not None:  # the sums are divided already
-            total = any_weight.astype(total.dtype)
-        summed = bool(clip_norm or penalty.tables)
-        rows = collection.coalesce(sparse_cotangents, sum_duplicates=summed)
-        if isinstance(learner.loss, RankingLoss):  # a batch may have nothing to compare
-            total = jnp.where(total > 0, total, 1)
-        factor = 1 / total
-        if penalty:  # beside the mean loss, so that the norm is that of both
-            grads, rows = _scaled(grads, factor), rows.scaled(factor)
-            grads = penalty.of_params(state.params, grads)
-            rows = penalty.of_rows(collection, state.embedding, rows)
-            factor = jnp.ones_like(factor)
-        if clip_norm:
-            # One norm over dense parameters and touched rows: equal to the norm over whole
-            # tables, whose other rows have gradient zero.
-            norm = factor * jnp.sqrt(_squared_norm(grads) + rows.squared_norm())
-            factor *= jnp.minimum(1, clip_norm / norm)
-        if clip_norm or not penalty:
-            grads, rows = _scaled(grads, factor), rows.scaled(factor)
-        params, optimizer = dense_update.update(learner, state, grads, rate_factor)
-        embedding = collection.apply(state.embedding, rows, state.step, rate_factor)
-        state = TrainState(state.step + 1, params, optimizer, embedding, model_state)
-        return state, loss / total
+        return step_routed(learner, state, batch, route(learner, batch), rate_factor)
 
     return jax.jit(train_step, donate_argnames="state")
+
+
+def route(learner: Learner, batch: Batch) -> RoutedIds:
+    """The routed ids of a batch, or those of each micro-batch, stacked along a new first axis."""
+
+    def of_micro_batch(_: None, given: tuple[Any, Any]) -> tuple[None, RoutedIds]:
+        return None, learner.collection.route(*given)
+
+    given = batch.ids, batch.id_weights
+    if learner.accumulation_steps == 1:
+        return of_micro_batch(None, given)[1]
+    unroll = learner.backend.unroll_micro_batches
+    return jax.lax.scan(of_micro_batch, None, given, unroll=unroll)[1]
+
+
+def step_routed(
+    learner: Learner,
+    state: TrainState,
+    batch: Batch,
+    routed: RoutedIds,
+    rate_factor: Float[Array, ""] | None,
+) -> tuple[TrainState, Float[Array, ""]]:
+    """A train step of a batch after `route`, see `make_train_step`."""
+    collection, clip_norm, penalty = learner.collection, learner.clip_norm, learner.penalty
+    any_weight = None
+    if len(learner.labels) > 1:
+        batch, any_weight = by_label(batch, [*learner.label_weights.values()])
+    total, loss, grads, sparse_cotangents, model_state = _accumulate(learner, state, batch, routed)
+    if any_weight is not None:  # the sums are divided already
+        total = any_weight.astype(total.dtype)
+    summed = bool(clip_norm or penalty.tables)
+    rows = collection.coalesce(sparse_cotangents, sum_duplicates=summed)
+    if isinstance(learner.loss, RankingLoss):  # a batch may have nothing to compare
+        total = jnp.where(total > 0, total, 1)
+    factor = 1 / total
+    if penalty:  # beside the mean loss, so that the norm is that of both
+        grads, rows = _scaled(grads, factor), rows.scaled(factor)
+        grads = penalty.of_params(state.params, grads)
+        rows = penalty.of_rows(collection, state.embedding, rows)
+        factor = jnp.ones_like(factor)
+    if clip_norm:
+        # One norm over dense parameters and touched rows: equal to the norm over whole
+        # tables, whose other rows have gradient zero.
+        norm = factor * jnp.sqrt(_squared_norm(grads) + rows.squared_norm())
+        factor *= jnp.minimum(1, clip_norm / norm)
+    if clip_norm or not penalty:
+        grads, rows = _scaled(grads, factor), rows.scaled(factor)
+    params, optimizer = dense_update.update(learner, state, grads, rate_factor)
+    embedding = collection.apply(state.embedding, rows, state.step, rate_factor)
+    state = TrainState(state.step + 1, params, optimizer, embedding, model_state)
+    return state, loss / total
 
 
 def make_predict(learner: Learner) -> Predict:
@@ -84,7 +108,7 @@ def make_predict(learner: Learner) -> Predict:
 
 
 def _accumulate(
-    learner: Learner, state: TrainState, batch: Batch
+    learner: Learner, state: TrainState, batch: Batch, routed: RoutedIds
 ) -> tuple[Float[Array, ""], Float[Array, ""], Any, SparseCotangents, Any]:
     """Σ wᵢ, Σ wᵢ lossᵢ and its gradients, of the batch whole or one micro-batch after the other.
 
@@ -97,13 +121,15 @@ def _accumulate(
     # None if nothing reads it.
     first = state.step * count if learner.has_model_state else None
 
-    def gradients(model_state: Any, number: Any, micro: Batch) -> tuple[Any, SparseCotangents, Any]:
+    def gradients(
+        model_state: Any, number: Any, micro: Batch, routed: RoutedIds
+    ) -> tuple[Any, SparseCotangents, Any]:
         # Lookups stay outside of autodiff, whose gradient of a table is as large as the table.
-        pooled, residuals = collection.lookup(state.embedding, micro.ids, micro.id_weights)
+        pooled = collection.pool(state.embedding, routed)
         sums, cotangents, model_state = data_parallel.gradients(
             learner, state.params, model_state, number, pooled, micro
         )
-        return sums, collection.send_cotangents(residuals, cotangents), model_state
+        return sums, collection.send_cotangents(routed, cotangents), model_state
 
     def add(carry: Any, item: Any) -> tuple[Any, SparseCotangents]:
         sums, model_state = carry
@@ -111,18 +137,18 @@ def _accumulate(
         return (jax.tree.map(jnp.add, sums, found), model_state), sparse_cotangents
 
     if count == 1:
-        sums, sparse_cotangents, model_state = gradients(state.model_state, first, batch)
+        sums, sparse_cotangents, model_state = gradients(state.model_state, first, batch, routed)
     else:
         numbers = None if first is None else first + jnp.arange(count)
-        micro = jax.tree.map(lambda x: x[0], batch)
-        shapes, *_ = jax.eval_shape(gradients, state.model_state, first, micro)
+        one = jax.tree.map(lambda x: x[0], (batch, routed))
+        shapes, *_ = jax.eval_shape(gradients, state.model_state, first, *one)
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         per_device = learner.axes.sharding(learner.axes.per_device)
         zero = jax.lax.with_sharding_constraint(zero, per_device)
         (sums, model_state), sparse_cotangents = jax.lax.scan(
             add,
             (zero, state.model_state),
-            (numbers, batch),
+            (numbers, batch, routed),
             unroll=learner.backend.unroll_micro_batches,
         )
     total, loss, grads = dense_update.sum_over_devices(learner, sums)
