@@ -131,7 +131,8 @@ class Training:
                 f"validation during training: {len(sample):,} of {len(data.validation):,} "
                 f"examples, evenly spaced; all at the end"
             )
-        train_step = PipelinedStep(learner) if config.pipelined else make_train_step(learner)
+        make_step: Callable[..., Any] = PipelinedStep if config.pipelined else make_train_step
+        train_step = make_step(learner)
         trained = train(
             learner,
             lambda *args: train_step(*args, learner.put_scalar(stopping.rate_factor)),

@@ -60,7 +60,7 @@ from dlrm_jax.training.tables import Descriptions, describe
 _UNREAD = (
     "emulate", "stochastic_rounding", "kernels", "loss", "class_weights", "learning_rate",
     "warmup_steps", "decay_start", "decay_steps", "clip_norm", "teacher", "seed", "dropout",
-    "normalization", "table_l2_rows", "dense_l2", "pipelined",
+    "normalization", "table_l2_rows", "dense_l2",
 )  # fmt: skip
 
 define_run_flags(

@@ -87,7 +87,7 @@ mark_required("space", "output")
 # What may differ when a search goes on: it changes no result.
 _MAY_DIFFER = MAY_CHANGE & {
     "placements", "plan", "kernels", "evaluation_batch_size", "log_every", "checkpoint_every",
-    "check_copies_every", "keep_checkpoints",
+    "check_copies_every", "keep_checkpoints", "pipelined",
 }  # fmt: skip
 
 

@@ -20,15 +20,13 @@ from dlrm_jax.training.tables import Descriptions
 _OF_MODEL = (
     "model_options", "dense_features", "top_mlp", "self_interaction", "numeric_embedding",
     "compute_dtype", "comm_dtype", "dense_optimizer", "shard_dense_optimizer", "dense_comm_dtype",
+    "pipelined",
 )  # fmt: skip
 
 
 def define_simulation() -> None:
     """``--simulate`` and how a simulated step runs."""
     flags.DEFINE_bool("simulate", False, "Also prints the time of a whole train step on paper.")
-    flags.DEFINE_bool(
-        "pipelined", False, "Simulates that ids of the next batch are exchanged during a step."
-    )
     flags.DEFINE_bool(
         "in_network", False, "Simulates a network whose switches add up gradients, as SHARP does."
     )
@@ -40,7 +38,7 @@ def check_simulation(config: Config) -> None:
     Raises:
         UserError: one has no effect, or the step can't be simulated.
     """
-    refuse_unless(FLAGS.simulate, "--simulate", *_OF_MODEL, "pipelined", "in_network")
+    refuse_unless(FLAGS.simulate, "--simulate", *_OF_MODEL, "in_network")
     if FLAGS.simulate and config.accumulation_steps > 1:
         raise UserError(
             f"--simulate: expected batches without micro-batches, got accumulation_steps="
@@ -59,7 +57,7 @@ def report(config: Config, described: Descriptions, plan: Plan, groups: int, dev
         groups: number of data-parallel groups.
         device: model of every device.
     """
-    options = Options(pipelined=FLAGS.pipelined, in_network=FLAGS.in_network)
+    options = Options(pipelined=config.pipelined, in_network=FLAGS.in_network)
     slots = simulate(config, described, plan, groups, device, options)
     seconds = seconds_of(slots)
     return (

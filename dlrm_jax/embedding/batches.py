@@ -9,19 +9,40 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int32
 
-from dlrm_jax.embedding.bags import Ragged, id_array, pad_bags
+from dlrm_jax.embedding.bags import (
+    Ragged,
+    check_batch,
+    check_ids,
+    check_weights,
+    id_array,
+    pad_bags,
+)
 from dlrm_jax.embedding.mesh_axes import MeshAxes
-from dlrm_jax.embedding.table import Feature
+from dlrm_jax.embedding.table import Feature, Lookup, Table
 from dlrm_jax.errors import UserError
 
 Placed = tuple[Any, ...]
 """Ids, then the other arrays of the same samples."""
 
 
-def put_ids(axes: MeshAxes, ids: np.ndarray, id_weights: np.ndarray | None) -> Any:
-    """See `EmbeddingCollection.put`; ids and id weights are checked arrays [B, C]."""
+def put_ids(
+    axes: MeshAxes,
+    features: Sequence[Feature],
+    ids: Any,
+    id_weights: Any,
+    described: tuple[Sequence[Lookup], Mapping[str, Table]] | None,
+) -> Any:
+    """See `EmbeddingCollection.put`; without lookups and tables, values aren't checked."""
+    on_host = cast_ids(features, ids)
+    if id_weights is not None:
+        id_weights = cast_weights(features, ids, id_weights)
+    check_batch(axes.device_count, features, on_host, id_weights, jax.process_count())
+    if described:
+        check_ids(on_host, features, *described)
+        if id_weights is not None:
+            check_weights(id_weights, on_host, features)
     sharding = axes.sharding(axes.batch)
-    placed = jax.make_array_from_process_local_data(sharding, ids)
+    placed = jax.make_array_from_process_local_data(sharding, on_host)
     if id_weights is None:
         return placed
     return placed, jax.make_array_from_process_local_data(sharding, id_weights)

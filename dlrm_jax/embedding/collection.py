@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dlrm_jax.backend import backend_of
 from dlrm_jax.embedding import copies, kernel_dispatch, reshard, sharded_ops, table_io
-from dlrm_jax.embedding.bags import check_batch, check_ids, check_weights
+from dlrm_jax.embedding.bags import check_batch, check_ids
 from dlrm_jax.embedding.batches import Placed, cast_ids, cast_weights, pad_batch, put_ids
 from dlrm_jax.embedding.comm_dtype import check_dtype
 from dlrm_jax.embedding.layout import make_layout
@@ -288,16 +288,8 @@ class EmbeddingCollection:
                 finite weight of its own, or the number of devices doesn't divide the batch, see
                 `pad_batch`.
         """
-        on_host = cast_ids(self.features, ids)
-        if id_weights is not None:
-            id_weights = cast_weights(self.features, ids, id_weights)
-        devices, processes = self.axes.device_count, jax.process_count()
-        check_batch(devices, self.features, on_host, id_weights, processes)
-        if check:
-            check_ids(on_host, self.features, self.lookups, self.tables)
-            if id_weights is not None:
-                check_weights(id_weights, on_host, self.features)
-        return put_ids(self.axes, on_host, id_weights)
+        described = (self.lookups, self.tables) if check else None
+        return put_ids(self.axes, self.features, ids, id_weights, described)
 
     def pad_batch(self, ids: Any, *arrays: Any) -> Placed:
         """Pads a batch to a multiple of the number of devices.

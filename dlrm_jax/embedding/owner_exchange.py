@@ -195,7 +195,7 @@ class OwnerExchange:
         if first.more is None:
             return carry
 
-        def later(state: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
+        def later(state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
             with jax.named_scope(LATER_ROUNDS):
                 current = self._round(requests, state[0])
                 return current.next, current.more, body(current, state[2])

@@ -29,14 +29,14 @@ _RESULT = re.compile(rf"^\s*(?:ROOT )?\S+ = (.*?) ({_KINDS})(-start)?\(", re.MUL
 _ARRAY = re.compile(r"[a-z]+(\d+)[a-z0-9]*\[([\d,]*)\]")
 
 
-def compile_step(
+def lower_step(
     learner: Learner,
     batch_size: int,
     dense_features: int,
     weighted: bool = False,
     pipelined: bool = False,
-) -> jax.stages.Compiled:
-    """Compiles the train step without making an array.
+) -> jax.stages.Lowered:
+    """Lowers the train step without making an array.
 
     Args:
         learner: learner of the step; its mesh may have more devices than there is memory for.
@@ -49,8 +49,13 @@ def compile_step(
     batch = abstract_batch(learner, batch_size, dense_features, weighted)
     if pipelined:
         step, routed = make_pipelined_step(learner), abstract_routed(learner, batch)
-        return step.lower(learner.state_specs(), batch, routed, batch).compile()
-    return step.lower(learner.state_specs(), batch).compile()
+        return step.lower(learner.state_specs(), batch, routed, batch)
+    return step.lower(learner.state_specs(), batch)
+
+
+def compile_step(learner: Learner, *args: Any, **options: Any) -> jax.stages.Compiled:
+    """Compiles the train step without making an array; the arguments are those of `lower_step`."""
+    return lower_step(learner, *args, **options).compile()
 
 
 def abstract_batch(

@@ -50,6 +50,27 @@ class SourceError(Exception):
     pass
 
 
+def test_the_next_batch_can_be_seen_before_its_turn():
+    with Prefetch(first(2), lambda batch: batch.labels[0]) as placed:
+        expected = [BATCHES[step].labels[0] for step in range(2)]
+        assert [placed.peek(None), placed.peek(None), next(placed)] == [*expected[:1] * 3]
+        assert [next(placed), placed.peek(None)] == [expected[1], None]
+        assert next(placed, "end") == "end"
+        assert placed.peek(None) is None
+
+
+def test_an_error_that_was_seen_before_its_turn_comes_in_its_turn():
+    def source():
+        yield BATCHES[0]
+        raise SourceError
+
+    with Prefetch(source(), lambda batch: batch) as placed:
+        batch = next(placed)
+        assert placed.peek(batch) is batch
+        with pytest.raises(SourceError):
+            next(placed)
+
+
 def failing(count):
     yield from first(count)
     raise SourceError("the disk")

@@ -2,7 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_collection import FEATURES, LOOKUPS, TABLES, collection, random_batch
+from small_collection import (
+    FEATURES,
+    LOOKUPS,
+    TABLES,
+    built,
+    collection,
+    random_arrays,
+    random_batch,
+)
 
 from dlrm_jax.embedding import (
     SGD,
@@ -217,3 +225,18 @@ def test_cotangents_have_the_shape_of_what_was_looked_up(name, shape, message):
 
     with pytest.raises(UserError, match=message):
         jax.eval_shape(update, tables.state_specs(), jnp.zeros((8, 9), jnp.int32))
+
+
+@pytest.mark.parametrize("plan", ["mixed", "fully_sharded", "column_wise"])
+def test_ids_can_be_routed_in_another_program_before_the_tables_are_read(plan):
+    tables = collection("2x4", plan)
+    state = built(tables, random_arrays())
+    ids, weights = random_batch()
+
+    def after(pooled, routed, state):
+        return pooled, tables.update(state, routed, pooled, 3)
+
+    routed = jax.jit(tables.route)(ids, weights)
+    found = jax.jit(lambda state, routed: after(tables.pool(state, routed), routed, state))
+    expected = jax.jit(lambda state: after(*tables.lookup(state, ids, weights), state))
+    jax.tree.map(np.testing.assert_array_equal, found(state, routed), expected(state))

@@ -79,13 +79,26 @@ def test_an_optimizer_that_reads_whole_parameters():
     assert sum(x.nbytes for x in norms) < 100  # single numbers
 
 
+PIPELINED = [
+    Setup("2x4", "rowwise_adagrad", placed="devices", dtype="float32"),
+    Setup("4x2", "adagrad", placed="devices", dtype="float32", accumulation_steps=2),
+]
+
+
+@pytest.mark.parametrize("setup", PIPELINED, ids=lambda setup: setup.mesh)
+def test_no_more_is_sent_where_ids_are_routed_before_the_step(setup):
+    check_learner(setup.learner(), True, setup.accumulation_steps, pipelined=True)
+
+
 def check(setup: Setup, weighted: bool):
     check_learner(setup.learner(), weighted, setup.accumulation_steps)
 
 
-def check_learner(learner: Learner, weighted: bool, micro_batches: int = 1):
+def check_learner(
+    learner: Learner, weighted: bool, micro_batches: int = 1, pipelined: bool = False
+):
     planned = planned_collectives(learner, BATCH, weighted)
-    compiled = compiled_collectives(compile_step(learner, BATCH, DENSE, weighted))
+    compiled = compiled_collectives(compile_step(learner, BATCH, DENSE, weighted, pipelined))
     wanted = bytes_by_kind([(each.kind, each.nbytes) for each in planned])
     assert bytes_by_kind(compiled) == wanted
     assert len(compiled) <= len(planned) * micro_batches

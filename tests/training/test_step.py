@@ -28,7 +28,7 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.models.fields import Field, Model, Vectors
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_config, make_learner
-from dlrm_jax.training.compiled import abstract_batch, compile_step
+from dlrm_jax.training.compiled import abstract_batch, compile_step, lower_step
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.step import make_predict, make_train_step
 
@@ -128,14 +128,14 @@ def test_many_steps_are_one_compilation(mesh):
         ("2x4", {"optimizer": "rowwise_adagrad", "table_dtype": "bfloat16"}),
         ("2x4", {"optimizer": "rowwise_adagrad", "placements": FULLY_SHARDED}),
         ("2x4", {"optimizer": "adam", "placements": FULLY_SHARDED, "clip_norm": 1.0}),
+        ("2x4", {"optimizer": "sgd", "placements": FULLY_SHARDED, "pipelined": True}),
     ],
 )
 def test_nothing_is_as_large_as_a_large_table(mesh, changes):
     config = with_a_large_table(**changes)
     learner = make_learner(config, make_mesh(mesh))
-    step: Any = make_train_step(learner)
-    batch = abstract_batch(learner, BATCH, config.dense_features, weighted=False)
-    compiled = step.lower(learner.state_specs(), batch).compile(OPTIMIZED)
+    lowered = lower_step(learner, BATCH, config.dense_features, pipelined=config.pipelined)
+    compiled = lowered.compile(OPTIMIZED)
     slab = learner.collection.layout.slab_of("C2").name
     table = learner.collection.state_specs().tables[slab]
     shard = table.sharding.shard_shape(table.shape)
