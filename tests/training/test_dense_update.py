@@ -86,7 +86,8 @@ def test_a_device_has_its_part_of_the_state_and_all_parameters():
     for batch in batches[:3]:
         state, loss = step(state, learner.put(batch))
         loss.block_until_ready()
-    assert step._cache_size() == 1  # a step's results are placed like `init`'s
+    # A step's results are placed like `init`'s.
+    assert step._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
     specs = learner.state_specs()
     moments = [
         (x, y) for x, y in zip(*map(optimizer_leaves, (state, specs)), strict=True) if x.ndim
