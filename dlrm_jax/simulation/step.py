@@ -104,7 +104,7 @@ def simulate(
         return after
 
     def stage(name: str, after: tuple[str, ...]) -> tuple[str, ...]:
-        parts = [(x.resource, own[x] + starts[x]) for x in PARTS if x.stage == name]
+        parts: _Chain = [(x.resource, own[x] + starts[x]) for x in PARTS if x.stage == name]
         return chain(name, parts, after)
 
     after = stage("ids", ())
