@@ -81,7 +81,7 @@ def updated(name: str, is_split: bool) -> TrainState:
 
 def test_a_device_has_its_part_of_the_state_and_all_parameters():
     learner = split_learner(dtype="float32")
-    step = step_of(learner)
+    step: Any = step_of(learner)
     state, batches = learner.init(0), make_batches("float32")
     for batch in batches[:3]:
         state, loss = step(state, learner.put(batch))
@@ -111,7 +111,8 @@ def test_the_program_has_one_collective_each_way():
     plain = compile_step(Setup("2x4", "adam", dtype="float32").learner(), 4 * SAMPLES, DENSE)
     before = [kind for kind, _ in compiled_collectives(plain)]
     assert sorted(kinds) == sorted([*before, "reduce-scatter", "all-gather"])
-    arguments = [x.memory_analysis().argument_size_in_bytes for x in (compiled, plain)]
+    memory: list[Any] = [x.memory_analysis() for x in (compiled, plain)]
+    arguments = [x.argument_size_in_bytes for x in memory]
     # Two moments of 496 split numbers.
     assert arguments[1] - arguments[0] == 2 * 496 * 4 * 7 // 8
 
