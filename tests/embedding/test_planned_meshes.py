@@ -5,10 +5,21 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from test_planner import SETS, described
 
-from dlrm_jax.embedding import Feature, Lookup, RowWiseAdagrad, Table, plan_meshes
+from dlrm_jax.embedding import (
+    Feature,
+    Lookup,
+    RowWiseAdagrad,
+    Table,
+    Workload,
+    automatic_plan,
+    plan_meshes,
+)
 from dlrm_jax.embedding.planning.devices import DEVICES
 from dlrm_jax.embedding.planning.limits import Limits
+from dlrm_jax.embedding.planning.meshes import plan_on_mesh, planned_mesh
+from dlrm_jax.embedding.planning.workload import bags_of
 from dlrm_jax.errors import UserError
 
 TABLES = [Table("large", 3_000_000, 64), Table("middle", 40_000, 64), Table("small", 20, 64)]
@@ -57,6 +68,20 @@ def test_groups_within_hosts_come_first_of_equally_fast_meshes():
     found = planned(16, replicated, device=device)
     assert len({round(each.total_seconds, 9) for each in found[:-1]}) == 1
     assert [each.mesh for each in found[:2]] == ["4x4", "8x2"]
+
+
+def test_collectives_that_only_a_few_tables_need_are_saved():
+    tables, features, lookups = described(*SETS["mlperf_v2"])
+    workload = Workload(65_536, 16, bags=bags_of(features, lookups))
+    more = {"optimizer": RowWiseAdagrad(0.1), "workload": workload, "device": DEVICES["h100"]}
+    searched = automatic_plan(tables, 8, **more)
+    before = planned_mesh(tables, features, lookups, searched, *more.values())
+    found = plan_on_mesh(tables, features, lookups, 8, limits=Limits(), **more)
+    assert len(found.collectives) < len(before.collectives)
+    assert found.total_seconds < before.total_seconds
+    asked = {"C0": "row_wise", "C5": "replicated"}
+    kept = plan_on_mesh(tables, features, lookups, 8, asked, limits=Limits(), **more).plan
+    assert {name: kept.placement(name) for name in asked} == asked
 
 
 def test_placements_that_only_some_meshes_have():

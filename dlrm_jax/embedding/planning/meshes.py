@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 
 from dlrm_jax.embedding.collectives import Collective, collectives
@@ -12,7 +11,11 @@ from dlrm_jax.embedding.plan import Plan
 from dlrm_jax.embedding.planning.balance import Balance, balance, seconds_by_resource
 from dlrm_jax.embedding.planning.devices import DEVICES, Device
 from dlrm_jax.embedding.planning.limits import Limits
-from dlrm_jax.embedding.planning.planner import MemoryExceededError, automatic_plan
+from dlrm_jax.embedding.planning.planner import (
+    MemoryExceededError,
+    automatic_plan,
+    pieces_of_owners,
+)
 from dlrm_jax.embedding.planning.temporaries import temporaries
 from dlrm_jax.embedding.planning.workload import Workload, bags_of
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
@@ -27,6 +30,8 @@ STARTS = "starts of collectives"
 _WITH_TEMPORARIES = 1.2
 # Plans are made with less memory for tables until the temporaries fit, too.
 _ATTEMPTS = 3
+# Meshes whose plans are improved: those that are likely to be among the fastest three.
+_BEST = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,36 +122,88 @@ def plan_on_mesh(
     Raises:
         UserError: as `automatic_plan`, or there is no memory for the temporaries.
     """
-    plan = functools.partial(
-        automatic_plan,
-        tables,
-        shards,
-        placements,
-        optimizer=optimizer,
-        workload=workload,
-        device=device,
-        over_all=over_all,
-    )
     described = tables, features, lookups
-    found = planned_mesh(*described, plan(limits=limits), optimizer, workload, device)
-    for _ in range(_ATTEMPTS):
-        room = _WITH_TEMPORARIES * limits.memory - found.temporaries
-        if found.balance.device_bytes <= room:
+    search = _Search(described, placements or {}, optimizer, device, limits, over_all)
+    return search.with_fewer_collectives(search.within_memory(shards, workload), workload)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """The arguments of `plan_on_mesh` that are the same for all meshes, and its two steps."""
+
+    described: tuple[Sequence[Table], Sequence[Feature], Sequence[Lookup]]
+    placements: Mapping[str, str]
+    optimizer: RowOptimizer | None
+    device: Device
+    limits: Limits
+    over_all: bool
+
+    def within_memory(self, shards: int, workload: Workload) -> MeshPlan:
+        """An automatic plan that leaves memory for temporaries."""
+        memory = room = self.limits.memory
+        found = None
+        for _ in range(_ATTEMPTS):
+            try:
+                plan = automatic_plan(
+                    self.described[0],
+                    shards,
+                    self.placements,
+                    optimizer=self.optimizer,
+                    workload=workload,
+                    device=self.device,
+                    limits=dataclasses.replace(self.limits, memory=room),
+                    over_all=self.over_all,
+                )
+            except MemoryExceededError:
+                if found is None:
+                    raise
+                break  # the error would tell of the tables alone
+            found = self._planned(plan, workload)
+            if self._room(found) >= 0:
+                return found
+            room = _WITH_TEMPORARIES * memory - found.temporaries
+            if room <= 0:
+                break
+        assert found is not None
+        tables, arrays = found.balance.device_bytes, found.temporaries
+        raise MemoryExceededError(
+            f"memory: expected at most {_WITH_TEMPORARIES * memory / 2**30:.3g} GiB for tables and "
+            f"the arrays that a step makes of their rows, got about {tables / 2**30:.3g} and "
+            f"{arrays / 2**30:.3g} GiB on mesh {found.mesh}; use more devices or a smaller batch",
+            tables + arrays,
+        )
+
+    def with_fewer_collectives(self, found: MeshPlan, workload: Workload) -> MeshPlan:
+        """The plan, or a faster one with more fully sharded tables.
+
+        Collectives start for one table as for all. A search that moves one table at a time doesn't
+        find out that no table of a placement may be faster than a few.
+        """
+        if self.device.emulated or not self.over_all or found.groups * found.plan.shards == 1:
             return found
-        if room <= 0:
-            break
-        try:
-            smaller = plan(limits=dataclasses.replace(limits, memory=room))
-        except MemoryExceededError:  # which tells of the tables alone
-            break
-        found = planned_mesh(*described, smaller, optimizer, workload, device)
-    raise MemoryExceededError(
-        f"memory: expected at most {_WITH_TEMPORARIES * limits.memory / 2**30:.3g} GiB for tables "
-        f"and the arrays that a step makes of their rows, got about "
-        f"{found.balance.device_bytes / 2**30:.3g} and {found.temporaries / 2**30:.3g} GiB on mesh "
-        f"{found.mesh}; use more devices or a smaller batch",
-        found.balance.device_bytes + found.temporaries,
-    )
+        for kept in ("replicated", None):
+            pieces = [
+                piece
+                for table in self.described[0]
+                for piece in (
+                    found.plan.of(table.name)
+                    if table.name in self.placements or found.plan.placement(table.name) == kept
+                    else pieces_of_owners(table, found.plan.shards, workload)
+                )
+            ]
+            plan = Plan(found.plan.shards, tuple(pieces))
+            other = found if plan == found.plan else self._planned(plan, workload)
+            if other.total_seconds < found.total_seconds and self._room(other) >= 0:
+                found = other
+        return found
+
+    def _room(self, found: MeshPlan) -> float:
+        """Bytes that tables and temporaries leave."""
+        used = found.balance.device_bytes + found.temporaries
+        return _WITH_TEMPORARIES * self.limits.memory - used
+
+    def _planned(self, plan: Plan, workload: Workload) -> MeshPlan:
+        return planned_mesh(*self.described, plan, self.optimizer, workload, self.device)
 
 
 def plan_meshes(
@@ -195,32 +252,24 @@ def plan_meshes(
                 f"placements: table {table}: expected a placement without shards, whose number is "
                 f"searched, got {text!r}; give the mesh, or leave {text[text.index(':') :]} out"
             )
+
+    def workload(shards: int) -> Workload:
+        return Workload(batch_size, devices // shards, zipf_exponent, bags_of(features, lookups))
+
+    described = tables, features, lookups
+    limits = limits or Limits()
+    search = _Search(described, placements or {}, optimizer, device, limits, over_all)
     found, refused = [], []
     for shards in (n for n in range(1, devices + 1) if devices % n == 0):
         if any(
-            table.dim % shards and (placements or {}).get(table.name) == "column_wise"
+            table.dim % shards and search.placements.get(table.name) == "column_wise"
             for table in tables
         ):
             continue
-        bags = bags_of(features, lookups)
-        workload = Workload(batch_size, devices // shards, zipf_exponent, bags)
         try:
-            each = plan_on_mesh(
-                tables,
-                features,
-                lookups,
-                shards,
-                placements,
-                optimizer=optimizer,
-                workload=workload,
-                device=device,
-                limits=limits or Limits(),
-                over_all=over_all,
-            )
+            found.append(search.within_memory(shards, workload(shards)))
         except MemoryExceededError as error:
             refused.append(error)
-            continue
-        found.append(each)
     if not found:
         raise min(refused, key=lambda error: error.needed)
 
@@ -228,4 +277,8 @@ def plan_meshes(
         shards = each.plan.shards
         return round(each.total_seconds, 9), shards > device.devices_per_host, -shards
 
-    return sorted(found, key=order)
+    found.sort(key=order)
+    best = [
+        search.with_fewer_collectives(each, workload(each.plan.shards)) for each in found[:_BEST]
+    ]
+    return sorted(best + found[_BEST:], key=order)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import optax
 
-from dlrm_jax.embedding.plan import Plan, fully_sharded
+from dlrm_jax.embedding.plan import Piece, Plan, fully_sharded
 from dlrm_jax.embedding.planning.choices import choices
 from dlrm_jax.embedding.planning.costs import Costs
 from dlrm_jax.embedding.planning.devices import DEVICES, Device
@@ -100,11 +100,7 @@ def automatic_plan(
             piece
             for table, choice in placed
             for piece in (
-                fully_sharded(
-                    table.name,
-                    workload.distinct_share(table, shards),
-                    workload.distinct_share(table, 1),
-                )
+                pieces_of_owners(table, shards, workload)
                 if choice.placement == "fully_sharded"
                 else choice.pieces(table.name)
             )
@@ -112,6 +108,12 @@ def automatic_plan(
     )
     plan.check(tables)  # an override may split columns that the shards don't divide
     return plan
+
+
+def pieces_of_owners(table: Table, shards: int, workload: Workload) -> tuple[Piece, ...]:
+    """The piece of a fully sharded table, with the shares of different ids that are expected."""
+    distinct = workload.distinct_share(table, shards), workload.distinct_share(table, 1)
+    return fully_sharded(table.name, *distinct)
 
 
 def _too_large(
