@@ -81,7 +81,7 @@ def automatic_plan(
     over_all = over_all and not device.emulated and shards * workload.data_groups > 1
     limits = limits or Limits()
     found = choices(tables, shards, placements or {}, over_all)
-    # The figures of `docs/benchmarks.md` are for plans of a full search, which few choices allow.
+    # Steps on emulated devices were measured with plans of a full search, which few choices allow.
     if not device.emulated or sum(map(len, found)) > _MANY:
         found = prune(tables, found, shards, optimizer, workload, device, limits)
     costs = Costs(tables, found, shards, optimizer, workload, device)
