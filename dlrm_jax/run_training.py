@@ -131,8 +131,7 @@ class Training:
                 f"validation during training: {len(sample):,} of {len(data.validation):,} "
                 f"examples, evenly spaced; all at the end"
             )
-        make_step: Callable[..., Any] = PipelinedStep if config.pipelined else make_train_step
-        train_step = make_step(learner)
+        train_step: Any = PipelinedStep(learner) if config.pipelined else make_train_step(learner)
         trained = train(
             learner,
             lambda *args: train_step(*args, learner.put_scalar(stopping.rate_factor)),
