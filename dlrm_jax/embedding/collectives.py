@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -148,7 +148,6 @@ def _with_owners(
     """
     found: list[Collective] = []
     norm: list[Collective] = []  # one of all slabs
-    seen: set[Hashable] = set()
     devices = math.prod(mesh_shape[axis] for axis in _ALL)
     for slab in layout.slabs if devices > 1 else ():
         if not slab.fully_sharded:
@@ -160,9 +159,7 @@ def _with_owners(
         one = ids // micro_batches
         # XLA sends the same row numbers once: to fetch rows, to send their gradients, and for
         # tables of the same rows that the same ids read.
-        key = _asked_rows(layout, slab)
-        is_new = key not in seen
-        seen.add(key)
+        is_new = layout.askers[slab.name] == slab.name
 
         def numbers(
             ids: int, distinct: tuple[float, float] = distinct, is_new: bool = is_new
@@ -184,14 +181,6 @@ def _with_owners(
                 back += numbers(ids)
             found += back
     return found + norm
-
-
-def _asked_rows(layout: Layout, slab: Slab) -> Hashable:
-    """The same for slabs of which every batch asks for the same rows of the same owners."""
-    blocks = [block for block in layout.blocks if block.slab is slab]
-    arrays = [(b.column, b.limit, b.modulus, b.residue, b.offset) for b in blocks]
-    places = tuple(tuple(x.tobytes() for x in own) for own in arrays)
-    return slab.rows, layout.distinct(slab), places
 
 
 def _of_stages(

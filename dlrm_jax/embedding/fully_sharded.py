@@ -67,12 +67,17 @@ class FullySharded:
             ids: ids after `exchange.map_ids`.
 
         Returns:
-            The requests of each slab, by name; and for each block, by number, the places in the
-            buffer of `fetch` that its bag positions read, [1, b, T, L].
+            The requests, by the name of the first slab that asks for these rows, see
+            `Layout.askers`; and for each block, by number, the places in the buffer of `fetch` that
+            its bag positions read, [1, b, T, L].
         """
         requests, places = {}, {}
         for name, slab in self.slabs.items():
             own = self._blocks(slab)
+            if name != (asker := self.layout.askers[name]):
+                of_asker = self._blocks(self.slabs[asker])
+                places |= {i: places[j] for i, j in zip(own, of_asker, strict=True)}
+                continue
             exchanged = self._exchange(slab, len(ids) * sum(x.column.size for x in own.values()))
             partners = exchanged.stages[0].partners
             asked, found = row_requests.request(
@@ -91,10 +96,11 @@ class FullySharded:
             tables: rows of this device, by slab name.
             requests: first result of `request`.
         """
-        return {
-            name: self._exchange(slab, requests[name].rows.size).fetch(tables[name], requests[name])
-            for name, slab in self.slabs.items()
-        }
+        found = {}
+        for name, slab in self.slabs.items():
+            asked = requests[self.layout.askers[name]]
+            found[name] = self._exchange(slab, asked.rows.size).fetch(tables[name], asked)
+        return found
 
     def sums(self, routed: RoutedIds, of_bags: Sequence[Float[Array, "b _"]]) -> Sums:
         """The gradient of each row of the buffers, summed over this device's samples.
@@ -114,7 +120,7 @@ class FullySharded:
                     )
                     for i, block in self._blocks(slab).items()
                 ]
-                asked = routed.requests[name]
+                asked = routed.requests[self.layout.askers[name]]
                 sums = row_requests.sum_by_row(asked.rows.size, items)
                 found[name] = asked, sums[None, None]
         return found

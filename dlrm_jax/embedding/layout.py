@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -113,6 +113,25 @@ class Layout:
         sizes = [block.column.size for block in blocks]
         device, group = np.average([b.distinct for b in blocks], axis=0, weights=sizes).tolist()
         return device, group
+
+    @functools.cached_property
+    def askers(self) -> dict[str, str]:
+        """The first slab of which every batch asks for the same rows, by fully sharded slab.
+
+        Such are two tables of a feature that differ in their width alone.
+        """
+        first: dict[Hashable, str] = {}
+        return {
+            slab.name: first.setdefault(self._asked_rows(slab), slab.name)
+            for slab in self.slabs
+            if slab.fully_sharded
+        }
+
+    def _asked_rows(self, slab: Slab) -> Hashable:
+        blocks = [block for block in self.blocks if block.slab is slab]
+        arrays = [(b.column, b.limit, b.modulus, b.residue, b.offset) for b in blocks]
+        places = tuple(tuple((x.shape, x.tobytes()) for x in own) for own in arrays)
+        return slab.rows, self.distinct(slab), places
 
     def table(self, name: str) -> Table:
         """The table of this name."""

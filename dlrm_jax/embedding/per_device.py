@@ -110,8 +110,9 @@ class PerDevice:
         if id_weights is not None:
             mapped = [id_weights[:, source] for source, _ in self.layout.mapped]
             id_weights = jnp.concatenate([id_weights, *mapped], axis=1)
+            askers = self.layout.askers
             sizes = [
-                requests[b.slab.name].rows.size if b.slab.fully_sharded else b.slab.rows
+                requests[askers[b.slab.name]].rows.size if b.slab.fully_sharded else b.slab.rows
                 for b in blocks
             ]
             weights = [

@@ -89,7 +89,8 @@ class RoutedIds:
         denominators: divisors of the sums, [B], by lookup with mean pooling.
         unknown: whether a bag has an id out of range, [B], by lookup; of each id without pooling,
             [B, L].
-        requests: requests of each fully sharded slab, by name.
+        requests: requests of the fully sharded slabs, by the name of the first slab that asks for
+            these rows: were there two of them, XLA couldn't see that they are equal.
     """
 
     rows: tuple[Leaf, ...] | Leaf

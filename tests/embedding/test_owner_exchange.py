@@ -240,3 +240,36 @@ def test_a_plan_with_one_share_is_read():
     text = re.sub(r',\s*"group_distinct": [\d.]+', "", plan.to_json())
     assert "group_distinct" not in text
     assert Plan.from_json(text) == plan
+
+
+def test_tables_of_a_feature_ask_for_its_rows_once():
+    """Were there two requests, a step after their routing would send equal row numbers twice."""
+    wide, narrow = Table("wide", ROWS, DIM), Table("narrow", ROWS, 1)
+    plan = Plan(4, fully_sharded("wide") + fully_sharded("narrow"))
+    tables = EmbeddingCollection(
+        [wide, narrow],
+        [Feature("f", IDS)],
+        [Lookup(table.name, "f", table.name) for table in (wide, narrow)],
+        "2x4",
+        SGD(RATE),
+        plan,
+    )
+    ids = np.random.default_rng(0).integers(-1, ROWS, (B, IDS)).astype(np.int32)
+    values = {
+        t.name: np.random.default_rng(1).normal(size=(ROWS, t.dim)).astype("f4")
+        for t in (wide, narrow)
+    }
+    state = tables.from_arrays(lambda table: {"table": values[table.name]}, 0)
+    routed = jax.jit(tables.route)(tables.put(ids))
+    assert len(routed.requests) == 1
+    pooled = jax.jit(tables.pool)(state, routed)
+    for name, table in values.items():
+        wanted = np.array([table[own[own >= 0]].sum(axis=0) for own in ids])
+        np.testing.assert_allclose(pooled[name], wanted, rtol=1e-5, atol=1e-6)
+    ones = jax.tree.map(jnp.ones_like, pooled)
+    state = jax.jit(tables.update)(state, routed, ones, 0)
+    for table in (wide, narrow):
+        wanted = values[table.name].copy()
+        np.add.at(wanted, ids[ids >= 0], -RATE)
+        found = read(tables, state)[table.name]["table"]
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
