@@ -242,10 +242,13 @@ def check_new(*names: str) -> None:
 
     Flags without a value pass.
     """
+    seen: dict[Path, str] = {}
     for name in names:
         if not (given := FLAGS[name].value):
             continue
         path = Path(given)
+        if (other := seen.setdefault(path.absolute(), name)) != name:
+            raise UserError(f"--{name}: {path} is the file of --{other}, too; give another name")
         if path.exists():
             raise UserError(f"--{name}: {path} exists; remove it, or give another name")
         _check_parents(name, path)

@@ -78,6 +78,7 @@ flags.DEFINE_integer(
     None,
     "Number of devices whose mesh is searched with the placements, instead of --mesh; such as 128.",
     1,
+    4096,
 )
 flags.DEFINE_enum("device", "h100", list(DEVICES), "Device that the mesh consists of.")
 flags.DEFINE_float(
@@ -133,19 +134,23 @@ def main() -> None:
             limits=limits,
             over_all=not config.table_l2,
         )
-        print(f"{meshes_table(meshes)}\n\nplan for mesh {meshes[0].mesh}:")
+        heading = f"{meshes_table(meshes)}\n\nplan for mesh {meshes[0].mesh}:\n"
         found = meshes[0]
     else:
-        found = _on_mesh(config, described, kind, limits)
+        heading, found = "", _on_mesh(config, described, kind, limits)
+    simulated = None
+    if FLAGS.simulate:  # before anything is printed: it refuses some models and optimizers
+        simulated = report(config, described, found.plan, found.groups, kind)
 
+    print(heading, end="")
     print(found.plan.describe(described.tables, found.groups))
     print(f"\n{shards_table(found)}")
     print(f"\n{collectives_table(found.collectives)}")
     print("without the gradients of the dense model, which python -m dlrm_jax compile prints")
     print(f"\n{time_table(found, kind)}")
     print(f"limited by: {binding(found, limits)}")
-    if FLAGS.simulate:
-        print(f"\n{report(config, described, found.plan, found.groups, kind)}")
+    if simulated:
+        print(f"\n{simulated}")
     for given in filter(None, (FLAGS.output, FLAGS.picture, FLAGS.mesh_picture)):
         Path(given).parent.mkdir(parents=True, exist_ok=True)
     if FLAGS.output:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dlrm_jax.embedding.collectives import Collective
-from dlrm_jax.embedding.planning.balance import LINKS
+from dlrm_jax.embedding.planning.balance import LINKS, NETWORK
 from dlrm_jax.embedding.planning.devices import Device
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.meshes import STARTS, MeshPlan
+from dlrm_jax.mesh import DATA
 from dlrm_jax.text_table import text_table
 
 _GIB, _MIB = 2**30, 2**20
@@ -20,16 +21,21 @@ _NEXT = 2
 
 def meshes_table(found: Sequence[MeshPlan]) -> str:
     """The fastest mesh, the next best ones, and the part of the time that separates them."""
+    alike: dict[tuple[float, ...], list[MeshPlan]] = {}
+    for each in found:  # 1xN and Nx1 are one program if all tables are fully sharded
+        key = each.total_seconds, each.received, each.balance.device_bytes
+        alike.setdefault(tuple(float(f"{x:.6g}") for x in key), []).append(each)
     best, rows = found[0], []
-    for each in found[: 1 + _NEXT]:
+    for each, *others in list(alike.values())[: 1 + _NEXT]:
         more = {part: each.seconds[part] - best.seconds[part] for part in best.seconds}
         part = max(more, key=lambda name: more[name])
         separated = "" if each is best else f"{1e3 * more[part]:+.3f} ms of {part}"
         rows.append((
-            each.mesh, f"{each.balance.device_bytes / _GIB:.3f}", f"{each.received / _MIB:,.1f}",
+            " = ".join([each.mesh, *(other.mesh for other in others)]),
+            f"{each.balance.device_bytes / _GIB:.3f}", f"{each.received / _MIB:,.1f}",
             f"{1e3 * each.total_seconds:.3f}", separated,
         ))  # fmt: skip
-    header = ("mesh", "GiB of tables", "received MiB", "ms", "most of the difference")
+    header = ("mesh", "GiB of tables and state", "received MiB", "ms", "most of the difference")
     return text_table(header, rows, left=(0, 4))
 
 
@@ -98,8 +104,9 @@ def binding(plan: MeshPlan, limits: Limits) -> str:
     found, moved, parts = plan.balance, plan.collectives, plan.seconds
     part = max(parts, key=lambda name: parts[name])
     reasons = [f"{part}, {parts[part] / sum(parts.values()):.0%} of the estimated time"]
-    if part == LINKS:
-        largest = max(moved, key=lambda each: each.nbytes)
+    if part in (LINKS, NETWORK):
+        crossing = [each for each in moved if (DATA in each.axes) == (part == NETWORK)]
+        largest = max(crossing or moved, key=lambda each: each.nbytes)
         reasons.append(f"most of the bytes are {largest.purpose} in an {largest.kind}")
     padded, needed = exchange_bytes([each for each in moved if not each.has_room])
     for name, value, limit in (

@@ -164,7 +164,7 @@ class Plan:
         """
         try:
             fields = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # numbers may be too long, too
             raise UserError(f"a plan is JSON, as Plan.to_json writes it; got {error}") from None
         if not isinstance(fields, dict) or fields.keys() != {"shards", "pieces"}:
             raise UserError(

@@ -64,11 +64,16 @@ def dense_optimizer(
             f"dense_optimizer: expected same, adagrad or an optimizer of optax that takes a "
             f"learning rate, such as sgd, adam, adamw, nadamw or lamb; got {name!r}"
         )
-    if eps is None or (name == "sgd"):
-        return make(learning_rate=schedule)
-    if "eps" not in inspect.signature(make).parameters:
+    given = {} if eps is None or name == "sgd" else {"eps": eps}
+    if given and "eps" not in inspect.signature(make).parameters:
         raise UserError(f"eps: the dense optimizer {name} has none; leave it out")
-    return make(learning_rate=schedule, eps=eps)
+    try:
+        return make(learning_rate=schedule, **given)
+    except TypeError as error:  # of those that compute with the rate, such as sm3
+        raise UserError(
+            f"dense_optimizer: expected one that takes a schedule of learning rates, such as sgd, "
+            f"adam, adamw, nadamw or lamb; got {name!r}: {error}"
+        ) from None
 
 
 def _find(name: str) -> Callable[..., optax.GradientTransformation] | None:

@@ -25,10 +25,10 @@ from dlrm_jax.embedding.planning.meshes import plan_meshes
 from dlrm_jax.text_table import text_table
 
 flags.DEFINE_integer("tables", 1000, "Number of tables; such as 100.", 1)
-flags.DEFINE_integer("devices", 1024, "Number of devices; such as 128.", 1)
+flags.DEFINE_integer("devices", 1024, "Number of devices; such as 128.", 1, 4096)
 flags.DEFINE_enum("device", "h100", list(DEVICES), "Device that the mesh consists of.")
 flags.DEFINE_integer("samples", 256, "Samples of each device in a step; such as 512.", 1)
-flags.DEFINE_integer("seed", 1, "Seed of the set.")
+flags.DEFINE_integer("seed", 1, "Seed of the set.", 0)
 
 _LARGEST = 10**9
 _EXPONENT = 2.0  # the thousandth table has a thousand rows

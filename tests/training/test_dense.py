@@ -96,6 +96,11 @@ def test_an_eps_that_the_optimizer_lacks_is_refused():
         dense_optimizer("lion", "adam", RATE, 1e-8)
 
 
+def test_an_optimizer_that_takes_no_schedule_is_refused():
+    with pytest.raises(UserError, match="takes a schedule of learning rates.*got 'sm3'"):
+        dense_optimizer("sm3", "adam", RATE, None)
+
+
 def test_the_state_is_made_of_arrays():
     state = reference_adagrad(0.1).init({"w": jnp.ones((2, 3)), "b": jnp.ones(3)})
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state))

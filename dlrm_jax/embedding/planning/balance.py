@@ -86,8 +86,9 @@ def row_bytes(slab: Slab) -> tuple[int, int]:
     return slab.width * slab.dtype.itemsize, state
 
 
-LINKS, PASSES, ROWS = "links between devices", "passes through memory", "rows at random"
-_RESOURCES = {LINKS: ("links", "network"), PASSES: ("memory",), ROWS: ("rows",)}
+LINKS, NETWORK = "links in a host", "network between hosts"
+PASSES, ROWS = "passes through memory", "rows at random"
+_RESOURCES = {LINKS: ("links",), NETWORK: ("network",), PASSES: ("memory",), ROWS: ("rows",)}
 
 
 def seconds_by_resource(

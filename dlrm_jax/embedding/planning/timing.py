@@ -92,10 +92,12 @@ class SlabCosts:
         hops = [] if replicated else [(shards, 1, distinct[0])]
         hops += [(workload.data_groups, shards, distinct[1])] if over_all else []
         hops = [hop for hop in hops if hop[0] > 1]
-        ways = 2 if self.trained else 1  # there, and the cotangents back
-        number = program.sent_bytes or self._number
+        sent_number = program.sent_bytes or self._number
+        # Rows of fewer bits than their gradients travel as they are stored.
+        stored = number if over_all and number != self._number else sent_number
+        back = sent_number if self.trained else 0
         packed, sorted_ids = np.zeros_like(ids), over_all * ids
-        numbers, vectors = _NO_TIME, _NO_TIME
+        numbers = vectors = cotangents = _NO_TIME
         self.position_bytes = np.zeros_like(ids)
         for count, (partners, stride, share) in enumerate(hops):
             # Owners send rows to the samples of a fully sharded slab, the pooled vectors of others.
@@ -106,9 +108,10 @@ class SlabCosts:
                 asked = sent = room * ids
                 sorted_ids = sorted_ids + (sent if count + 1 < len(hops) else 0)
             packed += sent
-            self.position_bytes += _ID_BYTES * asked + ways * number * self.width * sent
+            self.position_bytes += _ID_BYTES * asked + (stored + back) * self.width * sent
             numbers += device.exchange(_ID_BYTES * asked, partners, stride)
-            vectors += device.exchange(number * self.width * sent, partners, stride)
+            vectors += device.exchange(stored * self.width * sent, partners, stride)
+            cotangents += device.exchange(back * self.width * sent, partners, stride)
         passed = program.lookup * ids + program.pooled * (packed if hops else pooled)
         passed_ids = _ID_BYTES * (program.ids * ids + program.sort * sorted_ids)
         self.position_seconds = np.zeros_like(ids) + self._counted({
@@ -116,7 +119,7 @@ class SlabCosts:
             ("lookup", "memory"): self._vector * passed / device.memory_bandwidth,
             **_of("ids", numbers),
             **_of("vectors", vectors),
-            **_of("cotangents", vectors if self.trained else _NO_TIME),
+            **_of("cotangents", cotangents),
         })  # fmt: skip
 
     def lookups(self, table: Table) -> tuple[float, float]:
