@@ -42,7 +42,8 @@ from dlrm_jax.data.directory import load_directory
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.planning.devices import DEVICES, Device, device
 from dlrm_jax.embedding.planning.limits import Limits
-from dlrm_jax.embedding.planning.meshes import MeshPlan, plan_meshes, plan_on_mesh, planned_mesh
+from dlrm_jax.embedding.planning.mesh_plan import MeshPlan, planned_mesh
+from dlrm_jax.embedding.planning.meshes import plan_meshes, plan_on_mesh
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating
 from dlrm_jax.mesh import parse_mesh

@@ -8,7 +8,7 @@ from dlrm_jax.embedding.collectives import Collective
 from dlrm_jax.embedding.planning.balance import LINKS, NETWORK
 from dlrm_jax.embedding.planning.devices import Device
 from dlrm_jax.embedding.planning.limits import Limits
-from dlrm_jax.embedding.planning.meshes import STARTS, MeshPlan
+from dlrm_jax.embedding.planning.mesh_plan import STARTS, MeshPlan
 from dlrm_jax.mesh import DATA
 from dlrm_jax.text_table import text_table
 

@@ -18,7 +18,8 @@ from dlrm_jax.embedding import (
 )
 from dlrm_jax.embedding.planning.devices import DEVICES
 from dlrm_jax.embedding.planning.limits import Limits
-from dlrm_jax.embedding.planning.meshes import plan_on_mesh, planned_mesh
+from dlrm_jax.embedding.planning.mesh_plan import planned_mesh
+from dlrm_jax.embedding.planning.meshes import plan_on_mesh
 from dlrm_jax.embedding.planning.workload import bags_of
 from dlrm_jax.errors import UserError
 

@@ -97,7 +97,7 @@ def test_an_eps_that_the_optimizer_lacks_is_refused():
 
 
 def test_an_optimizer_that_takes_no_schedule_is_refused():
-    with pytest.raises(UserError, match="takes a schedule of learning rates.*got 'sm3'"):
+    with pytest.raises(UserError, match=r"takes a schedule of learning rates.*got 'sm3'"):
         dense_optimizer("sm3", "adam", RATE, None)
 
 
