@@ -8,6 +8,7 @@ import pytest
 from test_planner import SETS, described
 
 from dlrm_jax.embedding import (
+    SGD,
     Feature,
     Lookup,
     RowWiseAdagrad,
@@ -83,6 +84,67 @@ def test_collectives_that_only_a_few_tables_need_are_saved():
     asked = {"C0": "row_wise", "C5": "replicated"}
     kept = plan_on_mesh(tables, features, lookups, 8, asked, limits=Limits(), **more).plan
     assert {name: kept.placement(name) for name in asked} == asked
+
+
+@pytest.mark.parametrize(
+    ("placement", "mesh", "batch_size", "described"),
+    [
+        # Rows, width and ids of each table. Less memory moves one to a placement with larger
+        # temporaries, or leaves none for tables.
+        (
+            "fully_sharded",
+            (8, 8),
+            262_144,
+            [(1_758_464, 64, 1), (13_679, 16, 20), (1_869_770, 64, 1), (155_061, 64, 1)],
+        ),
+        (
+            "column_wise",
+            (8, 8),
+            65_536,
+            [(103, 12, 1), (42, 12, 1), (93_002, 64, 1), (198_494, 16, 20)],
+        ),
+        (
+            "row_wise",
+            (8, 8),
+            512,
+            [(17, 64, 1), (84, 12, 1), (172_932, 12, 20), (6_694, 16, 20)],
+        ),
+    ],
+)
+def test_a_plan_is_found_where_tables_and_temporaries_fit_in_one_placement(
+    placement, mesh, batch_size, described
+):
+    tables = [Table(f"t{i}", rows, dim) for i, (rows, dim, _) in enumerate(described)]
+    features = [Feature(f"t{i}", ids) for i, (_, _, ids) in enumerate(described)]
+    lookups = [Lookup(table.name, table.name, table.name) for table in tables]
+    tables.append(Table("kept", 10, 12))
+    features.append(Feature("kept", 1))
+    lookups.append(Lookup("kept", "kept", "kept"))
+    kept = {"kept": "replicated"}
+
+    def planned(placements, memory):
+        return plan_on_mesh(
+            tables,
+            features,
+            lookups,
+            mesh[1],
+            kept | placements,
+            optimizer=SGD(0.1),
+            workload=Workload(batch_size, mesh[0], bags=bags_of(features, lookups)),
+            device=DEVICES["h100"],
+            limits=Limits(memory=memory),
+            over_all=placement == "fully_sharded",
+        )
+
+    divided = {f"t{i}" for i, (_, dim, _) in enumerate(described) if dim % mesh[1] == 0}
+    names = divided if placement == "column_wise" else {f"t{i}" for i in range(len(described))}
+    alike = planned(dict.fromkeys(names, placement), float("inf"))
+    tables_bytes = alike.balance.device_bytes
+    memory = 1.001 * max(tables_bytes, (tables_bytes + alike.temporaries) / 1.2)
+    found = planned({}, memory)
+    assert found.balance.device_bytes <= memory
+    assert found.balance.device_bytes + found.temporaries <= 1.2 * memory
+    assert found.plan.placement("kept") == "replicated"
 
 
 def test_placements_that_only_some_meshes_have():

@@ -22,7 +22,8 @@ from dlrm_jax.errors import UserError
 # Tables may have three quarters of a device's memory, and with the temporaries of their lookups and
 # updates nine tenths. The dense model has the rest.
 _WITH_TEMPORARIES = 1.2
-# Plans are made with less memory for tables until the temporaries fit, too.
+# Plans are made with less memory for tables until the temporaries fit, too; then with all tables
+# placed alike.
 _ATTEMPTS = 3
 # Meshes whose plans are improved: those that are likely to be among the fastest three.
 _BEST = 4
@@ -57,7 +58,7 @@ def plan_on_mesh(
         over_all: whether tables may be fully sharded, see `automatic_plan`.
 
     Raises:
-        UserError: as `automatic_plan`, or there is no memory for the temporaries.
+        UserError: as `automatic_plan`, or no plan that was tried leaves memory for the temporaries.
     """
     described = tables, features, lookups
     search = _Search(described, placements or {}, optimizer, device, limits, over_all)
@@ -78,30 +79,25 @@ class _Search:
     def within_memory(self, shards: int, workload: Workload) -> MeshPlan:
         """An automatic plan that leaves memory for temporaries."""
         memory = room = self.limits.memory
-        found = None
+        tried: list[MeshPlan] = []
         for _ in range(_ATTEMPTS):
             try:
-                plan = automatic_plan(
-                    self.described[0],
-                    shards,
-                    self.placements,
-                    optimizer=self.optimizer,
-                    workload=workload,
-                    device=self.device,
-                    limits=dataclasses.replace(self.limits, memory=room),
-                    over_all=self.over_all,
-                )
+                found = self._automatic(shards, workload, self.placements, room)
             except MemoryExceededError:
-                if found is None:
+                if not tried:
                     raise
                 break  # the error would tell of the tables alone
-            found = self._planned(plan, workload)
             if self._room(found) >= 0:
                 return found
+            tried.append(found)
             room = _WITH_TEMPORARIES * memory - found.temporaries
             if room <= 0:
                 break
-        assert found is not None
+        uniform = self._uniform(shards, workload)
+        fitting = [each for each in uniform if self._room(each) >= 0]
+        if fitting:
+            return min(fitting, key=lambda each: each.total_seconds)
+        found = max(tried + uniform, key=self._room)
         tables, arrays = found.balance.device_bytes, found.temporaries
         raise MemoryExceededError(
             f"memory: expected at most {_WITH_TEMPORARIES * memory / 2**30:.3g} GiB for tables and "
@@ -110,13 +106,39 @@ class _Search:
             tables + arrays,
         )
 
+    def _uniform(self, shards: int, workload: Workload) -> list[MeshPlan]:
+        """Plans that place all tables without an override alike, as far as the tables fit.
+
+        With less memory for tables, temporaries get smaller by chance only: a table may move to a
+        placement that makes more of them.
+        """
+        placements = ["column_wise", "row_wise"] if shards > 1 else []
+        if self._may_shard_fully(shards * workload.data_groups):
+            placements.insert(0, "fully_sharded")
+        found = []
+        for placement in placements:
+            alike = {
+                table.name: placement
+                for table in self.described[0]
+                if table.name not in self.placements
+                and (placement != "column_wise" or table.dim % shards == 0)
+            }
+            if not alike:
+                continue
+            try:
+                asked = {**self.placements, **alike}
+                found.append(self._automatic(shards, workload, asked, self.limits.memory))
+            except MemoryExceededError:
+                continue  # the tables alone don't fit in this placement; another may
+        return found
+
     def with_fewer_collectives(self, found: MeshPlan, workload: Workload) -> MeshPlan:
         """The plan, or a faster one with more fully sharded tables.
 
         Collectives start for one table as for all. A search that moves one table at a time doesn't
         find out that no table of a placement may be faster than a few.
         """
-        if self.device.emulated or not self.over_all or found.groups * found.plan.shards == 1:
+        if not self._may_shard_fully(found.groups * found.plan.shards):
             return found
         for kept in ("replicated", None):
             pieces = [
@@ -134,10 +156,30 @@ class _Search:
                 found = other
         return found
 
+    def _may_shard_fully(self, devices: int) -> bool:
+        """Whether tables without an override may be fully sharded, as in `automatic_plan`."""
+        return self.over_all and not self.device.emulated and devices > 1
+
     def _room(self, found: MeshPlan) -> float:
         """Bytes that tables and temporaries leave."""
         used = found.balance.device_bytes + found.temporaries
         return _WITH_TEMPORARIES * self.limits.memory - used
+
+    def _automatic(
+        self, shards: int, workload: Workload, placements: Mapping[str, str], memory: float
+    ) -> MeshPlan:
+        """The automatic plan with these overrides and so many bytes for tables."""
+        plan = automatic_plan(
+            self.described[0],
+            shards,
+            placements,
+            optimizer=self.optimizer,
+            workload=workload,
+            device=self.device,
+            limits=dataclasses.replace(self.limits, memory=memory),
+            over_all=self.over_all,
+        )
+        return self._planned(plan, workload)
 
     def _planned(self, plan: Plan, workload: Workload) -> MeshPlan:
         return planned_mesh(*self.described, plan, self.optimizer, workload, self.device)
