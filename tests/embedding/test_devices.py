@@ -54,4 +54,18 @@ def test_devices_by_name_and_by_kind():
         "TPU v5": "tpu_v5p", "TPU v5 lite": "tpu_v5e", "TPU v6 lite": "tpu_v6e", "X9": "h100",
     }  # fmt: skip
     for kind, name in kinds.items():
-        assert device_like(kind).name == name
+        assert device_like(kind) == DEVICES[name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "gigabytes"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "a100", 40),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "a100", 5),
+        ("Tesla V100-SXM2-16GB", "h100", 16),
+        ("NVIDIA GH200 480GB", "h100", 80),  # 480 GB belong to its CPU
+        ("NVIDIA GH200 144G HBM3e", "h100", 80),
+    ],
+)
+def test_a_device_has_no_more_memory_than_its_kind_names(kind: str, name: str, gigabytes: int):
+    assert device_like(kind) == dataclasses.replace(DEVICES[name], memory=gigabytes * 10**9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 from dlrm_jax.embedding.planning.data_sheets import SHEETS, Reached, Sheet, reached
@@ -188,9 +189,11 @@ def device(name: str) -> Device:
     return DEVICES[name]
 
 
-# Parts of JAX's names of devices. TPUs are "TPU v4", "TPU v5 lite", "TPU v5" and "TPU v6 lite".
+# Parts of JAX's names of devices. TPUs are "TPU v4", "TPU v5 lite", "TPU v5" and "TPU v6 lite". A
+# GH200 is an H100 with at least its memory.
 _KINDS = {
     "cpu": "cpu",
+    "gh200": "h100",
     "gb200": "gb200",
     "b200": "b200",
     "h200": "h200",
@@ -207,10 +210,14 @@ _KINDS = {
 def device_like(kind: str) -> Device:
     """The device that resembles a kind of JAX device.
 
-    For an unknown kind it is the H100: such plans are valid, but maybe not the best.
+    For an unknown kind it is the H100: such plans are valid, but maybe not the best. If the kind
+    names less memory, as that of an A100 of 40 GB or of a part of one does, the device has so much.
 
     Args:
         kind: kind as in ``jax.devices()[0].device_kind``, such as ``"NVIDIA A100-SXM4-80GB"``.
     """
     kind = kind.lower()
-    return DEVICES[next((name for part, name in _KINDS.items() if part in kind), "h100")]
+    found = DEVICES[next((name for part, name in _KINDS.items() if part in kind), "h100")]
+    # Of more than one size the smallest is meant: "GH200 480GB" counts its CPU's memory.
+    named = [int(size) * 10**9 for size in re.findall(r"(\d+)gb", kind)]
+    return dataclasses.replace(found, memory=min([found.memory, *named]))
