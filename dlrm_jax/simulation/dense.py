@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from dlrm_jax.config import Config
 from dlrm_jax.embedding.planning.devices import Device
@@ -93,11 +94,21 @@ def dense_model(config: Config, described: Descriptions, samples: int) -> DenseM
     def logits(params: Any, rest: Any, dense: Any, pooled: Any) -> Any:
         return jnp.sum(nnx.merge(graph, params, rest)(dense, pooled).astype(jnp.float32))
 
-    forward = tuple(_products(jax.make_jaxpr(logits)(params, rest, *inputs).jaxpr))
-    gradients = jax.grad(logits, argnums=(0, 3))
-    both = tuple(_products(jax.make_jaxpr(gradients)(params, rest, *inputs).jaxpr))
+    forward = _products_needed(logits, params, rest, *inputs)
+    with_gradients = jax.value_and_grad(logits, argnums=(0, 3))
+    both = _products_needed(with_gradients, params, rest, *inputs)
     sizes = [math.prod(x.shape) for x in jax.tree.leaves(params)]
     return DenseModel(forward, both[len(forward) :], sum(sizes))
+
+
+def _products_needed(function: Callable[..., Any], *args: Any) -> tuple[Product, ...]:
+    """The products of a function, without those whose results XLA drops as unused.
+
+    Such is the gradient of dense features: a backward rule computes it for any layer.
+    """
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    needed, _ = dce_jaxpr(jaxpr, len(jaxpr.outvars) * [True])
+    return tuple(_products(needed))
 
 
 def _products(jaxpr: core.Jaxpr) -> Iterator[Product]:

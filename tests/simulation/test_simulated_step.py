@@ -48,9 +48,11 @@ def seconds(options: Options, device=H100, **changes):
     return seconds_of(simulate(config, described, plan, 16, device, options))
 
 
-def test_the_products_of_a_model_are_those_of_its_layers():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_products_of_a_model_are_those_of_its_layers(dtype):
     """Of DCN-v2 with three layers of rank 512, and MLPs; dense features need no gradients."""
-    model = dense_model(CONFIG, describe(CONFIG), 10)
+    config = dataclasses.replace(CONFIG, compute_dtype=dtype)
+    model = dense_model(config, describe(config), 10)
     width = 27 * 128
     bottom = [(13, 512), (512, 256), (256, 128)]
     cross = 3 * [(width, 512), (512, width)]
@@ -64,7 +66,8 @@ def test_the_products_of_a_model_are_those_of_its_layers():
         b for _, b in [*bottom, *top]
     ) + 3 * width  # fmt: skip
     first = model.forward[0]
-    assert (first.operands, first.result) == (4 * (10 * 13 + 13 * 512), 4 * 10 * 512)
+    itemsize = 2 if dtype == "bfloat16" else 4
+    assert (first.operands, first.result) == (itemsize * (10 * 13 + 13 * 512), 4 * 10 * 512)
 
 
 def test_a_product_takes_its_flops_or_its_bytes():
