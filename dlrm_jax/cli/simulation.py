@@ -39,6 +39,13 @@ def check_simulation(config: Config) -> None:
         UserError: one has no effect, or the step can't be simulated.
     """
     refuse_unless(FLAGS.simulate, "--simulate", *_OF_MODEL, "in_network")
+    if FLAGS.in_network and (config.shard_dense_optimizer or config.dense_comm_dtype != "float32"):
+        raise UserError(
+            f"--in_network: expected dense gradients in an all-reduce, which switches can add up, "
+            f"got shard_dense_optimizer={config.shard_dense_optimizer} and "
+            f"dense_comm_dtype={config.dense_comm_dtype}, whose devices each add up a part; leave "
+            f"out --in_network, or both of these"
+        )
     if FLAGS.simulate and config.accumulation_steps > 1:
         raise UserError(
             f"--simulate: expected batches without micro-batches, got accumulation_steps="

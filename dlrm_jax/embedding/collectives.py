@@ -35,6 +35,8 @@ class Collective:
         nbytes: bytes of its result on one device.
         needed: bytes of the result that aren't padding, averaged over the shards.
         has_room: whether the padding is room for more rows than the plan expects.
+        stage: stage of the work on tables that sends it, one of `STAGES` in `planning.program`;
+            "model" for the rest of a step.
     """
 
     kind: Literal["all-to-all", "all-gather", "all-reduce", "reduce-scatter"]
@@ -43,6 +45,7 @@ class Collective:
     nbytes: int
     needed: float
     has_room: bool = False
+    stage: str = "model"
 
 
 _AXES = (DATA,), MODEL
@@ -72,11 +75,11 @@ def collectives(
     """
     own = jnp.result_type(*(block.slab.vector_dtype for block in layout.blocks))
     width = jnp.dtype(comm_dtype or own).itemsize
-    of_ids = [_Carried("ids", 4, lambda block: block.length)]
+    of_ids = [_Carried("ids", "ids", 4, lambda block: block.length)]
     if weighted:
         of_ids.append(of_ids[0]._replace(what="id weights"))
-    vectors = _Carried("vectors", width, lambda block: block.slab.width)
-    cotangents = vectors._replace(what="cotangents")
+    vectors = _Carried("vectors", "vectors", width, lambda block: block.slab.width)
+    cotangents = vectors._replace(what="cotangents", stage="cotangents")
     found = []
     if mesh_shape[MODEL] > 1:
         group = batch_size // mesh_shape[DATA]
@@ -84,7 +87,8 @@ def collectives(
             here = [block for block in layout.blocks if block.slab.sharded]
             if each is cotangents:
                 here = [block for block in here if block.slab.optimizer]
-            found.append(_of_blocks("all-to-all", (MODEL,), each.what, here, group, each.nbytes))
+            what, of_position, stage = each.what, each.nbytes, each.stage
+            found.append(_of_blocks("all-to-all", (MODEL,), what, here, group, of_position, stage))
         found += _means(layout, mesh_shape, batch_size)
     found += _with_owners(layout, mesh_shape, batch_size, comm_dtype, micro_batches, clipped)
     for sharded in (True, False):
@@ -95,9 +99,13 @@ def collectives(
 
 
 class _Carried(NamedTuple):
-    """A kind of number in an exchange: its bytes, and how many a bag position of a block has."""
+    """A kind of number in an exchange: its bytes, and how many a bag position of a block has.
+
+    Shards exchange it in its stage. Copies gather what an update reads, in the update.
+    """
 
     what: str
+    stage: str
     width: int
     numbers: Callable[[Block], int]
 
@@ -162,41 +170,50 @@ def _with_owners(
         is_new = layout.askers[slab.name] == slab.name
 
         def numbers(
-            ids: int, distinct: tuple[float, float] = distinct, is_new: bool = is_new
+            ids: int,
+            stage: str = "ids",
+            distinct: tuple[float, float] = distinct,
+            is_new: bool = is_new,
         ) -> list[Collective]:
             stages = owner_exchange.stages(mesh_shape, *_AXES, ids, distinct)
-            found = is_new * _of_stages(mesh_shape, ids, distinct, "row numbers", 4)
+            found = is_new * _of_stages(mesh_shape, ids, distinct, "row numbers", 4, stage)
             if found and not owner_exchange.is_bounded(stages, ids):
-                found.append(_of_slab(_ALL, "limits", 4 * stages[0].partners))
+                found.append(_of_slab(_ALL, "limits", 4 * stages[0].partners, stage))
             return found
 
-        rows = _of_stages(mesh_shape, one, distinct, "rows", slab.width * stored)
+        rows = _of_stages(mesh_shape, one, distinct, "rows", slab.width * stored, "vectors")
         found += micro_batches * [*numbers(one), *rows]
         if slab.optimizer:
-            back = _of_stages(mesh_shape, ids, distinct, "gradients of rows", slab.width * sent)
+            nbytes, stage = slab.width * sent, "cotangents"
+            back = _of_stages(mesh_shape, ids, distinct, "gradients of rows", nbytes, stage)
             if clipped:
                 found += back
-                norm = [Collective("all-reduce", _ALL, "norm", own, float(own))]
+                norm = [_of_slab(_ALL, "norm", own)]
             if micro_batches > 1:
-                back += numbers(ids)
+                back += numbers(ids, stage)
             found += back
     return found + norm
 
 
 def _of_stages(
-    mesh_shape: Mapping[str, int], ids: int, distinct: tuple[float, float], what: str, nbytes: int
+    mesh_shape: Mapping[str, int],
+    ids: int,
+    distinct: tuple[float, float],
+    what: str,
+    nbytes: int,
+    stage: str,
 ) -> list[Collective]:
     """A round's all-to-alls of so many bytes for each row, for so many ids of a device."""
     found = []
-    for stage in owner_exchange.stages(mesh_shape, *_AXES, ids, distinct):
-        in_group = MODEL in stage.axes
+    for each in owner_exchange.stages(mesh_shape, *_AXES, ids, distinct):
+        in_group = MODEL in each.axes
         where, share = (
             ("in the group", distinct[0]) if in_group else ("between groups", distinct[1])
         )
-        rows, needed = stage.partners * stage.capacity, share * ids
+        rows, needed, purpose = each.partners * each.capacity, share * ids, f"{what} {where}"
         found.append(
             Collective(
-                "all-to-all", stage.axes, f"{what} {where}", rows * nbytes, needed * nbytes, True
+                "all-to-all", each.axes, purpose, rows * nbytes, needed * nbytes, True, stage
             )
         )
     return found
@@ -214,8 +231,8 @@ def _means(layout: Layout, mesh_shape: Mapping[str, int], batch_size: int) -> li
     return found
 
 
-def _of_slab(axes: tuple[str, ...], purpose: str, nbytes: int) -> Collective:
-    return Collective("all-reduce", axes, purpose, nbytes, float(nbytes))
+def _of_slab(axes: tuple[str, ...], purpose: str, nbytes: int, stage: str = "update") -> Collective:
+    return Collective("all-reduce", axes, purpose, nbytes, float(nbytes), stage=stage)
 
 
 def _of_blocks(
@@ -225,10 +242,11 @@ def _of_blocks(
     blocks: Sequence[Block],
     samples: int,
     of_position: Callable[[Block], int],
+    stage: str = "update",
 ) -> Collective:
     padded = sum(b.bag.shape[1] * of_position(b) for b in blocks)
     needed = sum(np.count_nonzero(b.bag >= 0) / b.bag.shape[0] * of_position(b) for b in blocks)
-    return Collective(kind, axes, purpose, samples * padded, float(samples * needed))
+    return Collective(kind, axes, purpose, samples * padded, float(samples * needed), stage=stage)
 
 
 def _per_sample(layout: Layout, slab: Slab) -> tuple[int, int]:

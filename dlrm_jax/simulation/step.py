@@ -39,8 +39,9 @@ class Options(NamedTuple):
     Attributes:
         program: passes of tables through memory.
         pipelined: whether the ids of the next batch are exchanged during a step.
-        in_network: whether switches of the network add up gradients, as SHARP does.
-        in_16_bits: whether all products of the model have numbers of 16 bits.
+        in_network: whether switches of the network add up all-reduced gradients, as SHARP does.
+        in_16_bits: whether all products of the model, and an all-reduce of its gradients, have
+            numbers of 16 bits, as in programs of others.
     """
 
     program: Program = XLA
@@ -52,13 +53,6 @@ class Options(NamedTuple):
 # Kernels of each stage for each slab, without those of the dense model: in the program compiled for
 # eight H100 (kaggle, 2x4) a slab has about twelve.
 _KERNELS = {"ids": 3, "lookup": 3, "update": 6}
-# The stages of collectives, by the first words of their purposes; the others belong to the update.
-_STAGES = {
-    "ids": ("ids", "id weights", "row numbers", "limits"),
-    "vectors": ("vectors", "rows"),
-    "cotangents": ("cotangents", "gradients of rows"),
-}
-
 
 _Chain = Sequence[tuple[Resource, float]]
 """Resources and seconds of operations, one after the other."""
@@ -92,7 +86,7 @@ def simulate(
     own = seconds_by_part(
         described.tables, plan, described.optimizer, reads, device, options.program
     )
-    starts = _starts(described, plan, reads, device, own)
+    starts = _starts(config, described, plan, reads, device, own)
     found: list[Operation] = []
 
     def chain(name: str, parts: _Chain, after: tuple[str, ...]) -> tuple[str, ...]:
@@ -123,13 +117,20 @@ def _dense_update(
     config: Config, parameters: int, devices: int, device: Device, options: Options
 ) -> dict[str, _Chain]:
     """The exchange of the dense gradients and the update of the dense model, by name."""
-    sent = parameters * (2 if config.dense_comm_dtype == "bfloat16" else 4)
-    first, then = LinkSeconds(0.0, 0.0), LinkSeconds(0.0, 0.0)
-    shares = devices if config.shard_dense_optimizer else 1
-    if devices > 1 and config.shard_dense_optimizer:
-        first, then = device.gather(sent, 1, devices), device.gather(4 * parameters, 1, devices)
-    elif devices > 1:
-        first = device.all_reduce(sent, 1, devices, options.in_network)
+    sums = then = first = LinkSeconds(0.0, 0.0)
+    is_split, is_rounded = config.shard_dense_optimizer, config.dense_comm_dtype == "bfloat16"
+    shares = devices if is_split else 1
+    if is_rounded:  # each device adds up one part, so that nothing is added up on the way
+        first = device.exchange(2 * parameters, devices)
+    elif is_split:
+        first = device.gather(4 * parameters, 1, devices)
+    else:
+        nbytes = parameters * (2 if options.in_16_bits else 4)
+        first = device.all_reduce(nbytes, 1, devices, options.in_network)
+    if is_split:
+        then = device.gather(4 * parameters, 1, devices)
+    elif is_rounded:
+        sums = device.gather(2 * parameters, 1, devices)
     optimizer = dense_optimizer(
         config.dense_optimizer, config.optimizer, learning_rate(config), config.eps or None
     )
@@ -138,6 +139,7 @@ def _dense_update(
     update = passed / device.memory_bandwidth + device.launch
     return {
         "dense gradients": _on_links(first, device),
+        "dense sums": _on_links(sums, device),
         "dense update": [("memory", update)],
         "dense parameters": _on_links(then, device),
     }
@@ -156,6 +158,7 @@ def _of_products(products: Sequence[Product], device: Device) -> _Chain:
 
 
 def _starts(
+    config: Config,
     described: Descriptions,
     plan: Plan,
     reads: Workload,
@@ -171,13 +174,12 @@ def _starts(
     for stage, count in _KERNELS.items():
         kernels[Part(stage, "memory")] = count * len(layout.slabs)
     shape = {DATA: groups, MODEL: plan.shards}
-    moved = collectives(layout, shape, reads.batch_size) if groups * plan.shards > 1 else ()
+    sent = None if config.comm_dtype == "float32" else config.comm_dtype
+    several = groups * plan.shards > 1
+    moved = collectives(layout, shape, reads.batch_size, comm_dtype=sent) if several else ()
     for each in moved:
-        stage = next(
-            (stage for stage, words in _STAGES.items() if each.purpose.startswith(words)), "update"
-        )
-        over_network = own[Part(stage, "network")] > 0 and each.axes != (MODEL,)
-        started[Part(stage, "network" if over_network else "links")] += 1
+        over_network = own[Part(each.stage, "network")] > 0 and each.axes != (MODEL,)
+        started[Part(each.stage, "network" if over_network else "links")] += 1
     return {x: kernels[x] * device.launch + started[x] * device.latency for x in PARTS}
 
 

@@ -101,7 +101,6 @@ def config_of(published: Run) -> Config:
         preset(published.model),
         batch_size=published.batch_size,
         comm_dtype=sent,
-        dense_comm_dtype=sent,
     )
     if published.model == "mlperf_v2":  # HugeCTR's Adagrad has a state for each number
         return dataclasses.replace(config, optimizer="adagrad")

@@ -127,6 +127,10 @@ def test_a_step_on_paper(program: ModuleType, capsys: pytest.CaptureFixture[str]
         (["--compute_dtype=bfloat16"], "--compute_dtype has no effect without --simulate"),
         (["--simulate", "--accumulation_steps=2"],
          "--simulate: expected batches without micro-batches, got accumulation_steps=2; .*"),
+        (["--simulate", "--in_network", "--dense_comm_dtype=bfloat16"],
+         "--in_network: expected dense gradients in an all-reduce, .* dense_comm_dtype=bfloat16.*"),
+        (["--simulate", "--in_network", "--shard_dense_optimizer"],
+         "--in_network: .* got shard_dense_optimizer=True .*"),
     ],
 )  # fmt: skip
 def test_what_no_simulation_reads_is_refused(program: ModuleType, flags: list[str], message: str):

@@ -110,7 +110,6 @@ def test_what_shortens_a_step():
     changes: list[dict[str, Any]] = [
         {"comm_dtype": "bfloat16"},
         {"compute_dtype": "bfloat16"},
-        {"dense_comm_dtype": "bfloat16"},
         {"dense_optimizer": "sgd"},
     ]
     for change in changes:
@@ -129,6 +128,56 @@ def test_a_split_dense_update_is_shorter_and_sends_parameters_after_it():
     assert split["dense update: memory"].seconds < whole["dense update: memory"].seconds / 20
     assert split["dense parameters: links"].after == ("dense update: memory",)
     assert "dense parameters: links" not in whole
+
+
+@pytest.mark.parametrize("groups", [1, 16])
+@pytest.mark.parametrize("is_split", [False, True])
+def test_dense_gradients_in_bfloat16_pay_within_a_host_only(groups: int, is_split: bool):
+    """An all-to-all sends a device's rounded gradients to other hosts before they are added up."""
+    described, plan = planned(groups, 8, "fully_sharded")
+    devices = groups * 8
+
+    def sent(dtype: str) -> dict[str, float]:
+        config = dataclasses.replace(CONFIG, dense_comm_dtype=dtype, shard_dense_optimizer=is_split)
+        slots = simulate(config, described, plan, groups, AT_ONCE, Options(in_network=True))
+        found = {slot.operation.name: slot.operation.seconds for slot in slots}
+        return {name: x for name, x in found.items() if name.startswith("dense ")}
+
+    parameters = dense_model(CONFIG, described, 10).parameters
+    first = AT_ONCE.exchange(2 * parameters, devices)
+    then = AT_ONCE.gather(2 * parameters, 1, devices)
+    narrow, wide = sent("bfloat16"), sent("float32")
+    assert narrow["dense gradients: links"] == pytest.approx(first.host)
+    assert narrow.get("dense gradients: network", 0) == pytest.approx(first.network)
+    assert ("dense sums: links" in narrow) != is_split
+    if not is_split:
+        assert narrow["dense sums: links"] == pytest.approx(then.host)
+    assert (sum(narrow.values()) < sum(wide.values())) == (groups == 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_copies_gather_is_sent_after_the_backward_pass(dtype):
+    """Ids and cotangents go to other hosts at once, or apart if cotangents are in bfloat16.
+
+    Besides, an all-reduce sums the gradients of all rows of small tables.
+    """
+    config = dataclasses.replace(CONFIG, comm_dtype=dtype)
+    described, plan = planned(16, 8, "row_wise")
+    own, started = (
+        {x.operation.name: x.operation.seconds for x in simulate(
+            config, described, plan, 16, dataclasses.replace(AT_ONCE, latency=latency), Options()
+        )}
+        for latency in (0.0, 1.0)
+    )  # fmt: skip
+    starts = {
+        name: round(started[name] - own[name]) for name in own if not name.startswith("dense")
+    }
+    assert {name: count for name, count in starts.items() if count} == {
+        "ids: links": 1,
+        "vectors: links": 1,
+        "cotangents: links": 1,
+        "update: network": 2 if dtype == "float32" else 3,
+    }
 
 
 def test_one_device_has_no_links():
