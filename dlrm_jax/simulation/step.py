@@ -24,6 +24,7 @@ from dlrm_jax.embedding.planning.program import (
     Program,
     Resource,
 )
+from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL
 from dlrm_jax.simulation.dense import Product, dense_model
 from dlrm_jax.simulation.schedule import Operation, Slot, schedule
@@ -75,8 +76,16 @@ def simulate(
         groups: number of data-parallel groups, each with the plan's shards.
         device: model of every device.
         options: settings of the step.
+
+    Raises:
+        UserError: the devices don't divide the batch.
     """
-    samples = config.batch_size // (groups * plan.shards)
+    samples, left = divmod(config.batch_size, groups * plan.shards)
+    if left or not samples:
+        raise UserError(
+            f"batch_size: {config.batch_size} samples can't be split evenly over the "
+            f"{groups * plan.shards} devices of mesh {groups}x{plan.shards}"
+        )
     model = dense_model(config, described, samples)
     if options.in_16_bits:
         model = model.in_16_bits()

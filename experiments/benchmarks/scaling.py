@@ -64,7 +64,7 @@ CURVES = (
 
 
 def step_ms(curve: Curve, config: Config, devices: int, kind: Device) -> float | None:
-    """The milliseconds of a simulated step; None if the tables can't be placed so.
+    """The milliseconds of a simulated step; None if tables or batch can't be split so.
 
     Args:
         curve: placement of all tables, and the mesh.
@@ -74,6 +74,8 @@ def step_ms(curve: Curve, config: Config, devices: int, kind: Device) -> float |
     """
     groups = max(1, devices // kind.devices_per_host) if curve.by_host else 1
     shards = devices // groups
+    if config.batch_size % devices:
+        return None
     described = describe(config)
     if curve.placement == "column_wise" and any(x.dim % shards for x in described.tables):
         return None

@@ -28,6 +28,12 @@ def test_columns_end_where_shards_do_not_divide_them():
     assert step_ms(Curve("column_wise", False), CONFIG, 256, DEVICES["h100"]) is None
 
 
+def test_curves_end_where_devices_have_no_sample():
+    config = dataclasses.replace(CONFIG, batch_size=64)
+    assert step_ms(CURVES[0], config, 64, DEVICES["h100"]) is not None
+    assert step_ms(CURVES[0], config, 128, DEVICES["h100"]) is None
+
+
 def test_each_placement_has_a_line_in_both_pictures():
     times = [[float(n) for n in DEVICE_COUNTS[: 8 - i]] + i * [None] for i in range(len(CURVES))]
     weak, strong = draw(times, times).axes
