@@ -12,47 +12,23 @@ from __future__ import annotations
 import time
 from collections import Counter
 
-import numpy as np
 from absl import flags
 
 from dlrm_jax.cli.flags import FLAGS
 from dlrm_jax.cli.plan_report import collectives_table, meshes_table, shards_table
 from dlrm_jax.cli.run import run
-from dlrm_jax.embedding import Feature, Lookup, RowWiseAdagrad, Table
+from dlrm_jax.embedding import RowWiseAdagrad
 from dlrm_jax.embedding.planning.devices import DEVICES, device
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.meshes import plan_meshes
 from dlrm_jax.text_table import text_table
+from experiments.benchmarks.production_tables import production_like
 
 flags.DEFINE_integer("tables", 1000, "Number of tables; such as 100.", 1)
 flags.DEFINE_integer("devices", 1024, "Number of devices; such as 128.", 1, 4096)
 flags.DEFINE_enum("device", "h100", list(DEVICES), "Device that the mesh consists of.")
 flags.DEFINE_integer("samples", 256, "Samples of each device in a step; such as 512.", 1)
 flags.DEFINE_integer("seed", 1, "Seed of the set.", 0)
-
-_LARGEST = 10**9
-_EXPONENT = 2.0  # the thousandth table has a thousand rows
-_WIDTHS = 32, 64, 96, 128, 192, 256
-_LONGEST = 200
-
-
-def production_like(count: int, seed: int) -> tuple[list[Table], list[Feature], list[Lookup]]:
-    """Tables of a production-like set, with a feature and a lookup each.
-
-    Args:
-        count: number of tables.
-        seed: seed of widths and bags.
-    """
-    rng = np.random.default_rng(seed)
-    widths = rng.choice(_WIDTHS, count)
-    # Log-uniform: half of the bags have at most 14 ids.
-    lengths = np.exp(rng.uniform(0, np.log(_LONGEST + 1), count)).astype(int)
-    tables = [
-        Table(f"t{rank}", max(int(_LARGEST * rank**-_EXPONENT), 10), int(widths[rank - 1]))
-        for rank in range(1, count + 1)
-    ]
-    features = [Feature(t.name, int(n)) for t, n in zip(tables, lengths, strict=True)]
-    return tables, features, [Lookup(t.name, t.name, t.name) for t in tables]
 
 
 def main() -> None:

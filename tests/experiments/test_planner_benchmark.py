@@ -6,7 +6,7 @@ import numpy as np
 
 from dlrm_jax.embedding import RowWiseAdagrad, plan_meshes
 from dlrm_jax.embedding.planning.limits import Limits
-from experiments.benchmarks.planner import production_like
+from experiments.benchmarks.production_tables import production_like
 
 
 def test_rows_fall_by_a_power_law_and_bags_vary():

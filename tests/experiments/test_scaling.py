@@ -10,7 +10,7 @@ from main_job import ROOT, run
 
 from dlrm_jax.embedding.planning.devices import DEVICES
 from dlrm_jax.presets import preset
-from experiments.benchmarks.scaling import CURVES, DEVICE_COUNTS, Curve, draw, step_ms
+from experiments.benchmarks.scaling_curves import CURVES, DEVICE_COUNTS, Curve, draw, step_ms
 
 CONFIG = dataclasses.replace(preset("mlperf_v2"), batch_size=512 * 128)
 

@@ -17,7 +17,7 @@ from jaxtyping import Float64
 
 from dlrm_jax.embedding.planning.choices import Choice
 from dlrm_jax.embedding.planning.devices import Device
-from dlrm_jax.embedding.planning.program import PARTS, XLA, Part, Program
+from dlrm_jax.embedding.planning.program import COMPARED, XLA, Part, Program
 from dlrm_jax.embedding.planning.timing import SlabCosts
 from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
@@ -97,7 +97,7 @@ class Costs:
         workload: Workload,
         device: Device,
         program: Program = XLA,
-        parts: Collection[Part] = PARTS,
+        parts: Collection[Part] = COMPARED,
     ):
         self.shards = shards
         self._slab = functools.partial(

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Resource = Literal["memory", "rows", "links", "network", "products"]
+Resource = Literal["memory", "rows", "links", "network", "products", "starts"]
 """What a part of a step takes its time from: memory from end to end, rows of it at random, links
-within a host, the network between hosts, matrix products."""
+within a host, the network between hosts, matrix products, starts of collectives."""
 
 
 class Part(NamedTuple):
@@ -44,6 +44,10 @@ PARTS = (
     Part("update", "memory"),
     Part("update", "rows"),
 )
+
+COMPARED = (*PARTS, Part("update", "starts"))
+"""What a search adds up for a slab: also the start of a collective that only its update needs. All
+starts of a plan are counted where its collectives are known."""
 
 
 class Program(NamedTuple):

@@ -16,7 +16,7 @@ from jaxtyping import Float64
 
 from dlrm_jax.embedding.owner_exchange import capacity
 from dlrm_jax.embedding.planning.devices import Device, LinkSeconds
-from dlrm_jax.embedding.planning.program import PARTS, XLA, Part, Program, Resource
+from dlrm_jax.embedding.planning.program import COMPARED, XLA, Part, Program, Resource
 from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.row_gradients import reduction
 from dlrm_jax.embedding.slab import SlabKey, needs_sums
@@ -61,7 +61,7 @@ class SlabCosts:
         device: Device,
         distinct: tuple[float, float] = (1.0, 1.0),
         program: Program = XLA,
-        parts: Collection[Part] = PARTS,
+        parts: Collection[Part] = COMPARED,
     ):
         self._workload, self._device, self._shards = workload, device, shards
         self._program, self._counted_parts = program, parts
@@ -167,7 +167,7 @@ class SlabCosts:
         if self._row_means:  # over all shards, in a collective of the slab's own
             means = np.where(way.dense, rows, ids) * self._number
             links = device.all_reduce(means, 1, self._shards)
-            seconds += self._counted(_of("update", links))
+            seconds += self._counted({**_of("update", links), ("update", "starts"): device.latency})
         return seconds
 
     def _counted(self, seconds: Mapping[tuple[str, Resource], Any]) -> Any:
