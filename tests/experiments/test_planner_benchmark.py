@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from dlrm_jax.embedding import RowWiseAdagrad, plan_meshes
 from dlrm_jax.embedding.planning.limits import Limits
@@ -20,6 +21,7 @@ def test_rows_fall_by_a_power_law_and_bags_vary():
     assert [lookup.table for lookup in lookups] == [table.name for table in tables]
 
 
+@pytest.mark.thorough
 def test_many_tables_are_planned_evenly_for_many_devices():
     described = production_like(60, 2)
     found = plan_meshes(

@@ -15,7 +15,11 @@ from experiments.benchmarks.scaling_curves import CURVES, DEVICE_COUNTS, Curve, 
 CONFIG = dataclasses.replace(preset("mlperf_v2"), batch_size=512 * 128)
 
 
-@pytest.mark.parametrize("curve", CURVES, ids=lambda curve: curve.name)
+@pytest.mark.parametrize(
+    "curve",
+    [*CURVES[:2], *(pytest.param(curve, marks=pytest.mark.thorough) for curve in CURVES[2:])],
+    ids=lambda curve: curve.name,
+)
 def test_fully_sharded_tables_are_the_fastest_on_many_devices(curve: Curve):
     fastest = step_ms(CURVES[0], CONFIG, 128, DEVICES["h100"])
     found = step_ms(curve, CONFIG, 128, DEVICES["h100"])

@@ -98,6 +98,7 @@ def test_tables_take_as_long_as_the_planner_says(groups, shards, placement):
     assert seconds_of(slots) < sum(slot.operation.seconds for slot in slots)
 
 
+@pytest.mark.thorough
 def test_what_shortens_a_step():
     usual = seconds(Options())
     for faster in (
