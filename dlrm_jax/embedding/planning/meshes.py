@@ -86,7 +86,7 @@ class _Search:
             except MemoryExceededError:
                 if not tried:
                     raise
-                break  # the error would tell of the tables alone
+                break  # that error counts no temporaries; the one below does
             if self._room(found) >= 0:
                 return found
             tried.append(found)

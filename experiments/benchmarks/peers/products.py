@@ -31,10 +31,7 @@ def by_torch(worker: Worker) -> dict[str, str]:
     Raises:
         UserError: PyTorch fails.
     """
-    result = subprocess.run(command(worker), capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise UserError(f"PyTorch computes no product: {result.stderr.strip()}")
-    return reported(result.stdout)
+    return reported(_printed(worker))
 
 
 def large_by_torch(worker: Worker) -> float:
@@ -43,10 +40,14 @@ def large_by_torch(worker: Worker) -> float:
     Raises:
         UserError: PyTorch fails.
     """
+    return float(_printed(worker))
+
+
+def _printed(worker: Worker) -> str:
     result = subprocess.run(command(worker), capture_output=True, text=True, check=False)
     if result.returncode:
         raise UserError(f"PyTorch computes no product: {result.stderr.strip()}")
-    return float(result.stdout)
+    return result.stdout
 
 
 def reported(text: str) -> dict[str, str]:
