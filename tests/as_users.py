@@ -15,8 +15,7 @@ QUICKLY = " ".join(
 )
 """Half of the tests' time: flags of XLA for the tests themselves and the programs they start.
 
-Compiled as users' are: `test_docs`, the jobs of `test_processes`, which are compared with the
-oracle, and what `OPTIMIZED` is given to.
+Compiled as users' are: what `OPTIMIZED` is given to.
 """
 
 OPTIMIZED = {

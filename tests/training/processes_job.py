@@ -38,7 +38,6 @@ def main(coordinator: str, count: int, index: int, directory: Path) -> None:
     emulate_devices(DEVICES, count)
     join(coordinator, count, index)
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_disable_most_optimizations", True)  # compiling takes most of the time
     with np.load(directory / "initial.npz") as arrays:
         initial = dict(arrays)
     batches = [part_of(batch, index, count) for batch in make_batches("float64")]

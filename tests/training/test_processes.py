@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from as_users import QUICKLY
 from drawn_batches import make_batches, oracle_arguments
 from named_arrays import arrays_of, initial_arrays, oracle_arrays, start
 from oracle import Oracle
@@ -103,8 +104,10 @@ def trained(request: pytest.FixtureRequest, begun: Path, tmp_path_factory: pytes
 
 def run_job(count: int, directory: Path, seconds: float) -> None:
     address = free_address()
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = os.environ | {
+        "XLA_FLAGS": QUICKLY,  # compiling takes most of the time
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    }
     with contextlib.ExitStack() as stack:
         processes = []
         for index in range(count):
