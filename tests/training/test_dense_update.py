@@ -146,9 +146,9 @@ def rounded(x: np.ndarray) -> np.ndarray:
 
 def test_narrow_gradients_learn_alike():
     losses = []
+    setup = Setup("2x4", "adam", dtype="float32", shard_dense_optimizer=True)
     for dtype in (None, "bfloat16"):
-        setup = Setup("2x4", "adam", dtype="float32", dense_comm_dtype=dtype)
-        learner = setup.learner()
+        learner = dataclasses.replace(setup, dense_comm_dtype=dtype).learner()
         state = start(learner, initial_arrays(setup))
         losses.append(train(learner, state, make_batches("float32"), 20)[1])
     assert not np.array_equal(*losses)

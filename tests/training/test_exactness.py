@@ -140,7 +140,8 @@ def test_float64_training_is_the_oracles(mesh, optimizer, ways_taken):
             pytest.param(*pair, "columns", marks=pytest.mark.thorough if pair[0] in WHOLE else ())
             for pair in MESHES_AND_OPTIMIZERS
         ),
-        ("2x4", "rowwise_adagrad", "devices"),
+        # `fully-sharded-clipped` below has as many devices.
+        pytest.param("2x4", "rowwise_adagrad", "devices", marks=pytest.mark.thorough),
         *(
             pytest.param(*pair, "devices", marks=pytest.mark.thorough if pair[0] != "1x8" else ())
             for pair in MESHES_AND_OPTIMIZERS
@@ -167,8 +168,13 @@ def test_float64_training_with_other_placements_is_the_oracles(mesh, optimizer, 
             id="split-columns-clipped",
         ),
         pytest.param(
-            Setup(optimizer="adagrad", placed="devices", clip_norm=0.15, accumulation_steps=2),
+            Setup(optimizer="adagrad", placed="devices", clip_norm=0.15),
             id="fully-sharded-clipped",
+        ),
+        pytest.param(
+            Setup(optimizer="adagrad", placed="devices", clip_norm=0.15, accumulation_steps=2),
+            id="fully-sharded-micro-batches",
+            marks=pytest.mark.thorough,
         ),
         pytest.param(
             Setup(optimizer="sgd", self_interaction=True, loss="mse"),
@@ -204,7 +210,8 @@ def test_with_the_dense_optimizer_split_over_devices(setup):
 
 @pytest.mark.usefixtures("x64")
 def test_without_id_weights():
-    check_training(Setup(optimizer="rowwise_adagrad"), weighted=False)
+    setup = Setup("4x2", "adam", placed="columns", clip_norm=0.15, accumulation_steps=2)
+    check_training(setup, weighted=False)
 
 
 @pytest.mark.usefixtures("x64")
