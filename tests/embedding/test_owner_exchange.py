@@ -114,14 +114,21 @@ def test_any_skew_is_exact_in_any_number_of_rounds(mesh, capacities, bags):
         np.testing.assert_allclose(arrays["table"], after, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("rows", [40, 800])  # their sums are dense, and over touched rows
-@pytest.mark.parametrize("optimizer", [SGD(0.1), RowWiseAdagrad(0.1)])
-def test_the_bits_dont_depend_on_the_size_of_messages(rows, optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "rows"),  # the sums of 40 are dense, those of 800 are over touched rows
+    [
+        pytest.param(SGD(0.1), 40, marks=pytest.mark.thorough),
+        (SGD(0.1), 800),
+        (RowWiseAdagrad(0.1), 40),
+        (RowWiseAdagrad(0.1), 800),
+    ],
+)
+def test_the_bits_dont_depend_on_the_size_of_messages(optimizer, rows):
     rng = np.random.default_rng(1)
     ids = np.minimum(rng.zipf(1.3, (128, 2)) - 1, rows - 1).astype(np.int32)
     args = [Table("t", rows, 8)], [Feature("f", 2)], [Lookup("f", "f", "t")], "2x4", optimizer
     found = []
-    for shares in ((0.01, 0.01), (0.3, 0.01), (0.3, 0.3), (1.0, 1.0)):
+    for shares in ((0.01, 0.01), (0.3, 0.01), (1.0, 1.0)):
         tables = EmbeddingCollection(*args, Plan(4, fully_sharded("t", *shares)), kernels="jax")
 
         @jax.jit

@@ -129,18 +129,18 @@ def problem(weighted):
         ("mixed", False, True),
         ("mixed", True, False),
         *(
-            # Some tables of the mixed one are placed so.
+            # Some tables of the others are placed so, or all.
             pytest.param(*case, marks=pytest.mark.thorough)
             for case in (
                 ("row_wise", True, True),
                 ("table_wise", False, False),
                 ("replicated", True, True),
+                ("half_fully_sharded", True, False),
             )
         ),
         ("column_wise", True, True),
         ("on_some_shards", True, False),
         ("fully_sharded", True, True),
-        ("half_fully_sharded", True, False),
     ],
 )
 def test_row_gradients_are_those_of_dense_autodiff(plan, weighted, sums):

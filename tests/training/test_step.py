@@ -126,7 +126,11 @@ def test_many_steps_are_one_compilation(mesh):
         pytest.param("2x4", {"optimizer": "rowwise_adagrad"}, marks=pytest.mark.thorough),
         ("1x1", {"optimizer": "sgd", "table_dtype": "bfloat16", "stochastic_rounding": False}),
         ("2x4", {"optimizer": "rowwise_adagrad", "table_dtype": "bfloat16"}),
-        ("2x4", {"optimizer": "rowwise_adagrad", "placements": FULLY_SHARDED}),
+        pytest.param(
+            "2x4",
+            {"optimizer": "rowwise_adagrad", "placements": FULLY_SHARDED},
+            marks=pytest.mark.thorough,
+        ),
         ("2x4", {"optimizer": "adam", "placements": FULLY_SHARDED, "clip_norm": 1.0}),
         ("2x4", {"optimizer": "sgd", "placements": FULLY_SHARDED, "pipelined": True}),
     ],
