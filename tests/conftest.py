@@ -18,6 +18,7 @@ import pytest
 from as_users import QUICKLY
 from jaxtyping import install_import_hook
 
+gc.set_threshold(50_000, 20, 100)  # imports and tracing allocate much and free little
 # Asserts in what the tests of a directory share show their values as those in tests do.
 pytest.register_assert_rewrite("main_job", "small_collection")
 # How long an example takes says how busy the machine is: it may be compiling. The next run draws
@@ -33,7 +34,6 @@ os.environ["XLA_FLAGS"] = f"{_FLAGS} {QUICKLY}"
 emulate_devices(8)
 jax.devices()
 os.environ["XLA_FLAGS"] = _FLAGS
-gc.set_threshold(50_000, 20, 100)  # tracing allocates much and frees little
 
 
 def pytest_configure(config: pytest.Config):
