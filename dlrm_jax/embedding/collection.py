@@ -204,7 +204,7 @@ class EmbeddingCollection:
             table's width, in at least float32.
 
         Raises:
-            UserError: the state is that of other tables or another plan.
+            UserError: the state or the routed ids are those of other tables or another plan.
         """
         return sharded_ops.pool(self.per_device, state, routed)
 
@@ -219,7 +219,7 @@ class EmbeddingCollection:
             cotangents: gradients of the loss by the pooled vectors, by lookup name.
 
         Raises:
-            UserError: a lookup has no cotangent, or one of another shape.
+            UserError: a lookup has no cotangent, or one of another shape, or see `pool`.
         """
         return sharded_ops.send_cotangents(self.per_device, routed, cotangents)
 

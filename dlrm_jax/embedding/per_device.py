@@ -19,15 +19,11 @@ from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.optimizer import at_rate
 from dlrm_jax.embedding.reshard import shard_axes, slab_spec, slot_ndims
 from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
+from dlrm_jax.embedding.routing_key import check_routed, routing_key
 from dlrm_jax.embedding.row_optimizer import mean_of_columns
 from dlrm_jax.embedding.row_update import checked_step, update_rows
 from dlrm_jax.embedding.slab import Slab
-from dlrm_jax.embedding.state import (
-    EmbeddingState,
-    RoutedIds,
-    RowGradients,
-    SparseCotangents,
-)
+from dlrm_jax.embedding.state import EmbeddingState, RoutedIds, RowGradients, SparseCotangents
 from dlrm_jax.embedding.table import Lookup
 from dlrm_jax.native import ops
 
@@ -73,6 +69,11 @@ class PerDevice:
     def native_slabs(self) -> set[str]:
         """Names of the slabs that native kernels update."""
         return {s.name for s in self.layout.slabs if self.native and has_native_update(s)}
+
+    @functools.cached_property
+    def routing(self) -> str:
+        """The key of the ids that `route` gives."""
+        return routing_key(self.layout, self.lookups, self.axes)
 
     @property
     def state_specs(self) -> EmbeddingState:
@@ -134,10 +135,11 @@ class PerDevice:
                 total = pooling.weight_sums(own, own_weights, dtype)
                 denominators[lookup.name] = jnp.where(total == 0, jnp.inf, total)
         rows, row_weights, requests = map(_expanded, (rows, row_weights, requests))
-        return RoutedIds(rows, row_weights, denominators, unknown, requests)
+        return RoutedIds(rows, row_weights, denominators, unknown, requests, self.routing)
 
     def pool(self, state: EmbeddingState, routed: RoutedIds) -> dict[str, Float[Array, "b *_"]]:
         """Pools the bags of this device's samples; see `EmbeddingCollection.pool`."""
+        check_routed(routed, self.routing)
         blocks = self.layout.blocks
         rows, row_weights, requests = jax.tree.map(
             lambda x: x[0, 0], (routed.rows, routed.id_weights, routed.requests)
@@ -166,6 +168,7 @@ class PerDevice:
         self, routed: RoutedIds, cotangents: Mapping[str, Float[Array, "b *_"]]
     ) -> SparseCotangents:
         """Sends cotangents to the owners; see `EmbeddingCollection.send_cotangents`."""
+        check_routed(routed, self.routing)
         of_bags: list[Array] = []
         for lookup in self.lookups:
             cotangent = cotangents[lookup.name]

@@ -14,9 +14,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from dlrm_jax.embedding.kernel_dispatch import has_native_lookup
-from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.per_device import PerDevice
 from dlrm_jax.embedding.reshard import slot_ndims
+from dlrm_jax.embedding.routing_key import check_routed
 from dlrm_jax.embedding.row_update import checked_step
 from dlrm_jax.embedding.state import EmbeddingState, RoutedIds, RowGradients, SparseCotangents
 from dlrm_jax.errors import UserError
@@ -33,14 +33,14 @@ def route(
         device.route,
         mesh=device.axes.mesh,
         in_specs=(batch, batch),
-        out_specs=routed_specs(device.axes),
+        out_specs=routed_specs(device),
     )(*device.axes.place((ids, id_weights), batch))
 
 
-def routed_specs(axes: MeshAxes) -> RoutedIds:
+def routed_specs(device: PerDevice) -> RoutedIds:
     """The split of routed ids: some arrays are of samples, the others have an item per device."""
-    batch, per_device = axes.batch, axes.per_device
-    return RoutedIds(per_device, per_device, batch, batch, per_device)
+    batch, per_device = device.axes.batch, device.axes.per_device
+    return RoutedIds(per_device, per_device, batch, batch, per_device, device.routing)
 
 
 def pool(
@@ -48,10 +48,11 @@ def pool(
 ) -> dict[str, Float[Array, "B *_"]]:
     """See `EmbeddingCollection.pool`. The optimizers' state isn't read."""
     device.layout.check(state)
+    check_routed(routed, device.routing)
     return jax.shard_map(
         lambda tables, routed: device.pool(EmbeddingState(tables, {}), routed),
         mesh=device.axes.mesh,
-        in_specs=(device.state_specs.tables, routed_specs(device.axes)),
+        in_specs=(device.state_specs.tables, routed_specs(device)),
         out_specs=device.axes.batch,
         # The check can't know what native kernels do.
         check_vma=not (device.native and any(map(has_native_lookup, device.layout.blocks))),
@@ -62,6 +63,7 @@ def send_cotangents(
     device: PerDevice, routed: RoutedIds, cotangents: Mapping[str, Float[Array, "B *_"]]
 ) -> SparseCotangents:
     """See `EmbeddingCollection.send_cotangents`."""
+    check_routed(routed, device.routing)
     names = {lookup.name for lookup in device.lookups}
     if cotangents.keys() != names:
         raise UserError(
@@ -73,7 +75,7 @@ def send_cotangents(
     return jax.shard_map(
         device.send_cotangents,
         mesh=device.axes.mesh,
-        in_specs=(routed_specs(device.axes), batch),
+        in_specs=(routed_specs(device), batch),
         out_specs=per_device,
     )(routed, device.axes.place(dict(cotangents), batch))
 

@@ -91,6 +91,7 @@ class RoutedIds:
             [B, L].
         requests: requests of the fully sharded slabs, by the name of the first slab that asks for
             these rows: were there two of them, XLA couldn't see that they are equal.
+        routing: key of the collection that routed them, see `routing_key`.
     """
 
     rows: tuple[Leaf, ...] | Leaf
@@ -98,6 +99,7 @@ class RoutedIds:
     denominators: dict[str, Leaf] | Leaf
     unknown: dict[str, Leaf] | Leaf
     requests: dict[str, RowRequests] | Leaf
+    routing: str = dataclasses.field(metadata={"static": True})
 
 
 @_pytree

@@ -84,4 +84,4 @@ def abstract_routed(learner: Learner, batch: Batch) -> RoutedIds:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
         )
 
-    return jax.tree.map(placed, routed_specs(learner.axes), shapes)
+    return jax.tree.map(placed, routed_specs(learner.collection.per_device), shapes)

@@ -1,3 +1,6 @@
+import dataclasses
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,11 +155,19 @@ def test_the_step_is_an_integer(step, got):
         jax.eval_shape(lambda s, ids, n=number: update(s, ids, n), tables.state_specs(), ids)
 
 
-def two_tables(placement: str, rows: int = 8):
+def two_tables(
+    placement: str,
+    rows: int = 8,
+    read: str = "ab",
+    pooling: Literal["sum", "mean"] = "sum",
+    distinct: float = 1.0,
+):
     tables = [Table("a", rows, 4), Table("b", 8, 4)]
     features = [Feature("a"), Feature("b")]
-    lookups = [Lookup("a", "a", "a"), Lookup("b", "b", "b")]
+    lookups = [Lookup(name, read[i], name, pooling) for i, name in enumerate("ab")]
     plan = automatic_plan(tables, 2, dict.fromkeys("ab", placement))
+    pieces = [dataclasses.replace(x, distinct=distinct) for x in plan.pieces]
+    plan = dataclasses.replace(plan, pieces=tuple(pieces))
     return EmbeddingCollection(tables, features, lookups, make_mesh("1x2"), SGD(0.1), plan)
 
 
@@ -184,6 +195,27 @@ def test_a_state_of_another_placement_or_other_rows_is_refused(placement, rows):
         with pytest.raises(
             UserError, match=r"^state: expected one of this collection's tables and"
         ):
+            use()
+
+
+@pytest.mark.parametrize("changed", ["placement", "lookups", "pooling", "capacity"])
+def test_ids_that_another_collection_has_routed_are_refused(changed):
+    """Their arrays may have the same names and shapes."""
+    names = "ab" if changed != "lookups" else "ba"
+    placement = "table_wise" if changed == "placement" else "row_wise"
+    tables, other = two_tables("row_wise"), two_tables(placement, read=names)
+    if changed == "pooling":
+        tables, other = two_tables("row_wise", pooling="mean"), two_tables("row_wise")
+    if changed == "capacity":  # of the messages, which later rounds depend on
+        tables, other = two_tables("fully_sharded"), two_tables("fully_sharded", distinct=0.01)
+    state, ids = tables.state_specs(), jnp.zeros((64, 2), jnp.int32)
+    wrong, vectors = other.route(ids), {name: jnp.zeros((64, 4)) for name in "ab"}
+    for use in (
+        lambda: jax.eval_shape(tables.pool, state, wrong),
+        lambda: jax.eval_shape(tables.send_cotangents, wrong, vectors),
+        lambda: jax.eval_shape(lambda s: tables.update(s, wrong, vectors, 0), state),
+    ):
+        with pytest.raises(UserError, match=r"^routed: expected ids that this collection has"):
             use()
 
 
