@@ -61,7 +61,7 @@ from dlrm_jax.training.tables import Descriptions, describe
 _UNREAD = (
     "emulate", "stochastic_rounding", "kernels", "loss", "class_weights", "learning_rate",
     "warmup_steps", "decay_start", "decay_steps", "clip_norm", "teacher", "seed", "dropout",
-    "normalization", "table_l2_rows", "dense_l2",
+    "normalization", "table_l2", "table_l2_rows", "dense_l2",
 )  # fmt: skip
 
 define_run_flags(
@@ -133,7 +133,6 @@ def main() -> None:
             zipf_exponent=config.zipf_exponent,
             device=kind,
             limits=limits,
-            over_all=not config.table_l2,
         )
         heading = f"{meshes_table(meshes)}\n\nplan for mesh {meshes[0].mesh}:\n"
         found = meshes[0]
@@ -188,7 +187,6 @@ def _on_mesh(config: Config, described: Descriptions, kind: Device, limits: Limi
         workload=asked,
         device=kind,
         limits=limits,
-        over_all=not config.table_l2,
     )
 
 

@@ -21,8 +21,10 @@ from dlrm_jax.embedding.layout import Block, Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.owner_exchange import OwnerExchange, stages
 from dlrm_jax.embedding.reshard import slot_ndims
+from dlrm_jax.embedding.row_gradients import BlockCotangents
+from dlrm_jax.embedding.row_penalty import numbers_of_all, penalized
 from dlrm_jax.embedding.slab import Slab
-from dlrm_jax.embedding.state import RoutedIds, RowRequests
+from dlrm_jax.embedding.state import RoutedIds, RowPenalty, RowRequests
 
 Sums = dict[str, tuple[RowRequests, Array]]
 """Requests of each slab, by name, and the gradients of their rows, summed over the samples of this
@@ -138,21 +140,31 @@ class FullySharded:
             found[name] = asked, gradients
         return found
 
-    def squares(self, sums: Sums) -> Float[Array, ""]:
-        """The sum of squares over the gradients that are summed over all samples."""
-        total = jnp.zeros(())
-        for name, (asked, gradients) in sums.items():
-            ids = asked.rows.size
+    def squares(
+        self,
+        sums: Sums,
+        tables: Mapping[str, Shaped[Array, "_ _"]] | None = None,
+        penalty: RowPenalty | None = None,
+    ) -> Float[Array, ""]:
+        """The sum of squares over the gradients that are summed over all samples.
 
-            def add(
-                slab: Slab, rows: Array, gradients: Array, total: Array, ids: int = ids
-            ) -> Array:
-                items = row_gradients.one_by_one((rows, gradients))
-                _, summed = row_gradients.expand(row_gradients.sum_rows(slab, items, True, ids))
-                return total + jnp.sum(jnp.square(summed))
+        Args:
+            sums: gradients that devices have for the owners.
+            tables: rows of this device, by slab name; only a penalty needs them.
+            penalty: penalty whose gradient is added; None for none.
+        """
+        total = jnp.zeros(())
+        for name, (_, gradients) in sums.items():
+
+            def add(items: Sequence[BlockCotangents], total: Array) -> Array:
+                return total + jnp.sum(jnp.square(row_gradients.expand(items)[1]))
+
+            def table_of(_: Array, name: str = name) -> Array:
+                assert tables is not None
+                return tables[name]
 
             start = jax.lax.pcast(jnp.zeros((), gradients.dtype), self.axes.split, to="varying")
-            total += self._send(name, sums, add, start)
+            total += self._summed(name, sums, True, penalty, table_of, add, start)
         return jax.lax.psum(total, self.axes.split)
 
     def apply(
@@ -163,6 +175,7 @@ class FullySharded:
         sums: Sums,
         update: Update,
         kernel_sums: bool,
+        penalty: RowPenalty | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         """Updates the rows of a slab that this device owns, round by round.
 
@@ -173,35 +186,73 @@ class FullySharded:
             sums: gradients that devices have for the owners.
             update: function that updates rows.
             kernel_sums: whether it sums the gradients of equal rows itself.
+            penalty: penalty whose gradient is added; None for none.
         """
-        # About as many rows come as this device has ids. A message has room for more, and its size
-        # must not decide the order of sums.
-        ids = sums[name][0].rows.size
-        ndims = slot_ndims(self.slabs[name])
+        ndims, slab = slot_ndims(self.slabs[name]), self.slabs[name]
         # Every round is a part of one update: each begins with the scalars from before it.
         before = {name: slot for name, slot in slots.items() if ndims[name] == 0}
 
-        def receive(slab: Slab, rows: Array, gradients: Array, carry: Any) -> Any:
+        def receive(items: Sequence[BlockCotangents], carry: Any) -> Any:
             table, by_row, _ = carry
-            items = row_gradients.one_by_one((rows, gradients))
-            if not kernel_sums:
-                items = row_gradients.sum_rows(slab, items, False, ids)
             table, found = update(slab, table, by_row | before, items)
             return table, found, {name: found.pop(name) for name in before}
 
         by_row = {name: slot for name, slot in slots.items() if ndims[name]}
-        table, by_row, scalars = self._send(name, sums, receive, (table, by_row, before))
+        always = None if kernel_sums else False
+        carry = table, by_row, before
+        table, by_row, scalars = self._summed(
+            name, sums, always, penalty, lambda carry: carry[0], receive, carry
+        )
         return table, by_row | scalars
 
-    def _send(self, name: str, sums: Sums, receive: Callable[..., Any], carry: Any) -> Any:
-        """Sends a slab's gradients; calls ``receive(slab, rows, gradients, carry)`` there."""
+    def _summed(
+        self,
+        name: str,
+        sums: Sums,
+        always: bool | None,
+        penalty: RowPenalty | None,
+        table_of: Callable[[Any], Array],
+        receive: Callable[[Sequence[BlockCotangents], Any], Any],
+        carry: Any,
+    ) -> Any:
+        """Sends a slab's gradients to the owners, who sum them by row.
+
+        Args:
+            name: name of the slab.
+            sums: gradients that devices have for the owners.
+            always: whether to sum even if the optimizer doesn't need it; None for no sums.
+            penalty: penalty whose gradient is added to sums; None for none.
+            table_of: function of the carry that returns the table before these rows' update.
+            receive: function of the gradients and the carry, called for each round, or once if all
+                rows have the penalty; it returns the next carry.
+            carry: arrays that differ by device.
+        """
         slab, (asked, gradients) = self.slabs[name], sums[name]
-        return self._exchange(slab, asked.rows.size).send_sums(
-            jax.tree.map(lambda x: x[0, 0], asked),
-            gradients[0, 0],
-            functools.partial(receive, slab),
-            carry,
-        )
+        # About as many rows come as this device has ids. A message has room for more, and its size
+        # must not decide the order of sums.
+        ids = asked.rows.size
+
+        def of_round(rows: Array, gradients: Array, carry: Any) -> Any:
+            items = row_gradients.one_by_one((rows, gradients))
+            if penalty is not None:
+                found = row_gradients.expand(row_gradients.sum_rows(slab, items, True, ids))
+                items = penalized(slab, table_of(carry), found, penalty.strength)
+            elif always is not None:
+                items = row_gradients.sum_rows(slab, items, always, ids)
+            return receive(items, carry)
+
+        def added(rows: Array, gradients: Array, totals: Array) -> Array:
+            return totals.at[rows].add(gradients, mode="drop")
+
+        send = self._exchange(slab, ids).send_sums
+        asked, gradients = jax.tree.map(lambda x: x[0, 0], (asked, gradients))
+        if penalty is None or not penalty.whole_tables:
+            return send(asked, gradients, of_round, carry)
+        totals = jnp.zeros((slab.rows, gradients.shape[1]), gradients.dtype)
+        totals = jax.lax.pcast(totals, self.axes.split, to="varying")
+        totals = send(asked, gradients, added, totals)
+        rows = numbers_of_all(slab, jax.lax.axis_index(self.axes.split))
+        return receive(penalized(slab, table_of(carry), (rows, totals), penalty.strength), carry)
 
     def _exchange(self, slab: Slab, ids: int) -> OwnerExchange:
         """The exchange of a slab's rows, for so many ids of a device's samples."""

@@ -179,9 +179,8 @@ class PerDevice:
             else:
                 of_bags.append(cotangent)
         weights = routed.id_weights
-        trained = [
-            i for i, b in enumerate(self.layout.blocks) if b.slab.name in self.exchanged_slabs
-        ]
+        slabs = self.exchanged_slabs
+        trained = [i for i, b in enumerate(self.layout.blocks) if b.slab.name in slabs]
         blocks = [self.layout.blocks[i] for i in trained]
         by_receiver = [exchange.spread(block, of_bags) for block in blocks]
         sent = exchange.send_to_owners(blocks, by_receiver, self.axes, self.comm_dtype)
@@ -215,9 +214,7 @@ class PerDevice:
             self.native_slabs,
         )
         requests = self.fully_sharded.merge(cotangents.requests)
-        squares = None
-        if requests and sum_duplicates:
-            squares = self.fully_sharded.squares(requests)
+        squares = self.fully_sharded.squares(requests) if requests and sum_duplicates else None
         return RowGradients(coalesced, self.sums(sum_duplicates), requests, squares)
 
     def sums(self, sum_duplicates: bool) -> bool:
@@ -244,8 +241,9 @@ class PerDevice:
         update = functools.partial(self._update, step=step, rate_factor=rate_factor)
         for name in gradients.requests:
             args = name, tables[name], slots[name], gradients.requests, update
-            kernel_sums = name in self.native_slabs
-            tables[name], slots[name] = self.fully_sharded.apply(*args, kernel_sums)
+            tables[name], slots[name] = self.fully_sharded.apply(
+                *args, name in self.native_slabs, gradients.penalty
+            )
         return dataclasses.replace(state, tables=tables, slots=slots)
 
     def _update(

@@ -163,4 +163,5 @@ def row_specs(device: PerDevice) -> dict[str, PartitionSpec]:
 
 def _gradient_specs(device: PerDevice, summed: bool) -> Any:
     """The split of `RowGradients`: the requests of fully sharded slabs are at the samples."""
-    return RowGradients(row_specs(device), summed, device.axes.per_device, PartitionSpec())
+    one = PartitionSpec()
+    return RowGradients(row_specs(device), summed, device.axes.per_device, one, one)

@@ -124,6 +124,20 @@ class SparseCotangents:
 
 @_pytree
 @dataclasses.dataclass(frozen=True)
+class RowPenalty:
+    """The L2 penalty of fully sharded tables, λ/2 Σ w², whose gradient `apply` adds, see `l2`.
+
+    Attributes:
+        strength: factor λ, a scalar.
+        whole_tables: whether all rows have it, instead of the touched ones.
+    """
+
+    strength: Leaf
+    whole_tables: bool = dataclasses.field(metadata={"static": True})
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
 class RowGradients:
     """Gradients of the touched rows of each slab, by slab name.
 
@@ -136,12 +150,14 @@ class RowGradients:
             [D, M, K, d]: `apply` sends them to the owners, who sum them.
         squares: sum of squares over the summed gradients of fully sharded slabs, a scalar; None
             unless ``summed``.
+        penalty: penalty of the rows of fully sharded slabs; None for none.
     """
 
     blocks: dict[str, tuple[tuple[Leaf, Leaf | None, Leaf], ...]] | Leaf
     summed: bool = dataclasses.field(metadata={"static": True})
     requests: dict[str, tuple[RowRequests, Leaf]] | Leaf = dataclasses.field(default_factory=dict)
     squares: Leaf | None = None
+    penalty: RowPenalty | Leaf | None = None
 
     def squared_norm(self) -> Float[Array, ""]:
         """The sum of squares over all rows of all tables, for clipping by global norm."""
@@ -161,4 +177,7 @@ class RowGradients:
             name: (rows, (g * factor).astype(g.dtype)) for name, (rows, g) in self.requests.items()
         }
         squares = None if self.squares is None else self.squares * jnp.square(factor)
-        return dataclasses.replace(self, blocks=blocks, requests=requests, squares=squares)
+        penalty = self.penalty
+        if penalty is not None:
+            penalty = dataclasses.replace(penalty, strength=penalty.strength * factor)
+        return RowGradients(blocks, self.summed, requests, squares, penalty)

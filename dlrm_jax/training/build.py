@@ -236,7 +236,6 @@ def _place(config: Config, described: Descriptions, mesh: Mesh) -> EmbeddingColl
             workload=workload(config, described, axes.groups),
             device=device,
             limits=limits,
-            over_all=not config.table_l2,  # which fully sharded tables don't offer
         )
         plan = found.plan
     return EmbeddingCollection(

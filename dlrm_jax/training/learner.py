@@ -123,15 +123,6 @@ class Learner:
                 f"accumulation_steps: expected 1 for a loss that compares the samples of a whole "
                 f"batch, got {accumulation_steps}"
             )
-        if penalty.tables:
-            slabs = [slab for slab in collection.layout.slabs if slab.optimizer]
-            names = [name for slab in slabs if slab.fully_sharded for name in slab.tables]
-            if names:
-                raise UserError(
-                    f"table_l2: expected 0 with fully sharded tables, whose gradients are summed "
-                    f"only in the update, got {penalty.tables} and {', '.join(names)}; give these "
-                    f"tables other placements"
-                )
         self.collection = collection
         self.axes = collection.axes
         self.mesh = collection.mesh

@@ -25,7 +25,6 @@ from dlrm_jax.embedding import (
     owner_exchange,
     row_split,
 )
-from dlrm_jax.embedding.l2 import add_l2
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.plan import fully_sharded
 from dlrm_jax.embedding.slab import make_slabs
@@ -212,18 +211,6 @@ def test_a_share_out_of_range_is_refused(name, share):
     pieces = fully_sharded("t", **{"distinct": 0.5, name: share})
     with pytest.raises(UserError, match=f"table t: expected {name} to be a share above 0, up to 1"):
         Plan(4, pieces).check([Table("t", 8, 4)])
-
-
-def test_a_penalty_is_refused():
-    tables = collection("2x4", "fully_sharded")
-
-    def step(state, ids):
-        pooled, residuals = tables.lookup(state, ids)
-        gradients = tables.coalesce(tables.send_cotangents(residuals, pooled), sum_duplicates=True)
-        return add_l2(tables, state, gradients, 0.1)
-
-    with pytest.raises(UserError, match=r"L2 penalty .* got a, b, c, d, e; place them otherwise"):
-        jax.eval_shape(step, tables.state_specs(), jnp.zeros((B, 9), jnp.int32))
 
 
 def test_a_plan_is_written_and_read():

@@ -11,7 +11,6 @@ from drawn_batches import make_batches, oracle_arguments
 from named_arrays import arrays_of, initial_arrays, oracle_arrays, start
 from setups import Setup, train
 
-from dlrm_jax.errors import UserError
 from dlrm_jax.training.penalty import Penalty
 
 STEPS = 6
@@ -28,6 +27,14 @@ def thorough(setup: Setup, name: str):
     [
         pytest.param(Setup("2x4", "adam", penalty=TOUCHED, clip_norm=0.15), id="touched-clipped"),
         pytest.param(Setup("1x8", "adam", "columns", penalty=ALL), id="all-columns"),
+        pytest.param(
+            Setup("2x4", "adam", "devices", penalty=TOUCHED, clip_norm=0.15), id="touched-devices"
+        ),
+        pytest.param(Setup("4x2", "sgd", "devices", penalty=ALL, clip_norm=0.15), id="all-devices"),
+        thorough(
+            Setup("2x4", "adam", "devices", penalty=ALL, accumulation_steps=2), "devices-adam"
+        ),
+        thorough(Setup("1x8", "rowwise_adagrad", "devices", penalty=TOUCHED), "devices-rowwise"),
         thorough(Setup("4x2", "sgd", penalty=TOUCHED, accumulation_steps=2), "micro-batches"),
         thorough(Setup("2x4", "sgd", penalty=ALL, clip_norm=0.15), "all-clipped"),
         thorough(Setup("8x1", "rowwise_adagrad", penalty=ALL), "all-rowwise"),
@@ -51,12 +58,3 @@ def test_training_with_a_penalty_is_the_oracles(setup: Setup):
             np.testing.assert_allclose(found[name], array, rtol=1e-9, atol=1e-9, err_msg=name)
     moved = np.any(found["items/table"] != initial["items/table"], axis=1)
     assert np.all(moved) if setup.penalty.whole_tables else not np.all(moved)
-
-
-def test_fully_sharded_tables_have_none():
-    """Frozen ones have none anyway."""
-    with pytest.raises(
-        UserError, match=r"table_l2: .* got 0.1 and words, items, cities; give"
-    ) as error:
-        Setup("2x4", placed="devices", penalty=Penalty(0.1)).learner()
-    assert "sites" not in str(error.value)
