@@ -24,6 +24,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.presets import preset
 from dlrm_jax.text_table import text_table
+from dlrm_jax.training import dense_split
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.compiled import (
     compile_step,
@@ -31,6 +32,7 @@ from dlrm_jax.training.compiled import (
     estimated_temporaries,
     planned_collectives,
 )
+from dlrm_jax.training.learner import Learner
 
 define_run_flags(
     "mlperf_v2",
@@ -63,6 +65,7 @@ def main() -> None:
         "state of their optimizers": _bytes_on_one_device(state.embedding.slots),
         "dense model": _bytes_on_one_device(state.params),
         "state of its optimizer": _bytes_on_one_device(state.optimizer),
+        **_not_split(learner, state.params),
         "all arguments of the program": memory.argument_size_in_bytes,
         "of these, updated in place": memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
@@ -100,6 +103,14 @@ def main() -> None:
             f"{' and '.join(differing)}; don't rely on the plan's estimates for this config, and "
             f"report this with your command"
         )
+
+
+def _not_split(learner: Learner, params: object) -> dict[str, int]:
+    """The bytes of parameters that each device updates whole, if it shouldn't."""
+    if not learner.shard_dense_optimizer:
+        return {}
+    whole = [x for x in jax.tree.leaves(params) if not dense_split.is_split(learner.axes, x.shape)]
+    return {"of its parameters, updated on each device": _bytes_on_one_device(whole)}
 
 
 def _bytes_on_one_device(arrays: object) -> int:

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from dlrm_jax.embedding.mesh_axes import MeshAxes
+from dlrm_jax.errors import UserError
 
 Shape = Sequence[int]
 
@@ -24,6 +25,21 @@ Shape = Sequence[int]
 def is_split(axes: MeshAxes, shape: Shape) -> bool:
     """Whether an array of this shape is split."""
     return _places(axes, shape) is not None
+
+
+def check_split(axes: MeshAxes, shapes: Sequence[Shape]) -> None:
+    """Checks that some parameters of these shapes are split.
+
+    Raises:
+        UserError: none is.
+    """
+    if not any(is_split(axes, shape) for shape in shapes):
+        raise UserError(
+            f"shard_dense_optimizer: expected layers with a width that {axes.device_count} devices "
+            f"divide, or two that the {axes.groups} groups and {axes.shards} shards divide, got "
+            f"parameters of the shapes {', '.join(map(str, sorted(map(tuple, shapes))))}; choose "
+            f"other widths or another mesh, or leave it out"
+        )
 
 
 def spec(axes: MeshAxes, shape: Shape) -> PartitionSpec:

@@ -87,8 +87,9 @@ class Learner:
             `dense_update.sum_over_devices`; None keeps their dtype.
 
     Raises:
-        UserError: the mesh's axes are Explicit, a number is out of range, or the model has random
-            keys of another kind than `jax.random.key` makes.
+        UserError: the mesh's axes are Explicit, a number is out of range, no parameter can be split
+            that should be, or the model has random keys of another kind than `jax.random.key`
+            makes.
     """
 
     def __init__(
@@ -142,6 +143,9 @@ class Learner:
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
         self._rng_specs = nnx.to_pure_dict(nnx.state(model, nnx.RngState))
         check_keys(self._rng_specs)
+        if self.shard_dense_optimizer:
+            params = jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+            dense_split.check_split(self.axes, [x.shape for x in params])
         self.has_model_state = bool(jax.tree.leaves(nnx.state(model, nnx.Not(nnx.Param))))
         model.eval()
         self._graph = self._graph_of(model, training=False)

@@ -14,7 +14,8 @@ PROGRAM = ("-m", "dlrm_jax", "compile")
 
 def test_memory_and_collectives_of_the_compiled_step():
     flags = ("--optimizer=adagrad", "--clip_norm=1")
-    result = run("--preset=small", "--mesh=4x4", *flags, program=PROGRAM)
+    split = ("--shard_dense_optimizer", "--top_mlp=499,499,512,1")
+    result = run("--preset=small", "--mesh=4x4", *flags, *split, program=PROGRAM)
     assert result.returncode == 0, result.stderr[-2000:]
     text = result.stdout
     config = preset("small")
@@ -24,10 +25,12 @@ def test_memory_and_collectives_of_the_compiled_step():
     assert weights * 2**30 >= rows * config.embedding_dim * 4 / 4  # four shards, padded
     assert weights == state  # Adagrad has a number an element
     assert _number(r"^all arguments of the program +(\S+)$", text) > weights + state
+    whole = _number(r"^of its parameters, updated on each device +(\S+)$", text)  # (_, 499)
+    assert 0 < whole < _number(r"^dense model +(\S+)$", text)
     temporaries = _number(r"^temporaries +(\S+)$", text)
     estimated = _number(r"^temporaries, estimated +(\S+)$", text)
     assert 0.5 <= estimated / temporaries <= 2
-    assert re.search(r"^all-to-all  model +vectors ", text, re.M)
+    assert re.search(r"^all-to-all +model +vectors ", text, re.M)
     for kind in ("all-gather", "all-reduce", "all-to-all"):
         planned, compiled = re.findall(rf"^{kind} +([\d,]+) +([\d,]+)$", text, re.M)[0]
         assert planned == compiled != "0"

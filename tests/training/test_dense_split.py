@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from dlrm_jax.config import Config
 from dlrm_jax.embedding.mesh_axes import MeshAxes
+from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL, make_mesh
 from dlrm_jax.training import dense_split
+from dlrm_jax.training.build import make_learner
 
 
 def axes_of(mesh: str) -> MeshAxes:
@@ -62,3 +67,15 @@ def test_other_arrays_are_whole(mesh, shape):
     assert not dense_split.is_split(axes, shape)
     assert dense_split.spec(axes, shape) == PartitionSpec()
     assert placed(axes, jnp.zeros(shape)).is_fully_replicated
+
+
+def test_a_model_of_which_nothing_can_be_split_is_refused():
+    config = dataclasses.replace(Config(), shard_dense_optimizer=True)
+    odd = dataclasses.replace(config, embedding_dim=5, bottom_mlp=(5,), top_mlp=(9, 1))
+    message = (
+        r"^shard_dense_optimizer: expected layers .* 8 devices divide, .* \(13, 5\).*, or leave"
+    )
+    with pytest.raises(UserError, match=message):
+        make_learner(odd, make_mesh("1x8"))
+    make_learner(dataclasses.replace(odd, top_mlp=(16, 1)), make_mesh("1x8"))
+    make_learner(odd, make_mesh("1x1"))
