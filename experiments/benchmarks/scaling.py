@@ -48,10 +48,14 @@ def main() -> None:
         rows = [
             [curve.name, *("" if x is None else f"{x:.2f}" for x in times)]
             for curve, times in zip(CURVES, found, strict=True)
+            if any(times)
         ]
         each = f"{FLAGS.samples} a device" if name == "weak" else f"{config.batch_size:,} in all"
         header = [f"ms, {each}", *(f"{n:,}" for n in DEVICE_COUNTS)]
         print(f"{text_table(header, rows)}\n")
+    for curve, times in zip(CURVES, drawn[0], strict=True):
+        if not any(times):
+            print(f"{curve.name}: left out; no number of devices splits the tables so")
     save(draw(*drawn), FLAGS.output)
 
 

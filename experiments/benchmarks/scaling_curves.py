@@ -84,15 +84,19 @@ def _placements(placement: str, described: Descriptions, shards: int) -> dict[st
 def draw(
     weak: Sequence[Sequence[float | None]], strong: Sequence[Sequence[float | None]]
 ) -> Figure:
-    """Draws milliseconds of each curve over `DEVICE_COUNTS`, weak scaling beside strong scaling."""
+    """Draws milliseconds of each curve over `DEVICE_COUNTS`, weak scaling beside strong scaling.
+
+    Curves without a time are left out.
+    """
     figure, both = new_grid(4.2, 1, 2)
     both[1].sharey(both[0])
     for axes, found in zip(both, (weak, strong), strict=True):
         for curve, colour, times in zip(CURVES, COLOURS, found, strict=True):
             points = [(n, x) for n, x in zip(DEVICE_COUNTS, times, strict=True) if x is not None]
-            axes.plot(
-                *zip(*points, strict=True), "o-", color=colour, markersize=3, label=curve.name
-            )
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True), "o-", color=colour, markersize=3, label=curve.name
+                )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(DEVICE_COUNTS, [f"{n:,}" for n in DEVICE_COUNTS])

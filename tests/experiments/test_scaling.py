@@ -46,6 +46,17 @@ def test_each_placement_has_a_line_in_both_pictures():
         assert found == [8 - i for i in range(len(CURVES))]
 
 
+def test_a_curve_without_a_point_is_left_out():
+    config = preset("ctr_x1")  # of ten columns
+    columns = [step_ms(CURVES[-1], config, n, DEVICES["h100"]) for n in DEVICE_COUNTS]
+    assert not any(columns)
+    times = [[1.0] * len(DEVICE_COUNTS)] * (len(CURVES) - 1) + [columns]
+    figure = draw(times, times)
+    names = [curve.name for curve in CURVES[:-1]]
+    for axes in figure.axes:
+        assert [line.get_label() for line in axes.lines] == names
+
+
 def test_a_picture_in_an_unknown_format_is_refused(tmp_path: Path):
     program = ("-m", "experiments.benchmarks.scaling")
     result = run("--output=a.gif", program=program, cwd=tmp_path, PYTHONPATH=str(ROOT))
