@@ -65,11 +65,17 @@ def dense_optimizer(
             f"learning rate, such as sgd, adam, adamw, nadamw or lamb; got {name!r}"
         )
     given = {} if eps is None or name == "sgd" else {"eps": eps}
-    if given and "eps" not in inspect.signature(make).parameters:
+    parameters = inspect.signature(make).parameters
+    if given and "eps" not in parameters:
         raise UserError(f"eps: the dense optimizer {name} has none; leave it out")
+    if "key" in parameters:  # of noisy_sgd, which warns without; 0 is what it takes then
+        given["key"] = 0
     try:
-        return make(learning_rate=schedule, **given)
-    except TypeError as error:  # of those that compute with the rate, such as sm3
+        made = make(learning_rate=schedule, **given)
+        jax.eval_shape(made.init, jnp.zeros(1))
+        return made
+    # Of those that compute with the rate, such as sm3 here and rprop in its state.
+    except (TypeError, ValueError) as error:
         raise UserError(
             f"dense_optimizer: expected one that takes a schedule of learning rates, such as sgd, "
             f"adam, adamw, nadamw or lamb; got {name!r}: {error}"
@@ -80,7 +86,8 @@ def _find(name: str) -> Callable[..., optax.GradientTransformation] | None:
     if name == "adagrad":
         return reference_adagrad
     make = getattr(optax, name, None)
-    if not callable(make) or name.startswith("scale_by"):
+    # Types, which may have no signature, have upper-case letters.
+    if not callable(make) or not name.islower() or name.startswith("scale_by"):
         return None
     parameters = inspect.signature(make).parameters
     required = [

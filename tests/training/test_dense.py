@@ -79,7 +79,9 @@ def test_eps_goes_to_those_that_have_one():
     np.testing.assert_allclose(list(plain), list(steps(optax.sgd(0.5), gradients(2))), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["adamm", "", "chain", "schedules", "scale_by_adam", "__doc__"])
+@pytest.mark.parametrize(
+    "name", ["adamm", "", "chain", "schedules", "scale_by_adam", "__doc__", "Schedule"]
+)
 def test_unknown_names_are_refused(name):
     with pytest.raises(UserError, match="dense_optimizer: expected same, adagrad") as raised:
         dense_optimizer(name, "sgd", RATE, None)
@@ -96,9 +98,18 @@ def test_an_eps_that_the_optimizer_lacks_is_refused():
         dense_optimizer("lion", "adam", RATE, 1e-8)
 
 
-def test_an_optimizer_that_takes_no_schedule_is_refused():
-    with pytest.raises(UserError, match=r"takes a schedule of learning rates.*got 'sm3'"):
-        dense_optimizer("sm3", "adam", RATE, None)
+@pytest.mark.filterwarnings("ignore:.optimistic_adam. is deprecated")
+@pytest.mark.parametrize("name", ["sm3", "rprop", "optimistic_adam"])
+def test_an_optimizer_that_takes_no_schedule_is_refused(name):
+    with pytest.raises(UserError, match=rf"takes a schedule of learning rates.*got '{name}'"):
+        dense_optimizer(name, "adam", RATE, None)
+
+
+def test_noise_has_a_key():
+    """optax warns of an optimizer without, and warnings are errors here."""
+    first, second = steps(dense_optimizer("noisy_sgd", "sgd", RATE, None), np.zeros((2, 3)))
+    assert np.all(first != 1)
+    assert np.all(second != first)
 
 
 def test_the_state_is_made_of_arrays():
