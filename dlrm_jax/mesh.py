@@ -19,6 +19,9 @@ MODEL = "model"
 BATCH = PartitionSpec((DATA, MODEL))
 """The split of a batch's first axis: over all devices."""
 
+MOST_DEVICES = 4096
+"""Devices of the largest mesh that is planned or emulated: more take minutes."""
+
 _SCHEDULER = "xla_cpu_enable_concurrency_optimized_scheduler"
 
 
@@ -41,6 +44,22 @@ def parse_mesh(text: str, name: str = "--mesh") -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def check_device_count(count: int, what: str) -> None:
+    """Checks that a mesh isn't too large to be planned or emulated.
+
+    Args:
+        count: number of devices.
+        what: what they are, for the message.
+
+    Raises:
+        UserError: they are more than `MOST_DEVICES`.
+    """
+    if count > MOST_DEVICES:
+        raise UserError(
+            f"expected at most {MOST_DEVICES:,} {what}, got {count:,}; choose a smaller mesh"
+        )
+
+
 def emulate_devices(count: int, processes: int = 1) -> None:
     """Asks for ``count`` CPU devices; call before JAX is used for the first time.
 
@@ -52,9 +71,10 @@ def emulate_devices(count: int, processes: int = 1) -> None:
         processes: each of which gets as many of them.
 
     Raises:
-        UserError: the devices can't be shared out evenly; or JAX has been used already, and there
-            are fewer devices.
+        UserError: they are more than `MOST_DEVICES`, or can't be shared out evenly; or JAX has been
+            used already, and there are fewer devices.
     """
+    check_device_count(count, "emulated devices")
     if count % processes:
         raise UserError(
             f"{count} devices can't be shared out evenly among {processes} processes; choose a "

@@ -60,6 +60,8 @@ def test_a_mesh_larger_than_the_machine_names_both_counts():
 def test_emulation_that_comes_too_late_explains_itself():
     emulate_devices(8)
     emulate_devices(3)  # there are more already
+    with pytest.raises(UserError, match="at most 4,096 emulated devices, got 4,097"):
+        emulate_devices(4097)
     with pytest.raises(UserError, match=r"emulate_devices\(9\) comes too late: .* 8 of cpu"):
         emulate_devices(9)
 

@@ -46,7 +46,7 @@ from dlrm_jax.embedding.planning.mesh_plan import MeshPlan, planned_mesh
 from dlrm_jax.embedding.planning.meshes import plan_meshes, plan_on_mesh
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating
-from dlrm_jax.mesh import parse_mesh
+from dlrm_jax.mesh import MOST_DEVICES, check_device_count, parse_mesh
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import (
     check_shared,
@@ -79,7 +79,7 @@ flags.DEFINE_integer(
     None,
     "Number of devices whose mesh is searched with the placements, instead of --mesh; such as 128.",
     1,
-    4096,
+    MOST_DEVICES,
 )
 flags.DEFINE_enum("device", "h100", list(DEVICES), "Device that the mesh consists of.")
 flags.DEFINE_float(
@@ -105,6 +105,7 @@ def main() -> None:
     if FLAGS.devices:
         refuse(["mesh", "plan"], "with --devices: the mesh and its plan are searched")
     devices = FLAGS.devices or math.prod(parse_mesh(FLAGS.mesh))
+    check_device_count(devices, "devices in --mesh")
     micro_batch = config.batch_size // config.accumulation_steps
     if micro_batch % devices:
         where = "" if FLAGS.devices else f" of mesh {FLAGS.mesh}"
@@ -112,8 +113,11 @@ def main() -> None:
             f"batch_size: {micro_batch} samples can't be split evenly over the {devices} "
             f"devices{where}"
         )
-    if FLAGS.memory_gib is not None and not 0 < FLAGS.memory_gib < float("inf"):
-        raise UserError(f"--memory_gib: expected a finite number above 0, got {FLAGS.memory_gib}")
+    if FLAGS.memory_gib is not None and not 1e-9 <= FLAGS.memory_gib < float("inf"):
+        raise UserError(
+            f"--memory_gib: expected a finite number of at least 1e-9, which is a byte, got "
+            f"{FLAGS.memory_gib}"
+        )
     check_simulation(config)
     check_new("output", "picture", "mesh_picture")
     check_pictures("picture", "mesh_picture")

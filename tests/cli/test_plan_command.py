@@ -152,7 +152,11 @@ def test_memory_that_is_too_small_is_refused():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--memory_gib=0"], "--memory_gib: expected a finite number above 0, got 0.0"),
+        *(
+            ([f"--memory_gib={x}"], f"--memory_gib: expected .* of at least 1e-9, .*, got {x}")
+            for x in ("0.0", "1e-300")
+        ),
+        (["--mesh=1x8192"], "expected at most 4,096 devices in --mesh, got 8,192; .*"),
         (["--memory_gib=nan"], "--memory_gib: expected a finite number, got nan"),
         (["--output=."], "--output: . exists; remove it, or give another name"),
         (["--output=f"], "--output: f exists; remove it, or give another name"),

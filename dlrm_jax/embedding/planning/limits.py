@@ -43,8 +43,8 @@ class Limits:
     small: float = 2**26
 
     def __post_init__(self):
-        if not self.memory > 0:
-            raise UserError(f"limits: expected a memory of more than 0 bytes, got {self.memory}")
+        if not self.memory >= 1:
+            raise UserError(f"limits: expected a memory of at least 1 byte, got {self.memory}")
 
 
 class Score(NamedTuple):
