@@ -30,6 +30,7 @@ BELOW = {
     "files": {"errors", "workspaces"},
     "data": {"errors", "files", "workspaces", "feature_names"},
     "native": {"errors", "files", "backend", "console"},
+    "dynamic_ids": {"errors", "console", "native"},
     "embedding": {
         "errors",
         "backend",

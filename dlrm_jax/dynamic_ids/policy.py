@@ -1,0 +1,102 @@
+"""The rules by which ids get rows of a table and lose them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args
+
+from dlrm_jax.errors import UserError, shown
+
+Eviction = Literal["lru", "lfu", "distance_lfu"]
+
+_MOST_COUNT = 255  # a cell of the sketch is a byte
+_BLOCK = 64  # bytes of a line of the cache: the cells of an id lie in one
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicIds:
+    """The rules of a table with dynamic ids, of which each row belongs to at most one id.
+
+    Rows 0 to ``defaults - 1`` belong to no id: ids without a row read them.
+
+    Attributes:
+        admit_count: number of times that an id must have been seen to get a row, 1 to 255. Ids
+            without a row are counted by a count-min sketch, which may count too high, and which
+            forgets: see `sketch_window`.
+        admit_probability: probability that an id gets a row, drawn once for each id and clock
+            value by a hash of both and of the seed; 1 for always. Frequent ids are drawn often.
+        evict: ids that lose their rows first where rows are lacking: ``"lru"``, seen last the
+            longest ago; ``"lfu"``, seen least often; ``"distance_lfu"``, the smallest count /
+            (now - last seen + 1), as TorchRec's DistanceLFU_EvictionPolicy with its default
+            exponent. Among equals it is the one seen last the longest ago, then the lowest row.
+        evict_share: share of the rows that is freed at once if one is lacking, so that the search
+            for them is rare.
+        max_age: units of the clock after which an id that wasn't seen loses its row, at most an
+            eighth of it later; None for never.
+        defaults: number of rows that ids without a row read, each by a hash of the id.
+    """
+
+    admit_count: int = 1
+    admit_probability: float = 1.0
+    evict: Eviction = "lru"
+    evict_share: float = 1 / 32
+    max_age: int | None = None
+    defaults: int = 1
+
+    def __post_init__(self):
+        _check_whole("admit_count", self.admit_count, 1, _MOST_COUNT)
+        _check_whole("defaults", self.defaults, 1, 2**30)
+        if self.max_age is not None:
+            _check_whole("max_age", self.max_age, 1, 2**62)
+        for name in ("admit_probability", "evict_share"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and 0 < value <= 1):
+                raise UserError(f"{name}: expected a number above 0, up to 1, got {shown(value)}")
+        if self.evict not in get_args(Eviction):
+            names = ", ".join(get_args(Eviction))
+            raise UserError(f"evict: expected one of {names}, got {shown(self.evict)}")
+
+    def check_rows(self, rows: int) -> None:
+        """Checks that a table has rows for defaults and at least one id.
+
+        Args:
+            rows: rows of the table.
+
+        Raises:
+            UserError: it has fewer, or more than 2^30.
+        """
+        _check_whole("rows of a table with dynamic ids", rows, self.defaults + 1, 2**30)
+
+    def sketch_cells(self, rows: int) -> int:
+        """The number of cells, one byte each, of the sketch that counts ids without a row.
+
+        Args:
+            rows: rows of the table. It is four cells a row, and none if the first sight admits.
+        """
+        return 0 if self.admit_count == 1 else -(-4 * rows // _BLOCK) * _BLOCK
+
+    def sketch_window(self, rows: int) -> int:
+        """The number of occurrences of ids without a row after which the sketch halves its counts.
+
+        Args:
+            rows: rows of the table.
+        """
+        return rows * max(1, self.admit_count // 2)
+
+    def evicted_at_once(self, rows: int) -> int:
+        """The number of ids that lose their rows at once, unless more are lacking.
+
+        Args:
+            rows: rows of the table.
+        """
+        return max(1, int((rows - self.defaults) * self.evict_share))
+
+    @property
+    def sweep_every(self) -> int | None:
+        """Units of the clock between searches for ids older than `max_age`; None without."""
+        return None if self.max_age is None else max(1, self.max_age // 8)
+
+
+def _check_whole(name: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UserError(f"{name}: expected an integer from {least} to {most}, got {shown(value)}")
