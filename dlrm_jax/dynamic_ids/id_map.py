@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Integer, UInt64
+from jaxtyping import Int32, Integer, Shaped, UInt8, UInt64
 
-from dlrm_jax.dynamic_ids.occupants import MOST_TIME, OCCUPANT, Occupants, Undo
-from dlrm_jax.dynamic_ids.plain_id_map import Changes, PlainIdMap
+from dlrm_jax.console import status
+from dlrm_jax.dynamic_ids import native_id_map
+from dlrm_jax.dynamic_ids.native_id_map import NativeIdMap
+from dlrm_jax.dynamic_ids.occupants import MOST_TIME, OCCUPANT, Changes, Occupants, Undo
+from dlrm_jax.dynamic_ids.plain_id_map import PlainIdMap
 from dlrm_jax.dynamic_ids.policy import DynamicIds
 from dlrm_jax.errors import UserError, shown
+from dlrm_jax.native import id_map as native
+from dlrm_jax.native import library
 
 
 class Translated(NamedTuple):
@@ -33,37 +39,45 @@ class IdMap:
     """A map from ids to rows; no two ids have the same row, unless it is a default.
 
     The same batches give the same rows, with and without native kernels. Ids are any 64 bits;
-    signed ones count as the unsigned ones of the same bits. Rows are handed out ascending.
+    signed ones count as the unsigned ones of the same bits. Free rows are handed out ascending.
 
     Args:
         rows: rows of the table, defaults included.
         policy: rules by which ids get and lose rows.
         seed: seed of all hashes, 0 to 2^63 - 1.
+        name: name of the table, for messages.
 
     Raises:
         UserError: there are too few rows, or the seed is out of range.
     """
 
-    def __init__(self, rows: int, policy: DynamicIds, seed: int = 0):
-        self._start(Occupants(rows, policy, seed))
+    def __init__(self, rows: int, policy: DynamicIds, seed: int = 0, name: str = "ids"):
+        self._start(Occupants(rows, policy, seed), name)
 
-    def _start(self, state: Occupants) -> None:
-        self._state = state
-        self._engine = PlainIdMap(state)
+    def _start(self, state: Occupants, name: str) -> None:
+        self.name, self._state = name, state
+        if native.available():
+            self._engine = NativeIdMap(state)
+        else:
+            _announce()
+            self._engine = PlainIdMap(state)
 
     @classmethod
-    def from_arrays(cls, policy: DynamicIds, arrays: Mapping[str, np.ndarray]) -> IdMap:
+    def from_arrays(
+        cls, policy: DynamicIds, arrays: Mapping[str, np.ndarray], name: str = "ids"
+    ) -> IdMap:
         """The map that `arrays` gave.
 
         Args:
-            policy: rules of that map; those of admission and eviction may differ.
+            policy: rules of that map.
             arrays: arrays by name.
+            name: name of the table, for messages.
 
         Raises:
             UserError: an array is missing, has another dtype or shape, or contradicts another.
         """
         made = cls.__new__(cls)
-        made._start(Occupants.from_arrays(policy, arrays))
+        made._start(Occupants.from_arrays(policy, arrays), name)
         return made
 
     @property
@@ -81,6 +95,14 @@ class IdMap:
         """The time of the last batch; 0 before the first."""
         return self._state.clock
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the map takes with native kernels, its index included."""
+        state = self._state
+        return (
+            state.by_row.nbytes + state.sketch.nbytes + NativeIdMap.index_bytes(len(state.by_row))
+        )
+
     def translate(self, ids: Integer[np.ndarray, " N"], now: int) -> Translated:
         """The rows of a batch; ids without a row get one if the policy admits them.
 
@@ -95,21 +117,7 @@ class IdMap:
             UserError: the batch needs more rows than there are, or the clock runs backwards. The
                 map is as before.
         """
-        keys = as_keys(ids)
-        self._check_clock(now)
-        sketch, numbers = self._begin(now)
-        swept = self._sweep(now)
-        changes = self._engine.translate(keys, now)
-        undo = _record(swept, changes, sketch, numbers)
-        if changes.needed > self.capacity:
-            self.undo(undo)
-            raise UserError(
-                f"a batch of {len(ids)} ids needs rows for {changes.needed} different ones, the "
-                f"table has {self.capacity} besides its defaults; give it more rows, make batches "
-                f"smaller, or admit ids later"
-            )
-        self._state.clock = now
-        return Translated(changes.rows, np.array(changes.fresh, np.int32), undo)
+        return translate_all([self], [ids], now)[0]
 
     def find(self, ids: Integer[np.ndarray, " N"]) -> Int32[np.ndarray, " N"]:
         """The rows of ids, for evaluation and serving; nothing changes.
@@ -145,22 +153,21 @@ class IdMap:
             raise UserError(f"now: expected an integer from 0 to 2^62 - 1, got {shown(now)}")
         if now < self.clock:
             raise UserError(
-                f"now: the clock of an id map can't run backwards, got {now} after {self.clock}; "
-                f"give batches in the order of their time"
+                f"table {self.name}: now: the clock of an id map can't run backwards, got {now} "
+                f"after {self.clock}; give batches in the order of their time"
             )
 
-    def _begin(self, now: int) -> tuple[np.ndarray | None, tuple[int, int, int]]:
-        """Halves the sketch if it is due; the sketch before that, and the numbers."""
+    def _halve(self) -> UInt8[np.ndarray, " C"] | None:
+        """Halves the counts of the sketch if that is due: the sketch before, or else None."""
         state = self._state
-        numbers = state.clock, state.swept, state.additions
         if state.additions < state.policy.sketch_window(len(state.by_row)):
-            return None, numbers
+            return None
         sketch = state.sketch.copy()
         state.sketch >>= 1
         state.additions //= 2
-        return sketch, numbers
+        return sketch
 
-    def _sweep(self, now: int) -> tuple[np.ndarray, np.ndarray]:
+    def _sweep(self, now: int) -> tuple[Int32[np.ndarray, " n"], Shaped[np.ndarray, " n"]]:
         """Frees rows of old ids if that is due: the rows, and what they were before."""
         state = self._state
         every = state.policy.sweep_every
@@ -169,8 +176,86 @@ class IdMap:
         rows = state.expired(now)
         before = state.by_row[rows]
         self._engine.remove(rows)
-        state.swept = int(now)
+        state.swept = now
         return rows, before
+
+
+def translate_all(
+    maps: Sequence[IdMap],
+    ids: Sequence[Integer[np.ndarray, " _"]],
+    now: int,
+    threads: int | None = None,
+) -> list[Translated]:
+    """The rows of a batch of each of several tables, whose maps change side by side.
+
+    The result doesn't depend on the number of threads. See `IdMap.translate`.
+
+    Args:
+        maps: maps, each once.
+        ids: ids of each map.
+        now: time of the batch, at least the last one of each map.
+        threads: most threads to use; None for one on each processor.
+
+    Raises:
+        UserError: a map has too few rows, or its clock runs backwards. All maps are as before.
+    """
+    keys = [as_keys(x) for x in ids]
+    assert len(maps) == len(keys) == len({id(x) for x in maps})
+    for of in maps:
+        of._check_clock(now)
+    now = int(now)
+    numbers = [of._state.numbers for of in maps]
+    halved = [of._halve() for of in maps]
+    swept = [of._sweep(now) for of in maps]
+    changes = _translate([of._engine for of in maps], keys, now, threads)
+    undos = [
+        Undo(
+            np.concatenate([rows, x.changed]),
+            np.concatenate([before, x.before]),
+            x.cells,
+            x.cells_before,
+            sketch,
+            before_all,
+        )
+        for (rows, before), x, sketch, before_all in zip(
+            swept, changes, halved, numbers, strict=True
+        )
+    ]
+    full = [i for i, of in enumerate(maps) if changes[i].needed > of.capacity]
+    if full:
+        for of, undo in zip(maps, undos, strict=True):
+            of.undo(undo)
+        i = full[0]
+        raise UserError(
+            f"table {maps[i].name}: a batch of {len(keys[i])} ids needs rows for "
+            f"{changes[i].needed} different ones, but the table has {maps[i].capacity} besides its "
+            f"defaults; give it more rows, or make batches smaller"
+        )
+    for of in maps:
+        of._state.clock = now
+    return [Translated(x.rows, x.fresh, undo) for x, undo in zip(changes, undos, strict=True)]
+
+
+def _translate(
+    engines: Sequence[NativeIdMap | PlainIdMap],
+    keys: Sequence[UInt64[np.ndarray, " _"]],
+    now: int,
+    threads: int | None,
+) -> list[Changes]:
+    by_kernels = [x for x in engines if isinstance(x, NativeIdMap)]
+    in_python = [x for x in engines if isinstance(x, PlainIdMap)]
+    if in_python:
+        return [x.translate(y, now) for x, y in zip(in_python, keys, strict=True)]
+    return native_id_map.translate(by_kernels, keys, now, threads)
+
+
+@functools.cache
+def _announce() -> None:
+    status(
+        f"note: ids of dynamic tables are mapped in plain Python, which is slow: native kernels "
+        f"aren't built, or not allowed ({library.SETTING}, {library.USE})",
+        error=True,
+    )
 
 
 def as_keys(ids: Integer[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:
@@ -182,23 +267,3 @@ def as_keys(ids: Integer[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:
     if ids.dtype == np.uint64:
         return np.ascontiguousarray(ids)
     return np.ascontiguousarray(ids, np.int64).view(np.uint64)
-
-
-def _record(
-    swept: tuple[np.ndarray, np.ndarray],
-    changes: Changes,
-    sketch: np.ndarray | None,
-    numbers: tuple[int, int, int],
-) -> Undo:
-    rows = np.array([row for row, _ in changes.changed], np.int32)
-    before = np.array([was for _, was in changes.changed], OCCUPANT)
-    cells = np.array([cell for cell, _ in changes.cells], np.int64)
-    cells_before = np.array([was for _, was in changes.cells], np.uint8)
-    return Undo(
-        np.concatenate([swept[0], rows]),
-        np.concatenate([swept[1], before]),
-        cells,
-        cells_before,
-        sketch,
-        numbers,
-    )

@@ -42,6 +42,29 @@ class Undo:
     numbers: tuple[int, int, int]
 
 
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """What a batch did to a map's rows and sketch.
+
+    Attributes:
+        rows: row of each id, [N]; undefined if too few rows were there.
+        fresh: rows that new ids got, [F] in the order of their first occurrence.
+        needed: number of different rows that the batch needs.
+        changed: rows that changed, as `Undo.rows`.
+        before: states before, as `Undo.before`.
+        cells: cells of the sketch that changed, as `Undo.cells`.
+        cells_before: values before, as `Undo.cells_before`.
+    """
+
+    rows: Int32[np.ndarray, " N"]
+    fresh: Int32[np.ndarray, " F"]
+    needed: int
+    changed: Int32[np.ndarray, " E"]
+    before: Shaped[np.ndarray, " E"]
+    cells: Int64[np.ndarray, " S"]
+    cells_before: UInt8[np.ndarray, " S"]
+
+
 class Occupants:
     """Who has which row of a table.
 
@@ -80,6 +103,11 @@ class Occupants:
         """The number of rows that ids may have."""
         return len(self.by_row) - self.policy.defaults
 
+    @property
+    def numbers(self) -> tuple[int, int, int]:
+        """The clock, the time of the last sweep, and the additions to the sketch."""
+        return self.clock, self.swept, self.additions
+
     def expired(self, now: int) -> Int32[np.ndarray, " n"]:
         """Rows that ids haven't been seen in for longer than the policy's age.
 
@@ -116,7 +144,7 @@ class Occupants:
             rows; ``sketch`` uint8; ``numbers`` int64: clock, last sweep, additions, seed.
         """
         by_row, sketch = self.by_row.copy(), self.sketch.copy()
-        numbers = self.clock, self.swept, self.additions
+        numbers = self.numbers
         for undo in reversed(undone):
             # A row's first entry is its oldest state, and the last assignment is the one that
             # remains.

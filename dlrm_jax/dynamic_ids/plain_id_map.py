@@ -17,28 +17,30 @@ from dlrm_jax.dynamic_ids.hashing import (
     scaled,
     sketch_places,
 )
-from dlrm_jax.dynamic_ids.occupants import OCCUPANT, Occupants
+from dlrm_jax.dynamic_ids.occupants import OCCUPANT, Changes, Occupants
 
 _MOST = 2**32 - 1  # of a count
 
 
 @dataclasses.dataclass
-class Changes:
-    """What a batch did.
-
-    Attributes:
-        rows: row of each id, [N]; undefined if too few rows were there.
-        fresh: rows that new ids got, in the order of their first occurrence.
-        needed: number of different rows that the batch needs.
-        changed: rows that changed, and what they were before, in order.
-        cells: cells of the sketch that changed, and what they were before, in order.
-    """
+class _Batch:
+    """What a batch has done so far: see `Changes`."""
 
     rows: Int32[np.ndarray, " N"]
     fresh: list[int] = dataclasses.field(default_factory=list)
-    needed: int = 0
     changed: list[tuple[int, np.void]] = dataclasses.field(default_factory=list)
     cells: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+
+    def changes(self, needed: int) -> Changes:
+        return Changes(
+            self.rows,
+            np.array(self.fresh, np.int32),
+            needed,
+            np.array([row for row, _ in self.changed], np.int32),
+            np.array([was for _, was in self.changed], OCCUPANT),
+            np.array([cell for cell, _ in self.cells], np.int64),
+            np.array([was for _, was in self.cells], np.uint8),
+        )
 
 
 class PlainIdMap:
@@ -63,7 +65,7 @@ class PlainIdMap:
             keys: ids.
             now: time.
         """
-        by_row, changes = self._state.by_row, Changes(np.zeros(len(keys), np.int32))
+        by_row, batch = self._state.by_row, _Batch(np.zeros(len(keys), np.int32))
         touched: set[int] = set()
         unknown: dict[int, list[int]] = {}
         for place, key in enumerate(keys.tolist()):
@@ -73,28 +75,28 @@ class PlainIdMap:
                 continue
             if row not in touched:
                 touched.add(row)
-                changes.changed.append((row, by_row[row].copy()))
+                batch.changed.append((row, by_row[row].copy()))
                 by_row["last_seen"][row] = now
             by_row["count"][row] = min(int(by_row["count"][row]) + 1, _MOST)
-            changes.rows[place] = row
+            batch.rows[place] = row
         admitted = []
         for key, places in unknown.items():
-            if self._admits(key, len(places), now, changes):
+            if self._admits(key, len(places), now, batch):
                 admitted.append(key)
             else:
-                changes.rows[places] = self.default_of(key)
-        changes.needed = len(touched) + len(admitted)
-        if changes.needed > self._state.capacity:
-            return changes
+                batch.rows[places] = self.default_of(key)
+        needed = len(touched) + len(admitted)
+        if needed > self._state.capacity:
+            return batch.changes(needed)
         lacking = len(admitted) - (self._state.capacity - self._state.live)
         if lacking > 0:
             for row in self._lowest(lacking, touched, now):
-                changes.changed.append((row, by_row[row].copy()))
+                batch.changed.append((row, by_row[row].copy()))
                 self._free(row)
         for key in admitted:
-            row = self._occupy(key, len(unknown[key]), now, changes)
-            changes.rows[unknown[key]] = row
-        return changes
+            row = self._occupy(key, len(unknown[key]), now, batch)
+            batch.rows[unknown[key]] = row
+        return batch.changes(needed)
 
     def find(self, keys: UInt64[np.ndarray, " N"]) -> Int32[np.ndarray, " N"]:
         """The rows of ids as they are; default rows of ids without one.
@@ -140,7 +142,7 @@ class PlainIdMap:
         """
         return scaled(mix(key ^ self._salts[DEFAULT]), self._state.policy.defaults)
 
-    def _admits(self, key: int, times: int, now: int, changes: Changes) -> bool:
+    def _admits(self, key: int, times: int, now: int, batch: _Batch) -> bool:
         """Whether an id gets a row, after its occurrences have been counted."""
         state, policy = self._state, self._state.policy
         if policy.admit_count > 1:
@@ -150,7 +152,7 @@ class PlainIdMap:
             count = min(int(min(state.sketch[places])) + times, 255)
             for place in places:
                 if state.sketch[place] < count:
-                    changes.cells.append((place, int(state.sketch[place])))
+                    batch.cells.append((place, int(state.sketch[place])))
                     state.sketch[place] = count
             state.additions += times
             if count < policy.admit_count:
@@ -170,7 +172,7 @@ class PlainIdMap:
                 return seen, 0, row
             if policy.evict == "lfu":
                 return count, seen, row
-            return count / (now - seen + 1), seen, row
+            return float(count) / float(now - seen + 1), seen, row
 
         number = max(lacking, policy.evicted_at_once(len(by_row)))
         return sorted(sorted(candidates, key=score)[:number])
@@ -182,16 +184,16 @@ class PlainIdMap:
         state.live -= 1
         state.lowest_free = min(state.lowest_free, row)
 
-    def _occupy(self, key: int, times: int, now: int, changes: Changes) -> int:
+    def _occupy(self, key: int, times: int, now: int, batch: _Batch) -> int:
         """The lowest free row, which now belongs to an id."""
         state = self._state
         row = state.lowest_free
         while state.by_row["count"][row]:
             row += 1
-        changes.changed.append((row, state.by_row[row].copy()))
+        batch.changed.append((row, state.by_row[row].copy()))
         state.by_row[row] = (key, min(times, _MOST), 0, now)
         self._row_of[key] = row
         state.live += 1
         state.lowest_free = row + 1
-        changes.fresh.append(row)
+        batch.fresh.append(row)
         return row
