@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt64
 
-from dlrm_jax.dynamic_ids.hashing import DEFAULT, DRAW, SKETCH, SLOT, salt
+from dlrm_jax.dynamic_ids.id_hashes import DEFAULT, DRAW, SKETCH, SLOT, salt
 from dlrm_jax.dynamic_ids.occupants import OCCUPANT, Changes, Occupants
+from dlrm_jax.dynamic_ids.policy import EVICTIONS
 from dlrm_jax.native import id_map as native
 
 _SLOTS_PER_ROW = 2  # half of the index is empty, so that searches are short
@@ -35,7 +36,7 @@ class NativeIdMap:
             "blocks": len(state.sketch) // 64,
             "defaults": policy.defaults,
             "admit_count": policy.admit_count,
-            "eviction": native.EVICTIONS.index(policy.evict),
+            "eviction": EVICTIONS.index(policy.evict),
             "evicted_at_once": policy.evicted_at_once(rows),
             "admit_probability": policy.admit_probability,
             "slot_salt": salt(state.seed, SLOT),
@@ -44,6 +45,7 @@ class NativeIdMap:
             "draw_salt": salt(state.seed, DRAW),
         }.items():
             self._map[name] = value
+        self._scratch = _scratch(0, state)
         native.index(self._map)
 
     @staticmethod
@@ -83,6 +85,12 @@ class NativeIdMap:
         native.restore(self._map, rows, before)
         self._state.count_rows()
 
+    def _room(self, count: int) -> dict[str, np.ndarray]:
+        """Arrays for what a batch may change; kept, as fresh memory would have to be zeroed."""
+        if len(self._scratch["fresh"]) < count:
+            self._scratch = _scratch(count, self._state)
+        return self._scratch
+
     def _push(self) -> None:
         for name in ("live", "lowest_free", "additions"):
             self._map[name] = getattr(self._state, name)
@@ -92,38 +100,36 @@ class NativeIdMap:
             setattr(self._state, name, int(self._map[name]))
 
 
+def _scratch(count: int, state: Occupants) -> dict[str, np.ndarray]:
+    rows = 2 * count + state.policy.evicted_at_once(len(state.by_row))
+    cells = 0 if state.policy.admit_count == 1 else 4 * count
+    return {
+        "fresh": np.empty(count, np.int32),
+        "changed": np.empty(rows, np.int32),
+        "before": np.empty(rows, OCCUPANT),
+        "cells": np.empty(cells, np.int64),
+        "cells_before": np.empty(cells, np.uint8),
+    }
+
+
 class _Batch:
-    """A batch of one map: the request, and the arrays that it points to."""
+    """A batch of one map, as a request: results that are returned, and those that are copied."""
 
-    def __init__(self, of: NativeIdMap, keys: UInt64[np.ndarray, " N"]):
-        count, state = len(keys), of._state
-        most = count + max(count, state.policy.evicted_at_once(len(state.by_row)))
-        cells = 0 if state.policy.admit_count == 1 else 4 * count
-        self.arrays = {
-            "keys": keys,
-            "rows": np.empty(count, np.int32),
-            "fresh": np.empty(count, np.int32),
-            "changed": np.empty(most, np.int32),
-            "before": np.empty(most, OCCUPANT),
-            "cells": np.empty(cells, np.int64),
-            "cells_before": np.empty(cells, np.uint8),
-        }
-
-    def describe(self, request: np.void, of: NativeIdMap, now: int) -> None:
-        for name, array in self.arrays.items():
+    def __init__(self, of: NativeIdMap, request: np.void, keys: UInt64[np.ndarray, " N"], now: int):
+        self._of, self._request, self._keys = of, request, keys
+        self._rows = np.empty(len(keys), np.int32)
+        for name, array in {"keys": keys, "rows": self._rows, **of._room(len(keys))}.items():
             request[name] = array.ctypes.data
-        request["map"], request["now"] = of._map.ctypes.data, now
-        request["count"] = len(self.arrays["keys"])
+        request["map"], request["count"], request["now"] = of._map.ctypes.data, len(keys), now
 
-    def changes(self, request: np.void) -> Changes:
-        # Copies: the arrays are as large as they might have had to be.
+    def changes(self) -> Changes:
         def first(name: str, count: str) -> np.ndarray:
-            return self.arrays[name][: request[count]].copy()
+            return self._of._scratch[name][: self._request[count]].copy()
 
         return Changes(
-            self.arrays["rows"],
+            self._rows,
             first("fresh", "fresh_count"),
-            int(request["needed"]),
+            int(self._request["needed"]),
             first("changed", "changed_count"),
             first("before", "changed_count"),
             first("cells", "cell_count"),
@@ -133,7 +139,7 @@ class _Batch:
 
 def translate(
     maps: Sequence[NativeIdMap],
-    keys: Sequence[UInt64[np.ndarray, " N"]],
+    keys: Sequence[UInt64[np.ndarray, " _"]],
     now: int,
     threads: int | None = None,
 ) -> list[Changes]:
@@ -145,12 +151,11 @@ def translate(
         now: time.
         threads: most threads to use; None for one on each processor.
     """
-    batches = [_Batch(of, x) for of, x in zip(maps, keys, strict=True)]
     requests = np.zeros(len(maps), native.REQUEST)
-    for request, batch, of in zip(requests, batches, maps, strict=True):
+    batches = [_Batch(*x, now) for x in zip(maps, requests, keys, strict=True)]
+    for of in maps:
         of._push()
-        batch.describe(request, of, now)
     native.translate(requests, threads)
     for of in maps:
         of._pull()
-    return [batch.changes(x) for batch, x in zip(batches, requests, strict=True)]
+    return [batch.changes() for batch in batches]

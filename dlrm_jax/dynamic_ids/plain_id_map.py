@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt64
 
-from dlrm_jax.dynamic_ids.hashing import (
+from dlrm_jax.dynamic_ids.id_hashes import (
     DEFAULT,
     DRAW,
     SKETCH,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
 
 from dlrm_jax.errors import UserError, shown
 
-Eviction = Literal["lru", "lfu", "distance_lfu"]
+EVICTIONS = ("lru", "lfu", "distance_lfu")
+"""What `DynamicIds.evict` may be."""
 
 _MOST_COUNT = 255  # a cell of the sketch is a byte
 _BLOCK = 64  # bytes of a line of the cache: the cells of an id lie in one
@@ -38,7 +38,7 @@ class DynamicIds:
 
     admit_count: int = 1
     admit_probability: float = 1.0
-    evict: Eviction = "lru"
+    evict: str = "lru"
     evict_share: float = 1 / 32
     max_age: int | None = None
     defaults: int = 1
@@ -52,8 +52,8 @@ class DynamicIds:
             value = getattr(self, name)
             if not (isinstance(value, int | float) and 0 < value <= 1):
                 raise UserError(f"{name}: expected a number above 0, up to 1, got {shown(value)}")
-        if self.evict not in get_args(Eviction):
-            names = ", ".join(get_args(Eviction))
+        if self.evict not in EVICTIONS:
+            names = ", ".join(EVICTIONS)
             raise UserError(f"evict: expected one of {names}, got {shown(self.evict)}")
 
     def check_rows(self, rows: int) -> None:

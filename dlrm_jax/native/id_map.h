@@ -27,7 +27,7 @@ struct Map {
   uint64_t slot_salt, sketch_salt, default_salt, draw_salt;
 };
 
-// The functions of `dynamic_ids.hashing`.
+// The functions of `dynamic_ids.id_hashes`.
 inline uint64_t Mix(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EB;

@@ -40,9 +40,6 @@ REQUEST = np.dtype(
 evicted, ``cells`` and ``cells_before`` four for each id.
 """
 
-EVICTIONS = ("lru", "lfu", "distance_lfu")
-"""Evictions by their number."""
-
 _INTEGER, _POINTER = ctypes.c_int64, ctypes.c_void_p
 _ARGUMENTS = {
     "DlrmJaxTranslateIds": [_POINTER, _INTEGER, _INTEGER],
