@@ -30,9 +30,10 @@ BELOW = {
     "files": {"errors", "workspaces"},
     "data": {"errors", "files", "workspaces", "feature_names"},
     "native": {"errors", "files", "backend", "console"},
-    "dynamic_ids": {"errors", "console", "native"},
+    "dynamic_ids": {"errors", "console", "native", "embedding"},
     "embedding": {
         "errors",
+        "dynamic_ids",
         "backend",
         "device_memory",
         "mesh",
@@ -68,6 +69,7 @@ BELOW = {
         "native",
         "embedding",
         "artifact",
+        "dynamic_ids",
     },
 }
 BELOW["inference"] = {*BELOW["training"], "training", "copied_files"}
@@ -140,6 +142,20 @@ def test_imports_go_downwards_only():
         module = ".".join(parts[:-1] if is_package else parts)
         found += violations(module, path.read_text(encoding="utf-8"), is_package)
     assert found == []
+
+
+def test_tables_know_only_the_policy_of_dynamic_ids():
+    """Whose maps are above the tables."""
+    found = {
+        name
+        for path in (ROOT / "dlrm_jax/embedding").rglob("*.py")
+        for name in imported("dlrm_jax.embedding.x", path.read_text(encoding="utf-8"))
+        if part_of(name) == "dynamic_ids"
+    }
+    assert found == {"dlrm_jax.dynamic_ids.policy.DynamicIds"}
+    policy = (ROOT / "dlrm_jax/dynamic_ids/policy.py").read_text(encoding="utf-8")
+    below = {part_of(name) for name in imported("dlrm_jax.dynamic_ids.policy", policy)}
+    assert below - {None} == {"errors"}
 
 
 def test_every_part_is_there():

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
 from dlrm_jax.backend import backend_of
-from dlrm_jax.embedding import copies, kernel_dispatch, reshard, sharded_ops, table_io
+from dlrm_jax.embedding import copies, sharded_ops
 from dlrm_jax.embedding.bags import check_batch, check_ids
 from dlrm_jax.embedding.batches import Placed, cast_ids, cast_weights, pad_batch, put_ids
 from dlrm_jax.embedding.comm_dtype import check_dtype
@@ -28,12 +27,13 @@ from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.embedding.state import EmbeddingState, RoutedIds, RowGradients, SparseCotangents
 from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
 from dlrm_jax.embedding.value_and_grad import value_and_grad
+from dlrm_jax.embedding.whole_tables import WholeTables
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL, as_mesh
 from dlrm_jax.native.ops import Kernels, available
 
 
-class EmbeddingCollection:
+class EmbeddingCollection(WholeTables):
     """Tables, the features that read them, and a plan of their placement.
 
     It has descriptions only; arrays are in an `EmbeddingState`, a pure pytree. A train step is
@@ -86,37 +86,26 @@ class EmbeddingCollection:
         check_descriptions(tables, features, lookups, optimizer)
         check_dtype(comm_dtype)
         data = (data_axes,) if isinstance(data_axes, str) else tuple(data_axes)
-        self.axes = MeshAxes(mesh, data, model_axis)
-        self.tables = {table.name: table for table in tables}
+        axes = MeshAxes(mesh, data, model_axis)
         self.features = features
         self.lookups = lookups
         self.mesh = mesh
         self.comm_dtype = comm_dtype
-        shards = self.axes.shards
         self.plan = plan or automatic_plan(
             tables,
-            shards,
+            axes.shards,
             optimizer=optimizer,
-            workload=Workload(data_groups=self.axes.groups, bags=bags_of(features, lookups)),
+            workload=Workload(data_groups=axes.groups, bags=bags_of(features, lookups)),
             device=device_like(mesh.devices.flat[0].device_kind),
         )
-        if self.plan.shards != shards:
-            raise UserError(f"the plan is for {self.plan.shards} shards, the mesh has {shards}")
+        if self.plan.shards != axes.shards:
+            raise UserError(
+                f"the plan is for {self.plan.shards} shards, the mesh has {axes.shards}"
+            )
         self.plan.check(tables)
-        self.layout = make_layout(tables, features, lookups, self.plan, optimizer, self.axes.groups)
-        self.native = available(kernels, backend_of(mesh))
-        self.per_device = PerDevice(self.axes, self.layout, self.lookups, comm_dtype, self.native)
-        auto = self.axes.auto
-        self._unpackers = {slab.name: reshard.Unpacker(auto, slab) for slab in self.layout.slabs}
-
-    @property
-    def kernels_in_use(self) -> dict[str, str]:
-        """The implementation of the ``"lookups"`` and of the ``"updates"`` of rows.
-
-        ``"native"``, ``"jax"``, ``"none"`` if there are none, or a list of the tables of each. If
-        some lookups of an array are native, all tables in it are listed as native.
-        """
-        return kernel_dispatch.kernels_in_use(self.layout, self.native)
+        layout = make_layout(tables, features, lookups, self.plan, optimizer, axes.groups)
+        super().__init__(axes, layout, available(kernels, backend_of(mesh)), tables)
+        self.per_device = PerDevice(axes, layout, lookups, comm_dtype, self.native)
 
     # -- Lookup and update: inside a jitted step ---------------------------------------
 
@@ -321,54 +310,3 @@ class EmbeddingCollection:
             UserError: copies differ; the message names the tables that lie in one array with them.
         """
         copies.check_copies(self.mesh, copies.of_tables(self.layout, state))
-
-    # -- Whole tables: outside the step ------------------------------------------------
-
-    def init(self, seed: int) -> EmbeddingState:
-        """Initial tables and optimizer state, which depend on the seed, not on mesh or plan."""
-        return self.from_arrays(lambda table: {}, seed)
-
-    def state_specs(self) -> EmbeddingState:
-        """Shapes, dtypes and shardings of a state's arrays; no array is made."""
-        return table_io.state_specs(self.axes, self.layout)
-
-    def from_arrays(
-        self, source: Callable[[Table], Mapping[str, Array | np.ndarray]], seed: int
-    ) -> EmbeddingState:
-        """Makes a state from whole tables, one slab at a time so that little is in memory twice.
-
-        Processes do it together, so it is here that they compare the kernels that they would run.
-
-        Args:
-            source: function from a table to its ``"table"`` [rows, dim] and its slots ([rows],
-                [rows, dim] or []) by name. Missing arrays get initial values.
-            seed: seed of the initial values.
-
-        Raises:
-            UserError: an array has another shape or an unknown name, or a number of it doesn't fit
-                into the table's dtype, or processes have different kernels.
-        """
-        initial = kernel_dispatch.initial_values_in_use(self.layout, self.native)
-        used = self.kernels_in_use | {"initial values": initial}
-        kernel_dispatch.check_processes(self.mesh, used)
-        return table_io.from_arrays(self.axes, self.layout, source, seed, self.native)
-
-    def iter_arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, str, Array]]:
-        """Yields whole arrays, table by table: the ``"table"``, then the optimizer slots by name.
-
-        Few of them exist at a time. The arrays of a table with a slab of its own may be those of
-        the state: don't donate the state while they are in use.
-        """
-        return table_io.iter_arrays(self.axes, self.layout, self._unpackers, state)
-
-    def to_arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, dict[str, Array]]]:
-        """Yields each table with all its arrays by name, see `iter_arrays`."""
-        return table_io.to_arrays(self.iter_arrays(state), self.layout)
-
-    def array_specs(self, table: str) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, dtypes and shardings of a table's whole arrays, as `from_arrays` takes them.
-
-        Raises:
-            UserError: no table has this name.
-        """
-        return table_io.array_specs(self.axes, self.layout.slab_of(table), self.tables[table])

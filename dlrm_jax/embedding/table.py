@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from dlrm_jax.dynamic_ids.policy import DynamicIds
 from dlrm_jax.embedding.row_optax import as_row_optimizer
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.errors import UserError, shown
@@ -74,7 +75,8 @@ class Table:
 
     Attributes:
         name: name, unique among tables, also in a checkpoint.
-        rows: number of rows; ids are 0 to rows - 1.
+        rows: number of rows; ids are 0 to rows - 1. With dynamic ``ids``, the most that have a row
+            at a time, and the defaults.
         dim: width of a vector, in numbers.
         dtype: floating dtype of the values, of 16 bits or more.
         init: initial values; None for the reference's U(±√(1/rows)).
@@ -83,6 +85,8 @@ class Table:
         trainable: whether the table is trained; False freezes it.
         stochastic_rounding: whether updated bfloat16 values are rounded up or down at random, so
             that small updates aren't lost; False rounds to the nearest. Other dtypes ignore it.
+        ids: policy by which any 64-bit ids get rows and lose them; None if ids are rows. Batches
+            have the row numbers that `dynamic_ids.id_maps.IdMaps` gives.
     """
 
     name: str
@@ -93,6 +97,7 @@ class Table:
     optimizer: RowOptimizer | optax.GradientTransformation | None = None
     trainable: bool = True
     stochastic_rounding: bool = True
+    ids: DynamicIds | None = None
 
     def __post_init__(self):
         if not (self.name and self.name.isprintable()):
@@ -109,7 +114,11 @@ class Table:
             raise UserError(
                 f"table {self.name}: expected a floating dtype of 16 bits or more, got {self.dtype}"
             )
-
+        if self.ids and self.rows <= self.ids.defaults:
+            raise UserError(
+                f"table {self.name}: expected rows for its {self.ids.defaults} default(s) and at "
+                f"least one id, got {self.rows} in all"
+            )
         self.row_optimizer(None)
 
     def row_optimizer(self, default: RowOptimizer | None) -> RowOptimizer | None:
@@ -197,7 +206,7 @@ def check_descriptions(
     """Checks that names are unique, and that named and needed things exist.
 
     Lookups name features and tables. A lookup must read every table, and a trained table needs an
-    optimizer, its own or the default.
+    optimizer, its own or the default. Tables of a feature with dynamic ids have the same rows.
 
     Raises:
         UserError: a rule is broken; the message names the table, feature or lookup.
@@ -217,9 +226,31 @@ def check_descriptions(
                 raise UserError(
                     f"lookup {lookup.name}: no {kind} named {name!r}; there are {', '.join(known)}"
                 )
+    _check_dynamic(tables, lookups)
     unread = {table.name for table in tables} - {lookup.table for lookup in lookups}
     if unread:
         raise UserError(f"no lookup reads the table(s) {', '.join(sorted(unread))}")
     without = [t.name for t in tables if t.trainable and t.row_optimizer(optimizer) is None]
     if without:
         raise UserError(f"no optimizer for the table(s) {', '.join(without)}")
+
+
+def _check_dynamic(tables: Sequence[Table], lookups: Sequence[Lookup]) -> None:
+    """Checks that an id of a feature with dynamic ids has one row number in all tables it reads."""
+    table_of = {table.name: table for table in tables}
+    read_by: dict[str, list[Table]] = {}
+    for lookup in lookups:
+        table = table_of[lookup.table]
+        if table.ids and lookup.id_map is not None:
+            raise UserError(
+                f"lookup {lookup.name}: expected no id_map for a table with dynamic ids, "
+                f"{table.name}, whose map takes all ids; map ids before they are translated"
+            )
+        read_by.setdefault(lookup.feature, []).append(table)
+    for feature, own in read_by.items():
+        if len({(table.ids, table.rows) for table in own}) > 1 and any(x.ids for x in own):
+            found = ", ".join(f"{x.name} with {x.rows} rows and ids={x.ids}" for x in own)
+            raise UserError(
+                f"feature {feature}: expected tables of equal rows and ids, since an id with "
+                f"dynamic ids has one row number in all of them, got {found}"
+            )

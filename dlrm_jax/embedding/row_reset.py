@@ -1,0 +1,213 @@
+"""Rows that begin afresh: initial values and optimizer state for the next id of a row.
+
+A table with dynamic ids gives the rows of ids that it forgets to new ones. Resetting such rows is
+a program of its own, which runs where there is something to reset: lookups and updates are as
+without. It writes a fixed number of rows of all these tables at a time, in place.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int, Int32, Integer, Key, Shaped
+
+from dlrm_jax.embedding import row_split
+from dlrm_jax.embedding.layout import Layout
+from dlrm_jax.embedding.mesh_axes import MeshAxes
+from dlrm_jax.embedding.reshard import shard_axes, slab_spec, slot_ndims
+from dlrm_jax.embedding.slab import Slab
+from dlrm_jax.embedding.state import EmbeddingState
+from dlrm_jax.embedding.storage_dtype import encode
+from dlrm_jax.embedding.table import Table
+from dlrm_jax.embedding.table_io import state_specs
+from dlrm_jax.errors import UserError
+
+CHUNK = 1024
+"""Rows that one call of the program resets; a call with fewer takes as long."""
+
+_NO_ROW = np.iinfo(np.int32).max
+
+Rows = Mapping[str, Integer[np.ndarray, " F"]]
+
+
+class RowReset:
+    """The program that resets rows, compiled once for all numbers of rows.
+
+    Args:
+        axes: axes of the mesh.
+        layout: layout of all tables.
+        tables: tables whose rows it may reset.
+    """
+
+    def __init__(self, axes: MeshAxes, layout: Layout, tables: Sequence[Table]):
+        self._axes = axes
+        self._layout = layout
+        self._tables = {table.name: table for table in tables}
+        self._slabs = [
+            slab for slab in layout.slabs if not self._tables.keys().isdisjoint(slab.tables)
+        ]
+        shardings = jax.tree.map(lambda x: x.sharding, self._part(state_specs(axes, layout)))
+        self._run = jax.jit(self._reset, donate_argnums=0, out_shardings=shardings)
+
+    def __call__(self, state: EmbeddingState, rows: Rows, seed: int, step: int) -> EmbeddingState:
+        """See `EmbeddingCollection.reset_rows`."""
+        self._layout.check(state)
+        key = jax.random.key(seed, impl="threefry2x32")
+        key = jax.random.key_data(jax.random.fold_in(key, step))
+        for chunk in self._chunks(rows):
+            new = self._run(self._part(state), chunk, key)
+            tables, slots = state.tables | new.tables, state.slots | new.slots
+            state = EmbeddingState(tables, slots, state.layout)
+        return state
+
+    def lower(self) -> jax.stages.Lowered:
+        """The program, lowered without making an array."""
+        part = self._part(state_specs(self._axes, self._layout))
+        chunk = jax.ShapeDtypeStruct((2, CHUNK), np.int32)
+        return self._run.lower(part, chunk, jax.ShapeDtypeStruct((2,), np.uint32))
+
+    def _part(self, state: EmbeddingState) -> EmbeddingState:
+        """The slabs of the tables whose rows are reset."""
+        tables = {slab.name: state.tables[slab.name] for slab in self._slabs}
+        slots = {name: state.slots[name] for name in tables if name in state.slots}
+        return EmbeddingState(tables, slots, state.layout)
+
+    def _chunks(self, rows: Rows) -> Iterator[Int32[np.ndarray, "2 K"]]:
+        """Numbers of tables, and rows of these tables, padded with `_NO_ROW`."""
+        names = list(self._tables)
+        pairs = [np.zeros((2, 0), np.int32)]
+        for name, own in rows.items():
+            if name not in self._tables:
+                raise UserError(
+                    f"rows: expected those of tables with dynamic ids "
+                    f"({', '.join(names) or 'there are none'}), got table {name!r}"
+                )
+            end = self._tables[name].rows
+            if own.size and not 0 <= own.min() <= own.max() < end:
+                raise UserError(
+                    f"rows: expected those of table {name} to lie in 0..{end - 1}, got "
+                    f"{own.min()}..{own.max()}"
+                )
+            numbers = np.full(len(own), names.index(name))
+            pairs.append(np.stack([numbers, own]).astype(np.int32))
+        whole = np.concatenate(pairs, axis=1)
+        for start in range(0, whole.shape[1], CHUNK):
+            chunk = whole[:, start : start + CHUNK]
+            padding = CHUNK - chunk.shape[1]
+            yield np.pad(chunk, ((0, 0), (0, padding)), constant_values=((0, 0), (0, _NO_ROW)))
+
+    def _reset(
+        self, part: EmbeddingState, chunk: Int32[Array, "2 K"], key: Integer[Array, "2"]
+    ) -> EmbeddingState:
+        specs = EmbeddingState(
+            {slab.name: slab_spec(slab, self._axes) for slab in self._slabs},
+            {
+                slab.name: {x: slab_spec(slab, self._axes, n) for x, n in slot_ndims(slab).items()}
+                for slab in self._slabs
+                if slab.optimizer
+            },
+            part.layout,
+        )
+        return jax.shard_map(
+            self._reset_on_device,
+            mesh=self._axes.mesh,
+            in_specs=(specs, PartitionSpec(), PartitionSpec()),
+            out_specs=specs,
+            check_vma=False,  # it can't know that copies are given the same values
+        )(part, chunk, key)
+
+    def _reset_on_device(
+        self, part: EmbeddingState, chunk: Int32[Array, "2 K"], key: Integer[Array, "2"]
+    ) -> EmbeddingState:
+        numbers, rows = chunk
+        names = np.array([zlib.crc32(name.encode()) for name in self._tables], np.uint32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            jax.random.wrap_key_data(key, impl="threefry2x32"), jnp.asarray(names)[numbers]
+        )
+        values = self._draw(jax.vmap(jax.random.fold_in)(keys, rows), numbers)
+        tables, slots = dict(part.tables), dict(part.slots)
+        for slab in self._slabs:
+            new = self._values_of(slab, values, numbers)
+            over = shard_axes(slab, self._axes)
+            shard = jax.lax.axis_index(over) if over else 0
+            local = self._local_rows(slab, numbers, rows, shard)
+            tables[slab.name] = _set(slab, tables[slab.name], local, encode(new), shard)
+            if slab.optimizer:
+                # Of whole rows, of which it may take a mean.
+                initial = slab.optimizer.initial_slots(new.astype(slab.vector_dtype))
+                ndims = slot_ndims(slab)
+                slots[slab.name] = {
+                    name: _set(slab, slot, local, initial[name], shard) if ndims[name] else slot
+                    for name, slot in slots[slab.name].items()
+                }
+        return EmbeddingState(tables, slots, part.layout)
+
+    def _draw(self, keys: Key[Array, " K"], numbers: Int[Array, " K"]) -> dict[str, Array]:
+        """Initial values of the rows, [K, d], by table: as if all were rows of that table.
+
+        Tables that differ only in the number of rows share them.
+        """
+        bounds = np.array([table.initial_bound for table in self._tables.values()])
+        by_kind: dict[tuple[int, int, str], Array] = {}
+        found = {}
+        for table in self._tables.values():
+            kind = id(table.init), table.dim, str(jnp.dtype(table.dtype))
+            if kind not in by_kind:
+                dtype = jnp.promote_types(table.dtype, jnp.float32)
+
+                def draw(
+                    key: Key[Array, ""], bound: Float[Array, ""], table: Table = table
+                ) -> Array:
+                    return table.initial_rows(key, 1, bound)[0]
+
+                by_kind[kind] = jax.vmap(draw)(keys, jnp.asarray(bounds, dtype)[numbers])
+            found[table.name] = by_kind[kind]
+        return found
+
+    def _values_of(
+        self, slab: Slab, values: Mapping[str, Array], numbers: Int[Array, " K"]
+    ) -> Float[Array, "K d"]:
+        """The values that the rows of a slab's tables get; others are never written."""
+        own = [(i, name) for i, name in enumerate(self._tables) if name in slab.tables]
+        found = values[own[0][1]]
+        for number, name in own[1:]:
+            if values[name] is not found:
+                found = jnp.where((numbers == number)[:, None], values[name], found)
+        return found
+
+    def _local_rows(
+        self,
+        slab: Slab,
+        numbers: Int[Array, " K"],
+        rows: Int[Array, " K"],
+        shard: int | Int[Array, ""],
+    ) -> Int[Array, " K"]:
+        """Row numbers in a shard's part of a slab; past its end for rows that aren't there."""
+        places = np.zeros((slab.shards, len(self._tables), 4), np.int32)
+        places[:, :, 1] = 1
+        order = list(self._tables)
+        for piece, start in slab.on_shards:
+            if piece.table in self._tables:
+                place = start, piece.modulus, piece.residue, slab.tables[piece.table].rows
+                places[piece.shard or 0, order.index(piece.table)] = place
+        start, modulus, residue, end = jnp.asarray(places)[shard][numbers].T
+        is_here = (rows < end) & row_split.is_stored(rows, modulus, residue)
+        return jnp.where(is_here, start + row_split.local_row(rows, modulus), slab.rows)
+
+
+def _set(
+    slab: Slab,
+    array: Shaped[Array, "R *d"],
+    rows: Int[Array, " K"],
+    new: Shaped[Array, "K *dim"],
+    shard: int | Int[Array, ""],
+) -> Shaped[Array, "R *d"]:
+    """A shard's array with these rows set, of whole new ones."""
+    if array.ndim == 2 and slab.split == "columns":
+        new = jax.lax.dynamic_slice_in_dim(new, shard * slab.width, slab.width, axis=1)
+    return array.at[rows].set(new, mode="drop")

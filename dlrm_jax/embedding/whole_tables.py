@@ -1,0 +1,125 @@
+"""The whole tables of a collection: made, read, and reset in parts, outside the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+
+import jax
+import numpy as np
+from jaxtyping import Array, Integer
+
+from dlrm_jax.embedding import kernel_dispatch, reshard, table_io
+from dlrm_jax.embedding.layout import Layout
+from dlrm_jax.embedding.mesh_axes import MeshAxes
+from dlrm_jax.embedding.row_reset import RowReset
+from dlrm_jax.embedding.state import EmbeddingState
+from dlrm_jax.embedding.table import Table
+
+
+class WholeTables:
+    """The methods of `EmbeddingCollection` that make and read whole tables.
+
+    Args:
+        axes: axes of the mesh.
+        layout: layout of the tables.
+        native: whether native kernels may be used.
+        tables: all tables.
+    """
+
+    def __init__(self, axes: MeshAxes, layout: Layout, native: bool, tables: Sequence[Table]):
+        self.axes = axes
+        self.layout = layout
+        self.native = native
+        self.tables = {table.name: table for table in tables}
+
+    @property
+    def kernels_in_use(self) -> dict[str, str]:
+        """The implementation of the ``"lookups"`` and of the ``"updates"`` of rows.
+
+        ``"native"``, ``"jax"``, ``"none"`` if there are none, or a list of the tables of each. If
+        some lookups of an array are native, all tables in it are listed as native.
+        """
+        return kernel_dispatch.kernels_in_use(self.layout, self.native)
+
+    @cached_property
+    def _unpackers(self) -> dict[str, reshard.Unpacker]:
+        auto = self.axes.auto
+        return {slab.name: reshard.Unpacker(auto, slab) for slab in self.layout.slabs}
+
+    @cached_property
+    def _row_reset(self) -> RowReset:
+        dynamic = [table for table in self.tables.values() if table.ids]
+        return RowReset(self.axes, self.layout, dynamic)
+
+    def init(self, seed: int) -> EmbeddingState:
+        """Initial tables and optimizer state, which depend on the seed, not on mesh or plan."""
+        return self.from_arrays(lambda table: {}, seed)
+
+    def state_specs(self) -> EmbeddingState:
+        """Shapes, dtypes and shardings of a state's arrays; no array is made."""
+        return table_io.state_specs(self.axes, self.layout)
+
+    def from_arrays(
+        self, source: Callable[[Table], Mapping[str, Array | np.ndarray]], seed: int
+    ) -> EmbeddingState:
+        """Makes a state from whole tables, one slab at a time so that little is in memory twice.
+
+        Processes do it together, so it is here that they compare the kernels that they would run.
+
+        Args:
+            source: function from a table to its ``"table"`` [rows, dim] and its slots ([rows],
+                [rows, dim] or []) by name. Missing arrays get initial values.
+            seed: seed of the initial values.
+
+        Raises:
+            UserError: an array has another shape or an unknown name, or a number of it doesn't fit
+                into the table's dtype, or processes have different kernels.
+        """
+        initial = kernel_dispatch.initial_values_in_use(self.layout, self.native)
+        used = self.kernels_in_use | {"initial values": initial}
+        kernel_dispatch.check_processes(self.axes.mesh, used)
+        return table_io.from_arrays(self.axes, self.layout, source, seed, self.native)
+
+    def iter_arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, str, Array]]:
+        """Yields whole arrays, table by table: the ``"table"``, then the optimizer slots by name.
+
+        Few of them exist at a time. The arrays of a table with a slab of its own may be those of
+        the state: don't donate the state while they are in use.
+        """
+        return table_io.iter_arrays(self.axes, self.layout, self._unpackers, state)
+
+    def to_arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, dict[str, Array]]]:
+        """Yields each table with all its arrays by name, see `iter_arrays`."""
+        return table_io.to_arrays(self.iter_arrays(state), self.layout)
+
+    def array_specs(self, table: str) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and shardings of a table's whole arrays, as `from_arrays` takes them.
+
+        Raises:
+            UserError: no table has this name.
+        """
+        return table_io.array_specs(self.axes, self.layout.slab_of(table), self.tables[table])
+
+    def reset_rows(
+        self,
+        state: EmbeddingState,
+        rows: Mapping[str, Integer[np.ndarray, " F"]],
+        seed: int,
+        step: int,
+    ) -> EmbeddingState:
+        """Gives rows of tables with dynamic ids new values and the optimizer state of the start.
+
+        The values depend on the seed, the step, the table's name and the row alone, not on mesh or
+        plan. The program is compiled once. With no rows, nothing is run.
+
+        Args:
+            state: tables and their optimizer state; it is donated.
+            rows: rows that have new ids, by table name, each once.
+            seed: seed of the initial values.
+            step: number of updates done so far.
+
+        Raises:
+            UserError: a table has no dynamic ids, or no such row.
+        """
+        return self._row_reset(state, rows, seed, step)
