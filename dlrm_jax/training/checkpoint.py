@@ -4,6 +4,7 @@
         metadata.json            identity of the run, metrics, and the place of each array
         dense/                   Orbax: step, parameters, optimizer state
         tables/0, 1, …           Orbax: {table: {"table" or optimizer slot: array}}
+        id_maps/                 Orbax: {table: {"keys", "counts", "last_seen", …: array by row}}
 
 A checkpoint is written to a `workspaces.workspace` and renamed when it is complete, so a process
 killed at any time leaves the earlier ones whole. Tables are written a few at a time, so that memory
@@ -17,23 +18,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from dlrm_jax.dynamic_ids.id_maps import Arrays, IdMaps
 from dlrm_jax.errors import DamagedCheckpointError, UserError
 from dlrm_jax.files import move_into_place
 from dlrm_jax.processes import is_distributed, on_process_0
-from dlrm_jax.saved_config import check_version, saved_fields
+from dlrm_jax.saved_config import check_version
 from dlrm_jax.training.checksums import LoadedSums, SavedSums
+from dlrm_jax.training.identity import Groups, check_identity
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.memory import release_memory
 from dlrm_jax.training.metadata import read_metadata, write_metadata
 from dlrm_jax.training.retention import Retention, check_path
+from dlrm_jax.training.saved_id_maps import load_id_maps, save_id_maps
 from dlrm_jax.training.serialization import (
     NOT_FINITE,
     flatten,
@@ -65,9 +68,7 @@ class Checkpoints:
     keep: int = 2
     best_metric: str = "auc"
     earlier_data: Sequence[str] = ()
-    groups: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = dataclasses.field(
-        default_factory=dict
-    )
+    groups: Groups = dataclasses.field(default_factory=dict)
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, ascending; some of them may be damaged."""
@@ -91,6 +92,7 @@ class Checkpoints:
         state: TrainState,
         notes: Mapping[str, Any],
         validation: Mapping[str, Any] | None,
+        id_maps: Arrays | None = None,
     ) -> None:
         """Writes the state, then deletes superseded checkpoints.
 
@@ -99,6 +101,7 @@ class Checkpoints:
             state: state to write; it must not be donated meanwhile.
             notes: further metadata for people, as JSON: plan, config, versions.
             validation: validation metrics of this state; None if they aren't known.
+            id_maps: arrays of the maps of this state's step; None without dynamic ids.
 
         Raises:
             UserError: the disk is full or can't be written to, or the parameters aren't finite.
@@ -127,6 +130,7 @@ class Checkpoints:
                         path: x.shape for path, x in flatten(state.model_state).items()
                     },
                     "arrays": save_tables(writing / "tables", learner, state, sums),
+                    "id_maps": save_id_maps(writing, id_maps or {}, sums),
                     "checksums": sums.metadata(),
                     **notes,
                 }
@@ -150,8 +154,14 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"cannot delete checkpoints that aren't kept: {error}") from error
 
-    def restore_latest(self, learner: Learner) -> tuple[TrainState, int]:
+    def restore_latest(
+        self, learner: Learner, id_maps: IdMaps | None = None
+    ) -> tuple[TrainState, int]:
         """Reads the latest whole checkpoint, and sets aside later ones, which are damaged.
+
+        Args:
+            learner: learner of the state.
+            id_maps: maps that become those of the state; None without dynamic ids.
 
         Returns:
             The state and its step.
@@ -163,7 +173,7 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
-                state = self.restore(learner, step)
+                state = self.restore(learner, step, id_maps)
             except DamagedCheckpointError as error:
                 damaged[step] = error.reason
                 continue
@@ -175,10 +185,12 @@ class Checkpoints:
             f"give another workdir to start anew"
         )
 
-    def restore_best(self, learner: Learner) -> tuple[TrainState, int]:
+    def restore_best(
+        self, learner: Learner, id_maps: IdMaps | None = None
+    ) -> tuple[TrainState, int]:
         """Reads the best whole checkpoint, or the latest if none was validated.
 
-        Damaged ones are set aside, as by `restore_latest`.
+        Damaged ones are set aside, as by `restore_latest`, which takes the same.
 
         Returns:
             The state and its step.
@@ -189,14 +201,14 @@ class Checkpoints:
         """
         while (step := self.best()) is not None:
             try:
-                return self.restore(learner, step), step
+                return self.restore(learner, step, id_maps), step
             except DamagedCheckpointError as error:
                 damaged = {step: error.reason}
                 on_process_0(lambda damaged=damaged: self._there.set_aside(damaged))
-        return self.restore_latest(learner)
+        return self.restore_latest(learner, id_maps)
 
-    def restore(self, learner: Learner, step: int) -> TrainState:
-        """Reads the state of a step onto the learner's mesh and plan.
+    def restore(self, learner: Learner, step: int, id_maps: IdMaps | None = None) -> TrainState:
+        """Reads the state of a step onto the learner's mesh and plan, and maps if there are any.
 
         In a run of several processes, process 0 looks for missing and truncated files before all
         read them. What one process can't decode later, while the others wait for it, ends all. The
@@ -210,23 +222,11 @@ class Checkpoints:
         path = self._there.path(step)
         metadata = self.metadata(step)
         check_version(path, metadata)
-        for name, found, expected in self._identities(path, metadata["identity"]):
-            if found == expected or (name == "data" and found in self.earlier_data):
-                continue
-            if name == "data":
-                raise UserError(
-                    f"checkpoint {path} is of another run: it was trained on other data (their "
-                    f"fingerprint is {_short(found)}, that of these is {_short(expected)}); give "
-                    f"the data of the training, or another workdir. --continue_from trains a "
-                    f"model further on new data"
-                )
-            raise UserError(
-                f"checkpoint {path} is of another run: its {name} is {_short(found)}, this run's "
-                f"is {_short(expected)}; give the same settings, or another workdir"
-            )
+        check_identity(path, metadata["identity"], self.identity, self.groups, self.earlier_data)
         release_memory()
         sums = LoadedSums(path, metadata)
         try:
+            loaded = load_id_maps(path, metadata, id_maps, sums)
             state = load_state(
                 path,
                 metadata,
@@ -246,21 +246,9 @@ class Checkpoints:
                 f"which uses an earlier one if this one is damaged"
             ) from error
         sums.check()  # all processes come to the same verdict
+        if id_maps:
+            id_maps.load(loaded)
         return state
-
-    def _identities(self, path: Path, saved: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-        """Name, value in a checkpoint and value here of each setting, as JSON gives them."""
-        there, here = saved_fields(saved), _as_json(self.identity)
-        for name, expected in here.items():
-            found = _as_json(there.get(name))
-            if name not in self.groups:
-                yield name, found, expected
-                continue
-            try:
-                group = _as_json(self.groups[name](found if isinstance(found, dict) else {}))
-            except UserError as error:
-                raise UserError(f"checkpoint {path}: {error}") from error
-            yield from ((each, group.get(each), value) for each, value in expected.items())
 
     def metadata(self, step: int) -> dict[str, Any]:
         """The metadata of a checkpoint."""
@@ -277,16 +265,6 @@ class Checkpoints:
         """
         orbax()
         on_process_0(self._there.prepare)
-
-
-def _as_json(value: Any) -> Any:
-    """A value as it comes back from a file."""
-    return json.loads(json.dumps(value))
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 100 else text[:97] + "…"
 
 
 def _begin(final: Path, stack: contextlib.ExitStack) -> str:

@@ -40,7 +40,7 @@ class SavedSums:
     def __init__(self):
         self._sums: dict[str, tuple[str, Sums]] = {}
 
-    def add(self, name: str, array: Array) -> None:
+    def add(self, name: str, array: Array | np.ndarray) -> None:
         """Sums an array. Of copies, the first one counts, which is the one that is written."""
         self._sums[name] = (str(array.dtype), _sums(array, copies=1))
 

@@ -22,6 +22,7 @@ from dlrm_jax.processes import agreed, is_process_0
 from dlrm_jax.signals import Interrupted, deferred
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import TrainStep
+from dlrm_jax.training.translated_batches import TranslatedBatches
 
 _LARGE_WEIGHTS = 1e30  # times a loss, they may be infinite
 
@@ -62,7 +63,7 @@ def train(
     learner: Learner,
     train_step: TrainStep,
     state: TrainState,
-    batches: Batches,
+    batches: Batches | TranslatedBatches,
     steps: int,
     intervals: Intervals,
     validate: Callable[[TrainState], Metrics] | None,
@@ -77,7 +78,7 @@ def train(
         learner: learner of the state.
         train_step: result of `make_train_step`.
         state: state to start from; it is donated.
-        batches: training batches by step.
+        batches: training batches by step; those of tables with dynamic ids are translated.
         steps: total number of steps, with those done before.
         intervals: steps between actions. Validation and a checkpoint also follow the last step.
         validate: function that gives the validation metrics of a state; None for no validation.
@@ -100,10 +101,11 @@ def train(
     validation: Metrics | None = None
     enough = saved = False
     wanted = (batches[step] for step in range(first, steps))
+    translated = batches if isinstance(batches, TranslatedBatches) else None
     with (
         deferred() as requested,
         _Progress(first, steps, batches.batch_size) as progress,
-        Prefetch(wanted, learner.put) as placed,
+        Prefetch[Any](wanted, translated.put if translated else learner.put) as placed,
     ):
 
         def read_losses(unread: int) -> None:
@@ -120,6 +122,9 @@ def train(
         for step in range(first + 1, steps + 1):
             batch = next(placed)
             following = (placed.peek(default=batch),) if looks_ahead else ()
+            if translated:
+                state = translated.begin(state, batch)
+                batch, *following = (each.batch for each in (batch, *following))
             state, loss = train_step(state, batch, *following)
             started.append((step, loss, batch.sample_weights))
             evaluating = bool(validate) and (_due(step, intervals.evaluate) or step == steps)
