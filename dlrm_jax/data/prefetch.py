@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-from dlrm_jax.data.batches import Batch
-
 Placed = TypeVar("Placed")
 
 
@@ -25,7 +23,7 @@ class Prefetch(Generic[Placed], Iterator[Placed]):
         Exception: the batches or `put` raised it; it is raised again at the same place.
     """
 
-    def __init__(self, batches: Iterable[Batch], put: Callable[[Batch], Placed], ahead: int = 2):
+    def __init__(self, batches: Iterable[Any], put: Callable[[Any], Placed], ahead: int = 2):
         self._batches = batches
         self._put = put
         self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(ahead)

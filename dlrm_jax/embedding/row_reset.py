@@ -7,6 +7,7 @@ without. It writes a fixed number of rows of all these tables at a time, in plac
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, Int32, Integer, Key, Shaped
+from jaxtyping import Array, Float, Int, Int32, Integer, Key, Shaped, UInt32
 
 from dlrm_jax.embedding import row_split
 from dlrm_jax.embedding.layout import Layout
@@ -29,6 +30,8 @@ from dlrm_jax.errors import UserError
 
 CHUNK = 1024
 """Rows that one call of the program resets; a call with fewer takes as long."""
+
+_GENERATOR = "threefry2x32"  # the default one may differ from backend to backend
 
 _NO_ROW = np.iinfo(np.int32).max
 
@@ -57,10 +60,9 @@ class RowReset:
     def __call__(self, state: EmbeddingState, rows: Rows, seed: int, step: int) -> EmbeddingState:
         """See `EmbeddingCollection.reset_rows`."""
         self._layout.check(state)
-        key = jax.random.key(seed, impl="threefry2x32")
-        key = jax.random.key_data(jax.random.fold_in(key, step))
+        key = _key_data(seed)
         for chunk in self._chunks(rows):
-            new = self._run(self._part(state), chunk, key)
+            new = self._run(self._part(state), chunk, key, np.uint32(step))
             tables, slots = state.tables | new.tables, state.slots | new.slots
             state = EmbeddingState(tables, slots, state.layout)
         return state
@@ -69,7 +71,7 @@ class RowReset:
         """The program, lowered without making an array."""
         part = self._part(state_specs(self._axes, self._layout))
         chunk = jax.ShapeDtypeStruct((2, CHUNK), np.int32)
-        return self._run.lower(part, chunk, jax.ShapeDtypeStruct((2,), np.uint32))
+        return self._run.lower(part, chunk, _key_data(0), np.uint32(0))
 
     def _part(self, state: EmbeddingState) -> EmbeddingState:
         """The slabs of the tables whose rows are reset."""
@@ -102,7 +104,11 @@ class RowReset:
             yield np.pad(chunk, ((0, 0), (0, padding)), constant_values=((0, 0), (0, _NO_ROW)))
 
     def _reset(
-        self, part: EmbeddingState, chunk: Int32[Array, "2 K"], key: Integer[Array, "2"]
+        self,
+        part: EmbeddingState,
+        chunk: Int32[Array, "2 K"],
+        key: UInt32[Array, "2"],
+        step: UInt32[Array, ""],
     ) -> EmbeddingState:
         specs = EmbeddingState(
             {slab.name: slab_spec(slab, self._axes) for slab in self._slabs},
@@ -116,19 +122,22 @@ class RowReset:
         return jax.shard_map(
             self._reset_on_device,
             mesh=self._axes.mesh,
-            in_specs=(specs, PartitionSpec(), PartitionSpec()),
+            in_specs=(specs, PartitionSpec(), PartitionSpec(), PartitionSpec()),
             out_specs=specs,
             check_vma=False,  # it can't know that copies are given the same values
-        )(part, chunk, key)
+        )(part, chunk, key, step)
 
     def _reset_on_device(
-        self, part: EmbeddingState, chunk: Int32[Array, "2 K"], key: Integer[Array, "2"]
+        self,
+        part: EmbeddingState,
+        chunk: Int32[Array, "2 K"],
+        key: UInt32[Array, "2"],
+        step: UInt32[Array, ""],
     ) -> EmbeddingState:
         numbers, rows = chunk
         names = np.array([zlib.crc32(name.encode()) for name in self._tables], np.uint32)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            jax.random.wrap_key_data(key, impl="threefry2x32"), jnp.asarray(names)[numbers]
-        )
+        of_step = jax.random.fold_in(jax.random.wrap_key_data(key, impl=_GENERATOR), step)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(of_step, jnp.asarray(names)[numbers])
         values = self._draw(jax.vmap(jax.random.fold_in)(keys, rows), numbers)
         tables, slots = dict(part.tables), dict(part.slots)
         for slab in self._slabs:
@@ -198,6 +207,11 @@ class RowReset:
         start, modulus, residue, end = jnp.asarray(places)[shard][numbers].T
         is_here = (rows < end) & row_split.is_stored(rows, modulus, residue)
         return jnp.where(is_here, start + row_split.local_row(rows, modulus), slab.rows)
+
+
+@functools.lru_cache(maxsize=8)
+def _key_data(seed: int) -> UInt32[np.ndarray, "2"]:
+    return np.asarray(jax.random.key_data(jax.random.key(seed, impl=_GENERATOR)))
 
 
 def _set(
