@@ -4,11 +4,13 @@
     python -m dlrm_jax train --data=log --workdir=runs/log
     python -m dlrm_jax train --data=train.txt --preset=kaggle --workdir=runs/kaggle
     python -m dlrm_jax train --data=tuesday --workdir=runs/tuesday --continue_from=runs/monday
+    python -m dlrm_jax train --stream=segments --schema=schema.json --table_rows=1000000
 
 ``--data`` is a directory that ``dlrm_jax preprocess`` has made of any log, or a file of Criteo's.
 Without it, the command generates examples whose best possible AUC is known; the first command
 comes within 0.01 of it. Run the same command with the same workdir to resume, also on another mesh
 or in another number of processes. ``--continue_from`` continues a run on the data of the next day.
+``--stream`` follows a growing folder of segments, and evaluates each batch before it trains on it.
 """
 
 from __future__ import annotations
@@ -36,6 +38,12 @@ from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
 from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_workdir, refuse, refuse_unless
 from dlrm_jax.cli.launch import launch
 from dlrm_jax.cli.start import define_process_flags, start
+from dlrm_jax.cli.train_stream import (
+    check_stream_flags,
+    define_stream_flags,
+    stream_config,
+    train_stream,
+)
 from dlrm_jax.config import Config
 from dlrm_jax.console import status
 from dlrm_jax.embedding import Plan
@@ -84,6 +92,7 @@ flags.DEFINE_list(
 )
 
 define_continue_flag()
+define_stream_flags()
 
 # What decides which steps a run takes; the config's fields, which are flags as well, come with it.
 _OF_ALL_PROCESSES = (
@@ -96,7 +105,7 @@ def main() -> None:
     """Mesh, data, learner, then what `dlrm_jax.run.run` does."""
     workdir = chosen_workdir("train")
     check_flags()
-    config = chosen_config(workdir)
+    config, schema = stream_config() if FLAGS.stream else (chosen_config(workdir), None)
     if FLAGS.processes > 1 and not FLAGS.coordinator:
         sys.exit(launch(FLAGS.processes, workdir))
     mesh = start(FLAGS.mesh, FLAGS.processes)
@@ -114,6 +123,9 @@ def main() -> None:
             "warning: the devices' copies will drift apart and end the run; on GPUs set "
             "XLA_FLAGS=--xla_gpu_deterministic_ops=true"
         )
+    if schema:
+        train_stream(config, schema, mesh, workdir)
+        return
     given = config
     config, data = load_data(config, FLAGS.data)
     if FLAGS.continue_from:
@@ -203,7 +215,9 @@ def check_flags() -> None:
         raise UserError("--warm_start needs --warm_start_names, such as all, or C1,C2,bottom")
     if FLAGS.coordinator and not FLAGS.workdir:
         raise UserError("--coordinator needs --workdir, the same in all processes")
-    check_data_flags()
+    check_stream_flags()
+    if not FLAGS.stream:
+        check_data_flags()
 
 
 def pieces_by_table(plan: Plan) -> dict[str, Any]:

@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
+Host = TypeVar("Host")
 Placed = TypeVar("Placed")
 
 
-class Prefetch(Generic[Placed], Iterator[Placed]):
+class Prefetch(Generic[Host, Placed], Iterator[Placed]):
     """An iterator over placed batches, filled by a thread; a context manager.
 
     Args:
@@ -23,7 +24,7 @@ class Prefetch(Generic[Placed], Iterator[Placed]):
         Exception: the batches or `put` raised it; it is raised again at the same place.
     """
 
-    def __init__(self, batches: Iterable[Any], put: Callable[[Any], Placed], ahead: int = 2):
+    def __init__(self, batches: Iterable[Host], put: Callable[[Host], Placed], ahead: int = 2):
         self._batches = batches
         self._put = put
         self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(ahead)
@@ -59,7 +60,7 @@ class Prefetch(Generic[Placed], Iterator[Placed]):
             self._ready.get_nowait()
         self._thread.join()
 
-    def __enter__(self) -> Prefetch[Placed]:
+    def __enter__(self) -> Prefetch[Host, Placed]:
         return self
 
     def __exit__(self, *error: object) -> None:

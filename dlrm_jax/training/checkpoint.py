@@ -5,6 +5,7 @@
         dense/                   Orbax: step, parameters, optimizer state
         tables/0, 1, …           Orbax: {table: {"table" or optimizer slot: array}}
         id_maps/                 Orbax: {table: {"keys", "counts", "last_seen", …: array by row}}
+        host/NAME.npy            arrays that aren't on devices, if there are any
 
 A checkpoint is written to a `workspaces.workspace` and renamed when it is complete, so a process
 killed at any time leaves the earlier ones whole. Tables are written a few at a time, so that memory
@@ -24,6 +25,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dlrm_jax.dynamic_ids.id_maps import Arrays, IdMaps
 from dlrm_jax.errors import DamagedCheckpointError, UserError
@@ -31,6 +33,7 @@ from dlrm_jax.files import move_into_place
 from dlrm_jax.processes import is_distributed, on_process_0
 from dlrm_jax.saved_config import check_version
 from dlrm_jax.training.checksums import LoadedSums, SavedSums
+from dlrm_jax.training.host_arrays import save_host_arrays
 from dlrm_jax.training.identity import Groups, check_identity
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.memory import release_memory
@@ -93,6 +96,7 @@ class Checkpoints:
         notes: Mapping[str, Any],
         validation: Mapping[str, Any] | None,
         id_maps: Arrays | None = None,
+        host_arrays: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Writes the state, then deletes superseded checkpoints.
 
@@ -102,6 +106,7 @@ class Checkpoints:
             notes: further metadata for people, as JSON: plan, config, versions.
             validation: validation metrics of this state; None if they aren't known.
             id_maps: arrays of the maps of this state's step; None without dynamic ids.
+            host_arrays: arrays beside the state, by name, see `host_arrays`.
 
         Raises:
             UserError: the disk is full or can't be written to, or the parameters aren't finite.
@@ -134,6 +139,8 @@ class Checkpoints:
                     "checksums": sums.metadata(),
                     **notes,
                 }
+                given = host_arrays or {}
+                metadata |= on_process_0(lambda: save_host_arrays(writing, given))
                 on_process_0(lambda: _complete(writing, final, metadata))
         except OSError as error:
             raise UserError(

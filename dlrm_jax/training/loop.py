@@ -96,7 +96,7 @@ def train(
     """
     first = int(state.step)
     ahead = learner.backend.programs_ahead
-    clock = _Clock(batches.batch_size)
+    clock = Clock(batches.batch_size)
     started: collections.deque[tuple[int, jax.Array, jax.Array]] = collections.deque()
     validation: Metrics | None = None
     enough = saved = False
@@ -112,10 +112,10 @@ def train(
             """Reads the losses of the steps started, but for the last few."""
             while len(started) > unread:
                 step, loss, weights = started.popleft()
-                value = _finite(loss, step, weights)
+                value = finite_loss(loss, step, weights)
                 clock.count()
                 progress(step, value, clock.examples_per_second)
-                if _due(step, intervals.log) or step == steps:
+                if is_due(step, intervals.log) or step == steps:
                     record(step, "train", {"loss": value})
 
         clock.go_on()
@@ -127,9 +127,9 @@ def train(
                 batch, *following = (each.batch for each in (batch, *following))
             state, loss = train_step(state, batch, *following)
             started.append((step, loss, batch.sample_weights))
-            evaluating = bool(validate) and (_due(step, intervals.evaluate) or step == steps)
-            due = _due(step, intervals.checkpoint) or step == steps
-            comparing = _due(step, intervals.check_copies)
+            evaluating = bool(validate) and (is_due(step, intervals.evaluate) or step == steps)
+            due = is_due(step, intervals.checkpoint) or step == steps
+            comparing = is_due(step, intervals.check_copies)
             read_losses(0 if evaluating or due or comparing else ahead)
 
             # Also after a signal, so that a resumed run needn't know that it is due.
@@ -144,7 +144,7 @@ def train(
             if stop or evaluating or due or comparing:
                 read_losses(0)
                 if intervals.check_copies:
-                    _compare_copies(learner, state, step)
+                    compare_copies(learner, state, step)
                 clock.go_on()
             if stop or evaluating or due:
                 saved = keep(state, validation, due or stop > 0, clock.examples_per_second)
@@ -160,18 +160,29 @@ def train(
     return Trained(state, validation, clock.examples_per_second)
 
 
-def _due(step: int, interval: int) -> bool:
+def is_due(step: int, interval: int) -> bool:
+    """Whether something is done after a step that is done every so many steps; 0 for never."""
     return interval > 0 and step % interval == 0
 
 
-def _compare_copies(learner: Learner, state: TrainState, step: int) -> None:
+def compare_copies(learner: Learner, state: TrainState, step: int) -> None:
+    """Checks that all copies of a state are equal, see `Learner.check_copies`.
+
+    Raises:
+        CopiesDifferError: they aren't; the message names the step.
+    """
     try:
         learner.check_copies(state)
     except CopiesDifferError as error:
         raise CopiesDifferError(f"after step {step}, {error}") from error
 
 
-def _finite(loss: jax.Array, step: int, sample_weights: jax.Array) -> float:
+def finite_loss(loss: jax.Array, step: int, sample_weights: jax.Array) -> float:
+    """The loss of a step, read from the devices.
+
+    Raises:
+        UserError: it isn't finite; the message says why that may be.
+    """
     value = float(jax.block_until_ready(loss))  # on all devices, see `processes._exchanged`
     if math.isfinite(value):
         return value
@@ -193,7 +204,7 @@ def _finite(loss: jax.Array, step: int, sample_weights: jax.Array) -> float:
     )
 
 
-class _Clock:
+class Clock:
     """Time spent in steps, the first of a run left out."""
 
     def __init__(self, batch_size: int):
@@ -216,6 +227,7 @@ class _Clock:
 
     @property
     def examples_per_second(self) -> float | None:
+        """Speed of the steps; None until two have ended."""
         return self._steps * self._batch_size / self._seconds if self._seconds else None
 
 

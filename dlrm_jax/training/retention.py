@@ -21,7 +21,7 @@ from dlrm_jax.training.metadata import files_of_others, read_metadata, status
 from dlrm_jax.training.metrics import score
 from dlrm_jax.workspaces import delete, sweep
 
-_ENTRIES = {"dense", "tables", "metadata"}  # also beginnings of Orbax's temporary names
+_ENTRIES = {"dense", "tables", "host", "metadata"}  # also beginnings of Orbax's temporary names
 
 _log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.signals import Interrupted, check
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import TrainState
-from dlrm_jax.training.loop import Intervals, _finite, train
+from dlrm_jax.training.loop import Intervals, finite_loss, train
 from dlrm_jax.training.step import make_predict
 
 
@@ -232,7 +232,7 @@ def test_a_batch_without_weight_is_one_error():
 )
 def test_weights_that_have_no_average_are_named(weight: float, message: str):
     with pytest.raises(UserError) as error:
-        _finite(jnp.float32(np.nan), 5, jnp.full(4, weight, jnp.float32))
+        finite_loss(jnp.float32(np.nan), 5, jnp.full(4, weight, jnp.float32))
     assert str(error.value).startswith(message)
 
 

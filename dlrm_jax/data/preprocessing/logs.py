@@ -144,7 +144,7 @@ def same_values(first: Any, second: Any) -> bool:
     return one == other or pl.Null in kinds or (one.is_integer() and other.is_integer())
 
 
-def has_seconds(path: Path, times: pl.Series, first_row: int) -> bool | None:
+def has_seconds(path: Path | str, times: pl.Series, first_row: int) -> bool | None:
     """Whether the times of a file are numbers: most of the first chunk that has any decide.
 
     Args:

@@ -1,0 +1,135 @@
+"""``dlrm_jax train --stream``: its flags, and the run that they describe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from jax.sharding import Mesh
+
+from dlrm_jax.cli.config_file import config_of_flags
+from dlrm_jax.cli.flags import FLAGS, refuse, refuse_unless, require
+from dlrm_jax.config import Config
+from dlrm_jax.console import status
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.errors import UserError
+from dlrm_jax.saved_config import file_fields
+from dlrm_jax.stream.folder import Folder
+from dlrm_jax.stream.run import StreamOptions, run_stream
+from dlrm_jax.stream.settings import OF_SCHEMA, WITHOUT_EFFECT, for_schema
+from dlrm_jax.text_table import text_table
+from dlrm_jax.training.build import check_table_settings, make_learner
+from dlrm_jax.training.label_metrics import rows_by_label
+from dlrm_jax.training.metrics import METRICS
+
+_OF_STREAMS = ("schema", "stream_idle_seconds", "stream_checkpoint_seconds", "stream_window")
+_OF_OTHERS = ("eval_only", "checkpoint", "warm_start", "warm_start_names", "continue_from", "data",
+              "coordinator", "process")  # fmt: skip
+
+
+def define_stream_flags() -> None:
+    """``--stream`` and the flags that are read with it."""
+    flags.DEFINE_string(
+        "stream",
+        None,
+        "Folder of Parquet or Arrow segments to train on as they come, in the order of their "
+        "names; such as segments.",
+    )
+    flags.DEFINE_string(
+        "schema",
+        None,
+        "JSON file with the meaning of the columns of --stream, as `dlrm_jax preprocess` takes it; "
+        "such as schema.json.",
+    )
+    flags.DEFINE_float(
+        "stream_idle_seconds",
+        0.0,
+        "Seconds without a new segment that end the run; 0 for never; such as 60.",
+        0,
+    )
+    flags.DEFINE_float(
+        "stream_checkpoint_seconds",
+        60.0,
+        "Seconds between checkpoints of a stream, besides those of --checkpoint_every; 0 for none; "
+        "such as 10.",
+        0,
+    )
+    flags.DEFINE_integer(
+        "stream_window",
+        1 << 17,
+        "Examples of each window whose metrics are recorded, predicted before they are trained "
+        "on; such as 1000000.",
+        1,
+    )
+
+
+def check_stream_flags() -> None:
+    """Refuses flags that nothing would read, with ``--stream`` or without."""
+    refuse_unless(FLAGS.stream, "--stream", *_OF_STREAMS)
+    if not FLAGS.stream:
+        return
+    require("schema")
+    refuse(_OF_OTHERS, "with --stream")
+    refuse(OF_SCHEMA, "with --stream: the schema decides")
+    for name, why in WITHOUT_EFFECT.items():
+        refuse([name], f"with --stream: {why}")
+    if FLAGS.processes > 1:
+        raise UserError(f"--processes: expected 1 with --stream, got {FLAGS.processes}")
+    in_file = FLAGS.config and "table_rows" in file_fields(Path(FLAGS.config))
+    if FLAGS.table_rows is None and not in_file:
+        raise UserError(
+            "--stream needs --table_rows: rows of the tables that ids are hashed to, one number "
+            "for all or one for each categorical column; such as --table_rows=1000000"
+        )
+
+
+def stream_config() -> tuple[Config, Schema]:
+    """The config of the flags with what the schema decides, and the schema."""
+    schema = Schema.from_json(Path(FLAGS.schema))
+    config = for_schema(config_of_flags(), schema)
+    check_table_settings(config)
+    return config, schema
+
+
+def train_stream(config: Config, schema: Schema, mesh: Mesh, workdir: Path) -> None:
+    """Runs to the end of the stream and prints the metrics of its last window."""
+    directory = Path(FLAGS.stream)
+    learner = make_learner(config, mesh)
+    collection = learner.collection
+    status(collection.plan.describe(collection.tables.values(), learner.axes.groups))
+    status("kernels: " + ", ".join(f"{x} {y}" for x, y in learner.kernels_in_use.items()))
+    status(f"workdir {workdir}")
+    options = StreamOptions(
+        workdir,
+        FLAGS.stream_idle_seconds,
+        FLAGS.stream_checkpoint_seconds,
+        FLAGS.stream_window,
+        FLAGS.tensorboard,
+        FLAGS.preset,
+    )
+    summary = run_stream(
+        config,
+        schema,
+        lambda consumed: Folder(directory, schema, consumed),
+        learner,
+        options,
+        status,
+    )
+    _report(summary, workdir, schema)
+
+
+def _report(summary: dict[str, Any], workdir: Path, schema: Schema) -> None:
+    if summary["prequential"]:
+        titles = {"prequential": "last window"}
+        status(
+            text_table(["", *METRICS, "examples"], rows_by_label(schema.labels, summary, titles))
+        )
+    if summary["examples_per_second"]:
+        status(f"{summary['examples_per_second']:,.0f} examples/s in training")
+    place = summary["position"]
+    where = f", up to row {place['row']:,} of {place['segment']}" if place else ""
+    status(
+        f"after {summary['steps']} steps and {summary['examples']:,} examples{where}; see "
+        f"{workdir}/summary.json, metrics.jsonl, checkpoints/"
+    )

@@ -1,0 +1,101 @@
+"""Batches of a fixed size from a stream, each with the position behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from dlrm_jax.data.batches import Batch
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.stream.position import Position, Progress
+from dlrm_jax.stream.raw_ids import RawIds
+from dlrm_jax.stream.rows import Rows, rows_of
+from dlrm_jax.stream.source import Source
+
+_PAUSE = 0.2  # seconds between two looks for a new segment
+
+Encoder = Callable[[RawIds], Int32[np.ndarray, "B C"]]
+"""A function of a batch's raw ids that gives rows of tables. Batches come to it in order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamBatch:
+    """A batch of a stream.
+
+    Attributes:
+        batch: B examples.
+        groups: codes of the schema's groups, by name, [B] each.
+        time: latest time of a row, in seconds since 1970; 0 without a timestamp.
+        progress: part of the stream up to the end of the batch.
+    """
+
+    batch: Batch
+    groups: Mapping[str, Int64[np.ndarray, " B"]]
+    time: float
+    progress: Progress
+
+
+def stream_batches(
+    source: Source,
+    schema: Schema,
+    encoder: Encoder,
+    batch_size: int,
+    progress: Progress,
+    idle_seconds: float,
+    pause: Callable[[float], None] = time.sleep,
+) -> Iterator[StreamBatch | None]:
+    """Yields the batches behind a position, in order, across the borders of segments.
+
+    Which rows are in a batch depends on the stream and the batch size alone, however the rows are
+    cut into segments. Rows at the end that don't fill a batch wait for more; they aren't part of
+    any progress.
+
+    Args:
+        source: the stream.
+        schema: meaning of the columns.
+        encoder: function that gives ids rows of tables.
+        batch_size: number of examples of a batch, B.
+        progress: part of the stream that was trained on before.
+        idle_seconds: seconds without a new segment after which the batches end; 0 for never.
+        pause: function that waits so many seconds before the next look for a segment.
+
+    Yields:
+        None where there is no new segment yet, after every look for one.
+    """
+    waiting: list[Rows] = []
+    read, examples = progress.position, progress.examples  # the latter before those that wait
+    last = time.monotonic()
+    while True:
+        segment = source.next(read)
+        if segment is None:
+            if idle_seconds and time.monotonic() - last >= idle_seconds:
+                return
+            yield None
+            pause(_PAUSE)
+            continue
+        note, row, consumed = segment.note, 0, source.consumed
+        if read and not read.ended:  # a part of it was read before
+            row = read.row
+        for part in rows_of(segment, schema, row):
+            row += len(part)
+            rows = Rows.joined([*waiting, part])
+            full = len(rows) - len(rows) % batch_size
+            for start in range(0, full, batch_size):
+                end = start + batch_size
+                place = row - (len(rows) - end)  # less than a batch waited, so it's in this part
+                position = Position(note.name, place, place == note.rows)
+                examples += batch_size
+                reached = Progress(position, consumed, examples)
+                yield _batch(rows[start:end], encoder, reached)
+            waiting = [rows[full:]]
+        read = Position(note.name, note.rows, ended=True)
+        last = time.monotonic()
+
+
+def _batch(rows: Rows, encoder: Encoder, progress: Progress) -> StreamBatch:
+    batch = Batch(rows.dense, encoder(rows.raw), rows.labels, rows.sample_weights)
+    return StreamBatch(batch, rows.groups, float(rows.times.max()) / 1e6, progress)

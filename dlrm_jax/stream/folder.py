@@ -1,0 +1,188 @@
+"""A folder of segments: Parquet files or Arrow IPC files, complete when they have their names."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import io
+import stat
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+import xxhash
+
+from dlrm_jax.data.formats.parquet import reading
+from dlrm_jax.data.preprocessing.logs import check_columns
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.errors import UserError
+from dlrm_jax.stream.position import Consumed, Position
+from dlrm_jax.stream.source import Segment
+
+_LISTED_EVERY = 1.0
+"""Seconds for which a listing holds while it has segments that weren't read."""
+
+_ADVICE = "write segments under another name (such as .NAME) and rename them when they are complete"
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    size: int
+    changed: int  # nanoseconds since 1970
+
+
+class Folder:
+    """The files of a folder, in the order of their names.
+
+    A file is complete when it is renamed: names that begin with ``.`` or end with ``.tmp`` are
+    ignored. Names ascend: a new one sorts behind all that were read. A file that was read mustn't
+    change; it may be deleted.
+
+    Args:
+        directory: the folder.
+        schema: meaning of the columns; the others aren't read.
+        consumed: segments that were read before, as a checkpoint notes them.
+
+    Raises:
+        UserError: there is no such directory.
+    """
+
+    def __init__(self, directory: Path, schema: Schema, consumed: Iterable[Consumed] = ()):
+        if not directory.is_dir():
+            raise UserError(
+                f"stream: expected a directory of segments, there is no {directory}; make it, or "
+                f"name another one"
+            )
+        self._directory, self._schema = directory, schema
+        self._consumed = {each.name: each for each in consumed}
+        self._waiting: collections.deque[str] = collections.deque()
+        self._listed = -float("inf")
+
+    @property
+    def consumed(self) -> tuple[Consumed, ...]:
+        """The segments that were read, but for those that have left the folder since."""
+        return tuple(note for _, note in sorted(self._consumed.items()))
+
+    def next(self, after: Position | None) -> Segment | None:
+        """The segment of the first row behind a position, see `Source`."""
+        now = time.monotonic()
+        if not self._waiting or now - self._listed >= _LISTED_EVERY:
+            self._list(after)
+            self._listed = now
+        if after and not after.ended:
+            segment = self._read(after.segment)
+        elif self._waiting:
+            segment = self._read(self._waiting.popleft())
+        else:
+            return None
+        self._consumed[segment.note.name] = segment.note
+        return segment
+
+    def _list(self, after: Position | None) -> None:
+        """Lists the names behind a position, and checks those before it."""
+        there = self._files()
+        if after and not after.ended and after.segment not in there:
+            raise UserError(
+                f"stream: {self._directory / after.segment} is gone, and the run has read "
+                f"{after.row:,} of its rows; put it back, or give another workdir to start anew"
+            )
+        for name, file in there.items():
+            self._check(name, file, after)
+        # What is gone needs no check any more, so that notes don't grow for ever.
+        kept = after.segment if after else None
+        self._consumed = {x: y for x, y in self._consumed.items() if x in there or x == kept}
+        last = after.segment if after else ""
+        self._waiting = collections.deque(sorted(name for name in there if name > last))
+
+    def _check(self, name: str, file: _File, after: Position | None) -> None:
+        path, known = self._directory / name, self._consumed.get(name)
+        if known is None:
+            if after and name < after.segment:
+                raise UserError(
+                    f"stream: {path} sorts before {after.segment}, which was read already, so its "
+                    f"rows would never be trained on; rename it so that it sorts behind"
+                )
+        elif file != _File(known.size, known.changed):
+            # Another time alone is that of a copy.
+            if file.size == known.size:
+                checksum = _checksum(self._bytes(path))
+                if checksum == known.checksum:
+                    self._consumed[name] = dataclasses.replace(known, changed=file.changed)
+                    return
+            raise UserError(
+                f"stream: {path} has changed after it was read: it had {known.size:,} bytes with "
+                f"the checksum {known.checksum}, and has {file.size:,} other bytes now; put it "
+                f"back as it was, and {_ADVICE}"
+            )
+
+    def _files(self) -> dict[str, _File]:
+        found: dict[str, _File] = {}
+        try:
+            for path in self._directory.iterdir():
+                if path.name.startswith(".") or path.name.endswith(".tmp"):
+                    continue
+                try:
+                    status = path.stat()
+                except FileNotFoundError:  # deleted meanwhile, or a link to nothing
+                    continue
+                if stat.S_ISDIR(status.st_mode):
+                    raise UserError(
+                        f"stream: expected files alone in {self._directory}, got the directory "
+                        f"{path.name}; move it out of the way"
+                    )
+                found[path.name] = _File(status.st_size, status.st_mtime_ns)
+        except OSError as error:
+            raise UserError(f"stream: cannot list {self._directory}: {error}") from error
+        return found
+
+    def _bytes(self, path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise UserError(f"stream: cannot read {path}: {error}") from error
+
+    def _read(self, name: str) -> Segment:
+        path = self._directory / name
+        try:
+            changed = path.stat().st_mtime_ns  # before the bytes: a later change has another one
+        except OSError as error:
+            raise UserError(f"stream: cannot read {path}: {error}") from error
+        content = self._bytes(path)
+        checksum, known = _checksum(content), self._consumed.get(name)
+        if known and (known.size, known.checksum) != (len(content), checksum):
+            raise UserError(
+                f"stream: {path} has changed after rows of it were read: its checksum was "
+                f"{known.checksum}, and is {checksum}; put it back as it was, and {_ADVICE}"
+            )
+        frame = _frame(path, content, self._schema)
+        note = Consumed(name, len(frame), len(content), checksum, changed)
+        return Segment(str(path), note, frame)
+
+
+def _checksum(content: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def _frame(path: Path, content: bytes, schema: Schema) -> pl.DataFrame:
+    """The columns of a file that a schema names.
+
+    Raises:
+        UserError: the file is damaged or of another format, or a column is missing or has another
+            type than its meaning asks for.
+    """
+    with reading(f"the segment {path}"):
+        if content[:4] == b"PAR1":
+            types = pl.read_parquet_schema(io.BytesIO(content))
+        elif content[:6] == b"ARROW1":
+            types = pl.read_ipc_schema(io.BytesIO(content))
+        else:
+            raise UserError(
+                f"stream: {path}: expected a Parquet file or an Arrow IPC file, got one that "
+                f"begins with {content[:8]!r}; move it out of the folder, or {_ADVICE}"
+            )
+        check_columns(path, schema, types)
+        names = list(dict.fromkeys([*schema.columns, *schema.groups]))
+        if content[:4] == b"PAR1":
+            return pl.read_parquet(io.BytesIO(content), columns=names)
+        return pl.read_ipc(io.BytesIO(content), columns=names)

@@ -1,0 +1,197 @@
+"""The training loop over a stream, whose end nobody knows."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from dlrm_jax.console import status
+from dlrm_jax.data.batches import Batch
+from dlrm_jax.data.prefetch import Prefetch
+from dlrm_jax.errors import UserError
+from dlrm_jax.signals import Interrupted, deferred
+from dlrm_jax.stream.batches import StreamBatch
+from dlrm_jax.stream.position import Progress
+from dlrm_jax.stream.prequential import SPLIT, Prequential
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.loop import Clock, Metrics, compare_copies, finite_loss, is_due
+from dlrm_jax.training.step import Predict, TrainStep
+
+_SHOWN_EVERY = 10.0  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """What is done now and then; 0 is never.
+
+    Attributes:
+        log: steps between recorded losses.
+        checkpoint: steps between checkpoints.
+        checkpoint_seconds: seconds between checkpoints, also while nothing comes.
+        check_copies: steps between comparisons of the devices' copies.
+    """
+
+    log: int
+    checkpoint: int
+    checkpoint_seconds: float
+    check_copies: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placed:
+    """A batch of a stream with its arrays on devices, once for each of two programs."""
+
+    given: StreamBatch
+    predicted: Batch
+    trained: Batch
+
+
+class StreamLoop:
+    """The loop; `__call__` runs it to the end of the stream.
+
+    Args:
+        learner: learner of the states.
+        train_step: result of `make_train_step`.
+        predict: result of `make_predict`.
+        prequential: windows of the evaluation before training.
+        intervals: when losses are recorded and states saved.
+        record: function that records the metrics of a step and a split.
+        keep: function that saves a state with its part of the stream, and says whether it did;
+            it also gets the examples per second.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        train_step: TrainStep,
+        predict: Predict,
+        prequential: Prequential,
+        intervals: Intervals,
+        record: Callable[[int, str, Metrics], None],
+        keep: Callable[[TrainState, Progress, float | None], bool],
+    ):
+        self._learner, self._train_step, self._predict = learner, train_step, predict
+        self._prequential, self._intervals = prequential, intervals
+        self._record, self._keep = record, keep
+        self._ahead = learner.backend.programs_ahead
+        self._started: collections.deque[tuple[int, jax.Array, jax.Array, _Placed]] = (
+            collections.deque()
+        )
+        self.last_window: dict[str, Any] | None = None
+
+    def __call__(
+        self,
+        state: TrainState,
+        progress: Progress,
+        batches: Iterator[StreamBatch | None],
+        steps: int,
+    ) -> tuple[TrainState, Progress, float | None]:
+        """Trains until the batches end, or to a total of steps.
+
+        Args:
+            state: state to start from; it is donated.
+            progress: part of the stream that it was trained on.
+            batches: batches behind it, see `stream_batches`.
+            steps: total number of steps, with those done before; 0 for any.
+
+        Returns:
+            The last state, its part of the stream, and the examples per second; None if there was
+            no step but the first, which compiles.
+
+        Raises:
+            UserError: the stream can't be read on, a loss isn't finite, or copies of a table
+                differ. In the first case the state is saved.
+            Interrupted: a signal came; it says whether the state is saved.
+        """
+        step = saved_step = int(state.step)
+        saved_at = shown_at = time.monotonic()
+        clock: Clock | None = None
+        waited, end = True, object()
+        with deferred() as requested, Prefetch(batches, self._place) as placed:
+
+            def save() -> bool:
+                nonlocal saved_step, saved_at, waited
+                self._read(0, clock)
+                saved = True
+                if step != saved_step:
+                    if self._intervals.check_copies:
+                        compare_copies(self._learner, state, step)
+                    saved = self._keep(state, progress, clock and clock.examples_per_second)
+                saved_step, saved_at, waited = step, time.monotonic(), True
+                return saved
+
+            while not steps or step < steps:
+                try:
+                    item: Any = next(placed, end)
+                except UserError:
+                    save()
+                    raise
+                if item is end:
+                    break
+                if isinstance(item, _Placed):
+                    clock = clock or Clock(len(item.given.batch.labels))
+                    if waited:
+                        clock.go_on()
+                    waited = False
+                    logits = self._predict(state, item.predicted)
+                    state, loss = self._train_step(state, item.trained)
+                    step, progress = step + 1, item.given.progress
+                    self._started.append((step, loss, logits, item))
+                    self._read(self._ahead, clock)
+                else:  # nothing new: what was started ends meanwhile
+                    self._read(0, clock)
+                    waited = True
+                now = time.monotonic()
+                seconds = self._intervals.checkpoint_seconds
+                due = step != saved_step and (
+                    is_due(step, self._intervals.checkpoint) or 0 < seconds <= now - saved_at
+                )
+                if isinstance(item, _Placed) and is_due(step, self._intervals.check_copies):
+                    self._read(0, clock)
+                    compare_copies(self._learner, state, step)
+                if number := requested():
+                    raise Interrupted(number, save())
+                if due:
+                    save()
+                if now - shown_at >= _SHOWN_EVERY:
+                    shown_at = now
+                    self._show(step, progress, clock)
+            saved = save()
+            if number := requested():
+                raise Interrupted(number, saved)
+        return state, progress, clock and clock.examples_per_second
+
+    def _place(self, given: StreamBatch | None) -> Any:
+        """Places a batch; None, where there is none yet, stays None."""
+        if given is None:
+            return None
+        predicted = self._learner.put_evaluation(given.batch)
+        is_split = self._learner.accumulation_steps > 1
+        return _Placed(given, predicted, self._learner.put(given.batch) if is_split else predicted)
+
+    def _read(self, unread: int, clock: Clock | None) -> None:
+        """Reads losses and predictions of the steps started, but for the last few."""
+        while len(self._started) > unread:
+            step, loss, logits, item = self._started.popleft()
+            value = finite_loss(loss, step, item.trained.sample_weights)
+            assert clock
+            clock.count()
+            if is_due(step, self._intervals.log):
+                self._record(step, "train", {"loss": value})
+            found = self._prequential.add(step, np.asarray(logits), item.given)
+            if found is not None:
+                self.last_window = found
+                self._record(step, SPLIT, found)
+
+    def _show(self, step: int, progress: Progress, clock: Clock | None) -> None:
+        speed = clock and clock.examples_per_second
+        rate = f"  {speed:,.0f} examples/s" if speed else ""
+        window = self.last_window or {}
+        loss = f"  log loss {window['log_loss']:.4f} of the last window" if window else ""
+        status(f"step {step}  {progress.position or 'no segment yet'}{loss}{rate}")

@@ -1,0 +1,174 @@
+"""A run on a stream: start or resume, train to its end, and the files that it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dlrm_jax.backend import describe_devices
+from dlrm_jax.config import Config
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.embedding.kernel_dispatch import check_processes
+from dlrm_jax.errors import UserError
+from dlrm_jax.files import write_text
+from dlrm_jax.processes import is_distributed
+from dlrm_jax.run_start import describe_run
+from dlrm_jax.saved_config import file_text
+from dlrm_jax.stream.batches import Encoder, stream_batches
+from dlrm_jax.stream.hashed_rows import HashedRows
+from dlrm_jax.stream.loop import Intervals, StreamLoop
+from dlrm_jax.stream.position import Consumed, Progress
+from dlrm_jax.stream.prequential import Prequential
+from dlrm_jax.stream.settings import OF_SCHEMA, WITHOUT_EFFECT, fingerprint
+from dlrm_jax.stream.source import Source
+from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.host_arrays import load_host_arrays
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.model import unread
+from dlrm_jax.training.record import Record, owned, to_json
+from dlrm_jax.training.step import make_predict, make_train_step
+
+_NOTED = "stream"
+"""The name of the progress in a checkpoint's metadata."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamOptions:
+    """How a stream is read, and the files of the run.
+
+    Attributes:
+        workdir: directory of metrics, summary and checkpoints, from which a run resumes.
+        idle_seconds: seconds without a new segment that end the run; 0 for never.
+        checkpoint_seconds: seconds between checkpoints, besides those by steps; 0 for none.
+        window: examples of a window of the prequential evaluation.
+        tensorboard: whether the metrics are written to ``workdir/tensorboard`` as well.
+        preset: name for the summary.
+    """
+
+    workdir: Path
+    idle_seconds: float = 0.0
+    checkpoint_seconds: float = 60.0
+    window: int = 1 << 17
+    tensorboard: bool = False
+    preset: str | None = None
+
+
+def run_stream(
+    config: Config,
+    schema: Schema,
+    open_source: Callable[[tuple[Consumed, ...]], Source],
+    learner: Learner,
+    options: StreamOptions,
+    say: Callable[[str], None] = lambda text: None,
+    encoder: Encoder | None = None,
+) -> dict[str, Any]:
+    """Trains on a stream from where the workdir's latest checkpoint left off.
+
+    Args:
+        config: config of the run, see `settings.for_schema`; its ``steps`` end the run, if not 0.
+        schema: meaning of the columns.
+        open_source: function that opens the stream, given the segments that were read before.
+        learner: learner of the config.
+        options: see the class.
+        say: function that shows a line of text to the user.
+        encoder: function that gives raw ids rows of tables; None for `HashedRows`.
+
+    Returns:
+        What ``summary.json`` says.
+
+    Raises:
+        UserError: the stream can't be read, or is another one than that of the checkpoint; see also
+            `train` and `Checkpoints`.
+        Interrupted: a signal came; the state was saved.
+    """
+    if is_distributed():
+        raise UserError("stream: expected one process, got several; train in one process")
+    check_processes(learner.mesh, learner.kernels_in_use)
+    prequential = Prequential(config, schema, options.window)
+    workdir = options.workdir
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(owned(workdir))
+        identity = {"data": fingerprint(schema), **config.identity()}
+        checkpoints = Checkpoints(workdir / "checkpoints", identity, config.keep_checkpoints)
+        checkpoints.prepare()
+        state, progress, before = _start(config, learner, checkpoints, prequential, say)
+        resumed_from = int(state.step) if before else None
+        source = open_source(progress.segments)
+        write_text(workdir / "config.json", _config_text(config))
+        events = workdir / "tensorboard" if options.tensorboard else None
+        file = opened.enter_context(Record(workdir / "metrics.jsonl", resumed_from or 0, events))
+        notes = describe_run(config, learner)
+
+        def keep(state: TrainState, progress: Progress, speed: float | None) -> bool:
+            file.flush()
+            known = {**notes, "examples_per_second": speed, _NOTED: progress.to_json()}
+            checkpoints.save(learner, state, known, None, prequential.arrays())
+            return True
+
+        loop = StreamLoop(
+            learner,
+            make_train_step(learner),
+            make_predict(learner),
+            prequential,
+            Intervals(
+                config.log_every,
+                config.checkpoint_every,
+                options.checkpoint_seconds,
+                config.check_copies_every,
+            ),
+            file,
+            keep,
+        )
+        batches = stream_batches(
+            source,
+            schema,
+            encoder or HashedRows(schema, config.table_rows),
+            config.batch_size,
+            progress,
+            options.idle_seconds,
+        )
+        state, progress, speed = loop(state, progress, batches, config.steps)
+        summary = {
+            "mesh": notes["mesh"],
+            "devices": describe_devices(learner.mesh),
+            "preset": options.preset,
+            "batch_size": config.batch_size,
+            "steps": int(state.step),
+            "examples_per_second": speed or before.get("examples_per_second"),
+            "resumed_from": resumed_from,
+            "best_step": None,
+            "teacher_auc": None,
+            "prequential": loop.last_window,
+            "examples": progress.examples,
+            "position": progress.position and dataclasses.asdict(progress.position),
+        }
+        write_text(workdir / "summary.json", to_json(summary, indent=1))
+        return summary
+
+
+def _start(
+    config: Config,
+    learner: Learner,
+    checkpoints: Checkpoints,
+    prequential: Prequential,
+    say: Callable[[str], None],
+) -> tuple[TrainState, Progress, Mapping[str, Any]]:
+    """State, part of the stream, and metadata of the checkpoint that both are from, if any."""
+    if not checkpoints.steps():
+        return learner.init(config.seed), Progress(), {}
+    state, step = checkpoints.restore_latest(learner)
+    checkpoints.delete_superseded()  # the run may have been killed before it did
+    metadata = checkpoints.metadata(step)
+    progress = Progress.from_json(metadata.get(_NOTED) or {})
+    path = checkpoints.directory / f"{step:08d}"
+    prequential.restore(load_host_arrays(path, metadata))
+    say(f"resuming from step {step} in {checkpoints.directory}, behind {progress.position}")
+    return state, progress, metadata
+
+
+def _config_text(config: Config) -> str:
+    decided = {*unread(config), *OF_SCHEMA, *WITHOUT_EFFECT, "shared_tables"}
+    return file_text(config, decided)

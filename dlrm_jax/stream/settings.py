@@ -1,0 +1,114 @@
+"""The settings of a run on a stream: what its schema decides, and what no stream has."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+from dlrm_jax.config import Config
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.errors import UserError
+from dlrm_jax.feature_names import numbered
+from dlrm_jax.run_start import check_unvalidated
+from dlrm_jax.training.losses import group_column
+from dlrm_jax.training.model import check_takes
+
+OF_SCHEMA = ("features", "bag_lengths", "dense_features", "labels")
+"""Fields that the schema decides."""
+
+WITHOUT_EFFECT = {
+    "epochs": "a stream is read once",
+    "shuffle_window": "a stream is read in its order",
+    "eval_every": "each batch is evaluated before it is trained on",
+    "best_metric": "the latest checkpoint counts",
+    "target_auc": "a stream has no validation split",
+    "patience": "a stream has no validation split",
+    "plateau_factor": "a stream has no validation split",
+    "plateau_patience": "a stream has no validation split",
+    "validation_examples": "a stream has no validation split",
+    "evaluation_batch_size": "a batch is evaluated at a time",
+    "unseen_rate": "a stream has no vocabulary",
+    "min_count": "a stream has no vocabulary",
+    "examples": "the stream has the examples",
+    "zipf_exponent": "the stream has the examples",
+    "teacher": "the stream has the examples",
+    "pipelined": "the next batch may not be there yet",
+}
+"""Fields that a run on a stream doesn't read, each with the reason."""
+
+
+def for_schema(config: Config, schema: Schema) -> Config:
+    """The config with the features, bags, dense features and labels of a schema.
+
+    Args:
+        config: config of the run, with the rows of each categorical column's table, or one number
+            for all of them.
+        schema: meaning of the columns.
+
+    Raises:
+        UserError: the schema or a setting needs what a stream doesn't have.
+    """
+    check_schema(schema)
+    check_unvalidated(config)
+    if config.pipelined:
+        raise UserError(f"pipelined: no effect with a stream: {WITHOUT_EFFECT['pipelined']}")
+    if column := group_column(config.loss):
+        raise UserError(
+            f"loss: {config.loss} compares the examples of a {column}, and a batch of a stream may "
+            f"cut them anywhere; expected a loss of single examples, such as bce"
+        )
+    count, rows = len(schema.categorical), config.table_rows
+    if len(rows) not in (1, count):
+        raise UserError(
+            f"table_rows: expected one number, or one for each of the {count} categorical columns "
+            f"({', '.join(schema.categorical)}), got {len(rows)}"
+        )
+    rows = rows * count if len(rows) == 1 else rows
+    shared = [f"{name}={owner}" for name, owner in schema.shared.items()]
+    config = dataclasses.replace(
+        config,
+        features=() if schema.categorical == numbered(count) else schema.categorical,
+        table_rows=rows,
+        bag_lengths=schema.lengths,
+        shared_tables=tuple(dict.fromkeys([*shared, *config.shared_tables])),
+        dense_features=len(schema.dense),
+        labels=schema.labels if len(schema.labels) > 1 else (),
+    )
+    check_takes(config, schema.labels)
+    return config
+
+
+def check_schema(schema: Schema) -> None:
+    """Checks that a stream has all that a schema names.
+
+    Raises:
+        UserError: a transform needs all rows of training, or the log isn't a table with names.
+    """
+    if schema.layout != "named":
+        raise UserError(f"schema: layout: expected named for a stream, got {schema.layout!r}")
+    if schema.standardized:
+        raise UserError(
+            f"schema: dense_transform: {schema.standardized[0]} is to be standardized, and the "
+            f"mean of a stream isn't known; expected log or none"
+        )
+    if schema.bins:
+        raise UserError(
+            f"schema: bins: {min(schema.bins)} is to be cut into equal parts, and a stream hasn't "
+            f"all of its rows; leave bins out, and name the column as dense"
+        )
+    if schema.separator != "," or schema.header:
+        raise UserError(
+            "schema: separator and header are of CSV files; the segments of a stream are Parquet "
+            "or Arrow files"
+        )
+
+
+def fingerprint(schema: Schema) -> str:
+    """The hash of what the ids and numbers of a stream mean, as checkpoints note that of data.
+
+    Columns of groups and of time may change: no number of the model depends on them.
+    """
+    fields = dataclasses.asdict(dataclasses.replace(schema, groups=(), timestamp=None))
+    text = json.dumps(["stream", fields], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

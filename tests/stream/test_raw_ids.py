@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import datetime
+
+import numpy as np
+import polars as pl
+import pytest
+import xxhash
+
+from dlrm_jax.data.arrays import ABSENT
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.errors import UserError
+from dlrm_jax.stream.hashed_rows import HashedRows
+from dlrm_jax.stream.raw_ids import MISSING, ids_of, raw_ids
+
+
+def test_integers_are_their_own_ids_in_any_type():
+    expected = np.array([7, -1, 2**40], np.int64).view(np.uint64).tolist()
+    for values in (
+        pl.Series([7, -1, 2**40]),
+        pl.Series([7.0, -1.0, 2.0**40]),
+        pl.Series(["7", "-1", str(2**40)]),
+        pl.Series(["7.0", "-1.0", f"{2**40}.0"]),
+        pl.Series([7, -1, 2**40], dtype=pl.Int128),
+    ):
+        assert ids_of(values).tolist() == expected, values.dtype
+    assert ids_of(pl.Series([2**64 - 1], dtype=pl.UInt64)).tolist() == [2**64 - 1]
+    assert ids_of(pl.Series([str(2**64 - 1)])).tolist() == [2**64 - 1]
+
+
+def test_other_values_have_the_hash_of_their_text():
+    day = datetime.date(2026, 11, 25)
+    for values, texts in (
+        (pl.Series(["a", "007", "", "a"]), ["a", "007", "", "a"]),
+        (pl.Series([0.5]), ["0.5"]),
+        (pl.Series([day]), ["2026-11-25"]),
+        (pl.Series([True]), ["true"]),
+        (pl.Series(["a"], dtype=pl.Categorical), ["a"]),
+    ):
+        assert ids_of(values).tolist() == [xxhash.xxh3_64_intdigest(x.encode()) for x in texts]
+
+
+@pytest.mark.parametrize("kind", [pl.Int8, pl.Int64, pl.UInt64, pl.Float64, pl.String, pl.Null])
+def test_missing_values_have_an_id(kind):
+    assert ids_of(pl.Series([None, None], dtype=kind)).tolist() == [MISSING, MISSING]
+    assert ids_of(pl.Series([float("nan")])).tolist() == [MISSING]
+
+
+def test_bags_lie_side_by_side():
+    schema = Schema("y", ("a", "b"), bag_lengths={"b": 2})
+    lists = pl.Series([[1], None, [2, 3], [], [None]], dtype=pl.List(pl.Int64))
+    frame = pl.DataFrame({"c0": [5, 6, None, 7, 8], "c1": lists})
+    found = raw_ids(frame, schema, "x")
+    yes, no = True, False
+    assert found.present.tolist() == [
+        [yes, yes, no], [yes, no, no], [yes, yes, yes], [yes, no, no], [yes, yes, no]
+    ]  # fmt: skip
+    assert found.ids[found.present].tolist() == [5, 1, 6, MISSING, 2, 3, 7, 8, MISSING]
+
+
+def test_a_type_without_text_is_refused():
+    frame = pl.DataFrame({"c0": [b"x"]})
+    with pytest.raises(UserError, match="x, column a: expected numbers, text or dates, got Binary"):
+        raw_ids(frame, Schema("y", ("a",)), "x")
+
+
+def test_rows_are_hashed_by_table():
+    schema = Schema("y", ("a", "b", "c"), bag_lengths={"c": 2}, shared={"b": "a"})
+    n = 50_000
+    frame = pl.DataFrame({f"c{i}": np.arange(n) for i in range(2)}).with_columns(
+        c2=pl.concat_list("c0"),
+    )
+    encode = HashedRows(schema, [100, 100, 1000])
+    rows = encode(raw_ids(frame, schema, "x"))
+    assert rows.dtype == np.int32
+    assert (rows[:, 0] == rows[:, 1]).all()
+    assert (rows[:, 3] == ABSENT).all()
+    for column, size in ((0, 100), (2, 1000)):
+        counts = np.bincount(rows[:, column], minlength=size)
+        assert len(counts) == size
+        # Poisson: each count is within six deviations of its mean.
+        assert np.abs(counts - n / size).max() < 6 * (n / size) ** 0.5
+    # Tables that aren't shared have hashes of their own.
+    assert 0.005 < np.mean(rows[:, 0] == rows[:, 2] % 100) < 0.015
+    assert (encode(raw_ids(frame[:7], schema, "x")) == rows[:7]).all()

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from stream_log import SCHEMA, log, publish, write_segments
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.stream.batches import StreamBatch, stream_batches
+from dlrm_jax.stream.folder import Folder
+from dlrm_jax.stream.hashed_rows import HashedRows
+from dlrm_jax.stream.position import Position, Progress
+
+ENCODER = HashedRows(SCHEMA, [50, 50, 50])
+
+
+def batches(directory: Path, size: int, progress: Progress | None = None) -> list[StreamBatch]:
+    progress = progress or Progress()
+    folder = Folder(directory, SCHEMA, progress.segments)
+    given = stream_batches(folder, SCHEMA, ENCODER, size, progress, 1e-9, lambda seconds: None)
+    return [batch for batch in given if batch]
+
+
+def columns(given: list[StreamBatch]) -> list[np.ndarray]:
+    """All arrays of batches, joined."""
+    return [
+        np.concatenate(column)
+        for column in zip(
+            *([*batch.batch[:4], batch.groups["user"]] for batch in given), strict=True
+        )
+    ]
+
+
+def test_batches_cross_segments_and_leave_nothing_out(tmp_path: Path):
+    rows = log(100)
+    write_segments(tmp_path, [7, 1, 30, 3, 59], rows)
+    found = batches(tmp_path, 16)
+    assert [len(batch.batch.labels) for batch in found] == [16] * 6
+    dense, ids, labels, weights, users = columns(found)
+    assert labels.tolist() == rows["click"][:96].to_list()
+    assert weights.tolist() == rows["w"][:96].to_list()
+    np.testing.assert_allclose(dense[:, 0], np.log1p(rows["price"][:96].to_numpy()), rtol=1e-6)
+    # A user's row is that of its group, and different tags fill their bags.
+    pairs = {*zip(ids[:, 0].tolist(), users.tolist(), strict=True)}
+    assert len(pairs) == rows["user"][:96].n_unique()
+    lengths = rows["tags"][:96].list.len().clip(upper_bound=2).to_list()
+    assert (ids[:, 2:] >= 0).sum(axis=1).tolist() == lengths
+    assert found[-1].time == 1.7e9 + 95
+
+
+def test_batches_dont_depend_on_how_the_log_is_cut(tmp_path: Path):
+    rows = log(100)
+    write_segments(tmp_path / "a", [100], rows)
+    write_segments(tmp_path / "b", [7, 1, 30, 3, 59], rows)
+    one, other = (columns(batches(tmp_path / x, 16)) for x in "ab")
+    for expected, found in zip(one, other, strict=True):
+        np.testing.assert_array_equal(expected, found)
+
+
+def test_positions_are_those_of_the_last_row(tmp_path: Path):
+    write_segments(tmp_path, [20, 12, 10])
+    places = [batch.progress.position for batch in batches(tmp_path, 8)]
+    assert places == [
+        Position("s000.parquet", 8, ended=False),
+        Position("s000.parquet", 16, ended=False),
+        Position("s001.parquet", 4, ended=False),
+        Position("s001.parquet", 12, ended=True),
+        Position("s002.parquet", 8, ended=False),
+    ]
+
+
+def test_every_position_goes_on_with_the_same_batches(tmp_path: Path):
+    write_segments(tmp_path, [20, 12, 3, 2, 40])
+    whole = batches(tmp_path, 8)
+    for done in range(1, len(whole)):
+        noted = Progress.from_json(whole[done - 1].progress.to_json())
+        assert noted == whole[done - 1].progress
+        rest = batches(tmp_path, 8, noted)
+        for expected, found in zip(columns(whole[done:]), columns(rest), strict=True):
+            np.testing.assert_array_equal(expected, found)
+        assert [x.progress for x in rest] == [x.progress for x in whole[done:]]
+
+
+def test_rows_that_fill_no_batch_wait_for_more(tmp_path: Path):
+    rows = log(20)
+    write_segments(tmp_path, [13], rows[:13])
+    before = batches(tmp_path, 8)
+    assert len(before) == 1
+    publish(tmp_path, "s001.parquet", rows[13:])
+    after = batches(tmp_path, 8, before[0].progress)
+    assert after[0].batch.labels.tolist() == rows["click"][8:16].to_list()
+    assert after[0].progress.examples == 16
+
+
+def test_none_is_given_while_nothing_comes(tmp_path: Path):
+    write_segments(tmp_path, [8])
+    pauses: list[float] = []
+    folder = Folder(tmp_path, SCHEMA)
+    given = stream_batches(folder, SCHEMA, ENCODER, 8, Progress(), 0, pauses.append)
+    first, *others = itertools.islice(given, 3)
+    assert first
+    assert others == [None, None]
+    publish(tmp_path, "s001.parquet", log(8))
+    assert next(given)
+    assert len(pauses) == 2
+
+
+def test_a_null_label_is_named_before_its_segment_is_trained_on(tmp_path: Path):
+    rows = log(30).with_columns(click=pl.when(pl.int_range(30) != 25).then("click"))
+    write_segments(tmp_path, [10, 20], rows)
+    folder = Folder(tmp_path, SCHEMA)
+    given = stream_batches(folder, SCHEMA, ENCODER, 5, Progress(), 1e-9)
+    good = []
+    with pytest.raises(UserError, match=r"s001\.parquet, row 16, column click: expected 0 or 1"):
+        good.extend(given)
+    assert len(good) == 2
