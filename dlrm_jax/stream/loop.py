@@ -19,9 +19,9 @@ from dlrm_jax.signals import Interrupted, deferred
 from dlrm_jax.stream.batches import StreamBatch
 from dlrm_jax.stream.position import Progress
 from dlrm_jax.stream.prequential import SPLIT, Prequential
+from dlrm_jax.stream.step import PrequentialStep
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Clock, Metrics, compare_copies, finite_loss, is_due
-from dlrm_jax.training.step import Predict, TrainStep
 
 _SHOWN_EVERY = 10.0  # seconds
 
@@ -57,8 +57,7 @@ class StreamLoop:
 
     Args:
         learner: learner of the states.
-        train_step: result of `make_train_step`.
-        predict: result of `make_predict`.
+        step: result of `make_prequential_step`.
         prequential: windows of the evaluation before training.
         intervals: when losses are recorded and states saved.
         record: function that records the metrics of a step and a split.
@@ -69,14 +68,13 @@ class StreamLoop:
     def __init__(
         self,
         learner: Learner,
-        train_step: TrainStep,
-        predict: Predict,
+        step: PrequentialStep,
         prequential: Prequential,
         intervals: Intervals,
         record: Callable[[int, str, Metrics], None],
         keep: Callable[[TrainState, Progress, float | None], bool],
     ):
-        self._learner, self._train_step, self._predict = learner, train_step, predict
+        self._learner, self._step = learner, step
         self._prequential, self._intervals = prequential, intervals
         self._record, self._keep = record, keep
         self._ahead = learner.backend.programs_ahead
@@ -139,8 +137,7 @@ class StreamLoop:
                     if waited:
                         clock.go_on()
                     waited = False
-                    logits = self._predict(state, item.predicted)
-                    state, loss = self._train_step(state, item.trained)
+                    state, loss, logits = self._step(state, item.predicted, item.trained)
                     step, progress = step + 1, item.given.progress
                     self._started.append((step, loss, logits, item))
                     self._read(self._ahead, clock)

@@ -24,12 +24,12 @@ from dlrm_jax.stream.position import Consumed, Progress
 from dlrm_jax.stream.prequential import Prequential
 from dlrm_jax.stream.settings import OF_SCHEMA, WITHOUT_EFFECT, fingerprint
 from dlrm_jax.stream.source import Source
+from dlrm_jax.stream.step import make_prequential_step
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.host_arrays import load_host_arrays
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.model import unread
 from dlrm_jax.training.record import Record, owned, to_json
-from dlrm_jax.training.step import make_predict, make_train_step
 
 _NOTED = "stream"
 """The name of the progress in a checkpoint's metadata."""
@@ -110,8 +110,7 @@ def run_stream(
 
         loop = StreamLoop(
             learner,
-            make_train_step(learner),
-            make_predict(learner),
+            make_prequential_step(learner),
             prequential,
             Intervals(
                 config.log_every,

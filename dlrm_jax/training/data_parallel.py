@@ -52,7 +52,8 @@ def gradients(
     micro_batch: Int[Array, ""] | None,
     pooled: Any,
     batch: Batch,
-) -> tuple[tuple[Float[Array, "D M"], Float[Array, "D M"], Any], Any, Any]:
+    with_logits: bool = False,
+) -> tuple[tuple[Float[Array, "D M"], Float[Array, "D M"], Any], Any, Any, Any]:
     """Differentiates Σ wᵢ lossᵢ over a batch; i are pairs or the like of a `RankingLoss`.
 
     Args:
@@ -62,11 +63,12 @@ def gradients(
         micro_batch: number of micro-batches before this one, see `Learner.model`.
         pooled: pooled vectors of the batch by lookup name, [B, d] or [B, L, d].
         batch: batch, or one of its micro-batches.
+        with_logits: whether the logits are wanted, too.
 
     Returns:
         Σ wᵢ, Σ wᵢ lossᵢ and its gradients by the parameters, each for the samples of one device:
-        `dense_update` sums them; the cotangents of the vectors; and the model's state
-        after the batch.
+        `dense_update` sums them; the cotangents of the vectors; the model's state after the batch;
+        and the logits, [B] or [B, H], or None if they aren't wanted.
     """
 
     def loss_of(
@@ -81,15 +83,15 @@ def gradients(
         with jax.named_scope("loss"):
             if isinstance(learner.loss, RankingLoss):
                 loss, weight = _ranked(learner, learner.loss, answers, batch)
-                return loss, (model_state, weight)
+                return loss, (model_state, weight, answers if with_logits else None)
             loss = jnp.sum(batch.sample_weights * _losses(learner, answers, batch))
-        return loss, (model_state, None)
+        return loss, (model_state, None, answers if with_logits else None)
 
     value_and_grad = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
 
     def run(
         params: Any, model_state: Any, micro_batch: Any, pooled: Any, batch: Batch
-    ) -> tuple[Any, Any, Any]:
+    ) -> tuple[Any, Any, Any, Any]:
         # A model with batch statistics and a loss of groups must see all samples at once.
         at_once = learner.has_model_state or isinstance(learner.loss, RankingLoss)
         size = None if at_once else learner.dense_chunk
@@ -104,27 +106,31 @@ def gradients(
             # their own, filled with zeros first, the step of 8192 samples took 4 % longer.
             return (loss, grads), _with_chunk(i, vectors, cotangents), after
 
-        def add(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            sums, vectors = carry
-            found, vectors, _ = of_chunk(i, vectors)
-            return jax.tree.map(jnp.add, sums, found), vectors
+        def add(i: Any, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+            sums, vectors, answers = carry
+            found, vectors, (_, _, own) = of_chunk(i, vectors)
+            return jax.tree.map(jnp.add, sums, found), vectors, _with_chunk(i, answers, own)
 
         weight = None
         if chunks == 1:
-            sums, cotangents, (model_state, weight) = of_chunk(0, pooled)
+            sums, cotangents, (model_state, weight, answers) = of_chunk(0, pooled)
         else:
-            loss, _ = jax.eval_shape(loss_of, params, pooled, model_state, micro_batch, batch)
+            loss, (_, _, shape) = jax.eval_shape(
+                loss_of, params, pooled, model_state, micro_batch, batch
+            )
             zero = jnp.zeros((), loss.dtype), jax.tree.map(jnp.zeros_like, params)
-            sums, cotangents = jax.lax.fori_loop(0, chunks, add, (zero, pooled))
+            answers = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+            carry = zero, pooled, answers
+            sums, cotangents, answers = jax.lax.fori_loop(0, chunks, add, carry)
         if weight is None:
             weight = jnp.sum(batch.sample_weights, dtype=sums[0].dtype)
         sums = weight, *sums
-        return jax.tree.map(lambda x: x[None, None], sums), cotangents, model_state
+        return jax.tree.map(lambda x: x[None, None], sums), cotangents, model_state, answers
 
     whole, split = PartitionSpec(), learner.axes.batch
     in_specs, out_specs = (
         (whole, whole, whole, split, split),
-        (learner.axes.per_device, split, whole),
+        (learner.axes.per_device, split, whole, split),
     )
     on_each = _on_each_device(learner.mesh, run, in_specs, out_specs)
     return on_each(params, model_state, micro_batch, pooled, batch)

@@ -51,7 +51,25 @@ def focal(
     return optax.sigmoid_focal_loss(logits, labels, alpha=alpha, gamma=gamma)
 
 
-LOSSES: dict[str, Loss] = {"bce": bce, "mse": mse}
+def fake_negative_weighted(
+    logits: Float[Array, " B"], labels: Float[Array, " B"]
+) -> Float[Array, " B"]:
+    """Cross-entropy of a log in which each row is negative first, and positive rows come again.
+
+    With p the probability of a row, a share 1 / (1 + p) of its examples is negative. Importance
+    weights, 1 + p for label 1 and (1 - p) (1 + p) for label 0, make the loss that of p (Ktena et
+    al., 2019, arXiv 1907.06558, "fake negative weighted"); p is the model's own, as a
+    constant.
+    """
+    p = jax.lax.stop_gradient(jax.nn.sigmoid(logits))
+    return (1 + p) * (1 - p * (1 - labels)) * bce(logits, labels)
+
+
+LOSSES: dict[str, Loss] = {
+    "bce": bce,
+    "mse": mse,
+    "fake_negative_weighted": fake_negative_weighted,
+}
 """The losses without arguments."""
 
 

@@ -22,7 +22,7 @@ TrainStep = Callable[..., tuple[TrainState, Float[Array, ""]]]
 Predict = Callable[[TrainState, Batch], Float[Array, "B *_"]]
 
 
-def make_train_step(learner: Learner) -> TrainStep:
+def make_train_step(learner: Learner, with_logits: bool = False) -> TrainStep:
     """Makes the train step: ``state, loss = step(state, batch)``, compiled once.
 
     The old state is donated: its tables are updated in place and it must not be used again.
@@ -33,12 +33,19 @@ def make_train_step(learner: Learner) -> TrainStep:
     A third argument, a scalar, multiplies the changes of all rows and dense parameters. For the
     optimizers that flags name this is a factor of the learning rate. It may differ from step to
     step without a compilation.
+
+    Args:
+        learner: learner of the states.
+        with_logits: whether the step also gives the logits that the loss is of, [B] or [B, H]:
+            those of the model before the update, as it is in training.
     """
 
     def train_step(
         state: TrainState, batch: Batch, rate_factor: Float[Array, ""] | None = None
-    ) -> tuple[TrainState, Float[Array, ""]]:
-        return step_routed(learner, state, batch, route(learner, batch), rate_factor)
+    ) -> tuple[Any, ...]:
+        routed = route(learner, batch)
+        *found, logits = step_with_logits(learner, state, batch, routed, rate_factor, with_logits)
+        return (*found, logits) if with_logits else tuple(found)
 
     return jax.jit(train_step, donate_argnames="state")
 
@@ -64,11 +71,25 @@ def step_routed(
     rate_factor: Float[Array, ""] | None,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """A train step of a batch after `route`, see `make_train_step`."""
+    return step_with_logits(learner, state, batch, routed, rate_factor, with_logits=False)[:2]
+
+
+def step_with_logits(
+    learner: Learner,
+    state: TrainState,
+    batch: Batch,
+    routed: RoutedIds,
+    rate_factor: Float[Array, ""] | None,
+    with_logits: bool,
+) -> tuple[TrainState, Float[Array, ""], Float[Array, "B *_"] | None]:
+    """As `step_routed`, with the logits of the batch if they are wanted."""
     collection, clip_norm, penalty = learner.collection, learner.clip_norm, learner.penalty
     any_weight = None
     if len(learner.labels) > 1:
         batch, any_weight = by_label(batch, [*learner.label_weights.values()])
-    total, loss, grads, sparse_cotangents, model_state = _accumulate(learner, state, batch, routed)
+    total, loss, grads, sparse_cotangents, model_state, logits = _accumulate(
+        learner, state, batch, routed, with_logits
+    )
     if any_weight is not None:  # the sums are divided already
         total = any_weight.astype(total.dtype)
     summed = bool(clip_norm or penalty.tables)
@@ -91,7 +112,7 @@ def step_routed(
     params, optimizer = dense_update.update(learner, state, grads, rate_factor)
     embedding = collection.apply(state.embedding, rows, state.step, rate_factor)
     state = TrainState(state.step + 1, params, optimizer, embedding, model_state)
-    return state, loss / total
+    return state, loss / total, logits
 
 
 def make_predict(learner: Learner) -> Predict:
@@ -108,9 +129,11 @@ def make_predict(learner: Learner) -> Predict:
 
 
 def _accumulate(
-    learner: Learner, state: TrainState, batch: Batch, routed: RoutedIds
-) -> tuple[Float[Array, ""], Float[Array, ""], Any, SparseCotangents, Any]:
+    learner: Learner, state: TrainState, batch: Batch, routed: RoutedIds, with_logits: bool
+) -> tuple[Float[Array, ""], Float[Array, ""], Any, SparseCotangents, Any, Any]:
     """Σ wᵢ, Σ wᵢ lossᵢ and its gradients, of the batch whole or one micro-batch after the other.
+
+    The logits come last, or None.
 
     Micro-batches differ from the whole batch in the order of summation alone, unless the model
     looks at the batch, see `Learner`: rows are coalesced over all of it. The weight is summed with
@@ -123,21 +146,22 @@ def _accumulate(
 
     def gradients(
         model_state: Any, number: Any, micro: Batch, routed: RoutedIds
-    ) -> tuple[Any, SparseCotangents, Any]:
+    ) -> tuple[Any, tuple[SparseCotangents, Any], Any]:
         # Lookups stay outside of autodiff, whose gradient of a table is as large as the table.
         pooled = collection.pool(state.embedding, routed)
-        sums, cotangents, model_state = data_parallel.gradients(
-            learner, state.params, model_state, number, pooled, micro
+        sums, cotangents, model_state, logits = data_parallel.gradients(
+            learner, state.params, model_state, number, pooled, micro, with_logits
         )
-        return sums, collection.send_cotangents(routed, cotangents), model_state
+        return sums, (collection.send_cotangents(routed, cotangents), logits), model_state
 
-    def add(carry: Any, item: Any) -> tuple[Any, SparseCotangents]:
+    def add(carry: Any, item: Any) -> tuple[Any, tuple[SparseCotangents, Any]]:
         sums, model_state = carry
-        found, sparse_cotangents, model_state = gradients(model_state, *item)
-        return (jax.tree.map(jnp.add, sums, found), model_state), sparse_cotangents
+        found, of_samples, model_state = gradients(model_state, *item)
+        return (jax.tree.map(jnp.add, sums, found), model_state), of_samples
 
     if count == 1:
-        sums, sparse_cotangents, model_state = gradients(state.model_state, first, batch, routed)
+        sums, of_samples, model_state = gradients(state.model_state, first, batch, routed)
+        sparse_cotangents, logits = of_samples
     else:
         numbers = None if first is None else first + jnp.arange(count)
         one = jax.tree.map(lambda x: x[0], (batch, routed))
@@ -145,14 +169,16 @@ def _accumulate(
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         per_device = learner.axes.sharding(learner.axes.per_device)
         zero = jax.lax.with_sharding_constraint(zero, per_device)
-        (sums, model_state), sparse_cotangents = jax.lax.scan(
+        (sums, model_state), (sparse_cotangents, logits) = jax.lax.scan(
             add,
             (zero, state.model_state),
             (numbers, batch, routed),
             unroll=learner.backend.unroll_micro_batches,
         )
+        if with_logits:  # of the micro-batches, [A, B/A, ...]
+            logits = logits.reshape(-1, *logits.shape[2:])
     total, loss, grads = dense_update.sum_over_devices(learner, sums)
-    return total, loss, grads, sparse_cotangents, model_state
+    return total, loss, grads, sparse_cotangents, model_state, logits
 
 
 def _scaled(tree: Any, factor: Float[Array, ""]) -> Any:

@@ -1,0 +1,190 @@
+"""Labels that come later than their rows: clicks after minutes, purchases after days.
+
+Two ways, for rows that come without a label and for events that name a row by its id:
+
+* *wait*: a row is held for a window, and then leaves with label 1 if its event has come, else 0.
+  Labels are right up to events later than the window; a model is as old as the window.
+* *correct*: a row leaves at once with label 0, and once more with label 1 when its event comes.
+  A model is fresh, and its log has all rows as negative ones besides the positive ones: with a
+  share p of positive rows, a share p / (1 + p) of what leaves is positive. The loss
+  ``fake_negative_weighted`` weights examples so that a model learns p all the same (Ktena et al.,
+  2019, "Addressing delayed feedback for continuous training with neural networks in CTR
+  prediction", arXiv 1907.06558).
+
+In both, rows are in memory for a window, up to a number that is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import polars as pl
+
+from dlrm_jax.data.preprocessing.logs import as_times
+from dlrm_jax.errors import UserError
+
+_TIME, _LABELLED = "__time", "__labelled"  # microseconds since 1970; whether the event has come
+
+
+@dataclasses.dataclass(frozen=True)
+class LateLabels:
+    """How rows get their labels.
+
+    Attributes:
+        id: name of the column that names a row, in rows and events.
+        timestamp: name of the column of times, in both: of any type that schemas take but text.
+        label: name of the column that rows get, which they don't have before.
+        seconds: length of the window. An event that is later than its row by more is left out.
+        most_rows: number of rows and of events that may be in memory.
+        way: ``"wait"`` or ``"correct"``.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+
+    id: str
+    timestamp: str
+    label: str
+    seconds: float
+    most_rows: int = 10_000_000
+    way: Literal["wait", "correct"] = "wait"
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "most_rows"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        if self.way not in ("wait", "correct"):
+            raise UserError(f"way: expected wait or correct, got {self.way!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """What a join has in memory: plain frames, so that it can be saved.
+
+    Attributes:
+        rows: rows whose window is open, in the order in which they came; None before the first.
+        events: events without a row so far; None before the first.
+        now: latest time of a row, in microseconds since 1970.
+    """
+
+    rows: pl.DataFrame | None = None
+    events: pl.DataFrame | None = None
+    now: int = 0
+
+
+def join(
+    settings: LateLabels, held: Held, rows: pl.DataFrame, events: pl.DataFrame
+) -> tuple[pl.DataFrame, Held]:
+    """Joins what has come to what is held. It depends on its arguments alone.
+
+    Time is that of the rows: a window ends when a row comes that is so much later.
+
+    Args:
+        settings: see the class.
+        held: what earlier calls held; ``Held()`` at first.
+        rows: rows that have come, without a label.
+        events: events that have come: ids and times, of which other columns are left out. One may
+            come before its row.
+
+    Returns:
+        Rows that leave, with their label: in the order of time for ``wait``; for ``correct``, the
+        rows that have come, and then those whose event has. And what is held now.
+
+    Raises:
+        UserError: a column is missing or there already, a time or an id is malformed, two rows
+            have one id, or more rows or events are held than may be.
+    """
+    window = round(settings.seconds * 1e6)
+    came = _checked(settings, rows, "rows")
+    if settings.label in rows.columns:
+        raise UserError(
+            f"late labels: rows have a column {settings.label!r} already, and events decide it; "
+            f"drop it"
+        )
+    came = came.with_columns(pl.lit(False).alias(_LABELLED))
+    own = _checked(settings, events, "events").select(settings.id, _TIME)
+    own = _with_ids_of(settings, own, came)
+    known = came if held.rows is None else pl.concat([held.rows, came])
+    pending = own if held.events is None else pl.concat([held.events, own])
+    if (twice := known[settings.id].is_duplicated()).any():
+        raise UserError(
+            f"late labels: expected ids that name one row each within the window, got "
+            f"{settings.id} {known[settings.id].filter(twice)[0]!r} twice"
+        )
+    latest = int(came[_TIME].max() or 0)  # pyright: ignore[reportArgumentType]
+    now = max(held.now, latest)
+
+    first = pending.group_by(settings.id).agg(pl.col(_TIME).min().alias("__event"))
+    known = known.join(first, on=settings.id, how="left", maintain_order="left")
+    in_time = (pl.col("__event") <= pl.col(_TIME) + window).fill_null(False)
+    fresh = in_time & ~pl.col(_LABELLED)
+    of_way = fresh if settings.way == "correct" else pl.lit(False)
+    positive = known.filter(of_way)
+    known = known.with_columns(pl.col(_LABELLED) | in_time).drop("__event")
+    # An event waits for its row as long as a row for its event.
+    pending = pending.join(known, on=settings.id, how="anti").filter(pl.col(_TIME) + window > now)
+
+    is_open = pl.col(_TIME) + window > now
+    if settings.way == "wait":
+        leaving = _labelled(settings, known.filter(~is_open).sort(_TIME, maintain_order=True))
+    else:
+        corrected = positive.drop("__event").with_columns(pl.lit(True).alias(_LABELLED))
+        leaving = pl.concat([_labelled(settings, x) for x in (came, corrected)])
+    after = Held(known.filter(is_open), pending, now)
+    for name, frame in (("rows", after.rows), ("events without a row", after.events)):
+        if frame is not None and len(frame) > settings.most_rows:
+            raise UserError(
+                f"late labels: {len(frame):,} {name} are within the window of "
+                f"{settings.seconds:g} s, expected at most {settings.most_rows:,}; make seconds "
+                f"smaller, or most_rows larger"
+            )
+    return leaving, after
+
+
+def last_rows(settings: LateLabels, held: Held) -> pl.DataFrame:
+    """The rows that are held, with the labels so far, at the end of a log; None leave twice."""
+    if held.rows is None or settings.way == "correct":
+        return pl.DataFrame()
+    return _labelled(settings, held.rows.sort(_TIME, maintain_order=True))
+
+
+def _with_ids_of(settings: LateLabels, events: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """The events with ids of the rows' type, which no events may have any other of."""
+    found, expected = events[settings.id].dtype, rows[settings.id].dtype
+    if found != expected and len(events):
+        raise UserError(
+            f"late labels: {settings.id} is {expected} in rows, and {found} in events; write both "
+            f"in one type"
+        )
+    return events.cast({settings.id: expected, _TIME: pl.Int64})
+
+
+def _labelled(settings: LateLabels, rows: pl.DataFrame) -> pl.DataFrame:
+    label = pl.col(_LABELLED).cast(pl.Int8).alias(settings.label)
+    return rows.with_columns(label).drop(_TIME, _LABELLED)
+
+
+def _checked(settings: LateLabels, frame: pl.DataFrame, what: str) -> pl.DataFrame:
+    """A frame with its times in microseconds."""
+    for name in (settings.id, settings.timestamp):
+        if name not in frame.columns:
+            raise UserError(
+                f"late labels: {what} have no column {name!r}; their columns are "
+                f"{', '.join(frame.columns)}"
+            )
+    if frame[settings.timestamp].dtype == pl.String:
+        raise UserError(
+            f"late labels: {what}: expected times or numbers in {settings.timestamp}, got text; "
+            f"write them as times"
+        )
+    times = as_times(frame[settings.timestamp], seconds=True)
+    wrong = times.is_null() | frame[settings.id].is_null()
+    if wrong.any():
+        row = wrong.arg_max() or 0
+        raise UserError(
+            f"late labels: {what}, row {row + 1}: expected an id and a time, got "
+            f"{settings.id} {frame[settings.id][row]!r} and {settings.timestamp} "
+            f"{frame[settings.timestamp][row]!r}"
+        )
+    return frame.with_columns(times.to_physical().cast(pl.Int64).alias(_TIME))

@@ -1,0 +1,140 @@
+"""Late labels, on a log whose delays are planted."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.stream.late_labels import Held, LateLabels, join, last_rows
+from dlrm_jax.training.losses import LOSSES
+
+WAIT = LateLabels("id", "t", "click", seconds=100)
+CORRECT = dataclasses.replace(WAIT, way="correct")
+N = 3000
+
+
+def planted() -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows, one a second, and events of 3 in 10 of them, after 50 seconds on average."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 2, N)
+    clicked = rng.random(N) < np.where(x, 0.5, 0.1)
+    times = 1000.0 + np.arange(N)
+    rows = pl.DataFrame({"id": np.arange(N), "t": times, "x": x})
+    events = rows.filter(clicked).with_columns(pl.col("t") + rng.exponential(50, clicked.sum()))
+    return rows, events.sort("t")
+
+
+def in_parts(settings: LateLabels, cuts: list[float], early: float = 0) -> pl.DataFrame:
+    """What leaves if rows and events come in parts that end at these times."""
+    rows, events = planted()
+    held, found = Held(), []
+    for start, stop in zip([0.0, *cuts], [*cuts, 1e9], strict=True):
+        own = rows.filter((pl.col("t") >= start) & (pl.col("t") < stop))
+        other = events.filter((pl.col("t") >= start + early) & (pl.col("t") < stop + early))
+        leaving, held = join(settings, held, own, other)
+        found.append(leaving)
+    rest = last_rows(settings, held)
+    return pl.concat([*found, *([rest] if len(rest) else [])])
+
+
+def truth() -> dict[int, int]:
+    """The label of each row, by events within the window."""
+    rows, events = planted()
+    delays = dict(zip(events["id"].to_list(), events["t"].to_list(), strict=True))
+    pairs = zip(rows["id"], rows["t"], strict=True)
+    return {i: int(delays.get(i, 1e9) <= t + 100) for i, t in pairs}
+
+
+@pytest.mark.parametrize("early", [0, 30])
+def test_rows_wait_for_their_labels(early: float):
+    cuts = np.arange(1000, 4300, 37.5).tolist()
+    found = in_parts(WAIT, cuts, early)
+    assert found["id"].to_list() == list(range(N))  # in the order of time, each once
+    assert dict(zip(found["id"], found["click"], strict=True)) == truth()
+    assert found.columns == ["id", "t", "x", "click"]
+
+
+def test_labels_dont_depend_on_the_parts():
+    some = in_parts(WAIT, np.arange(1000, 4300, 200.0).tolist())
+    assert some.equals(in_parts(WAIT, np.arange(1000, 4300, 37.5).tolist()))
+
+
+def test_a_row_is_corrected_once():
+    found = in_parts(CORRECT, np.arange(1000, 4300, 37.5).tolist())
+    negative, positive = (found.filter(pl.col("click") == y)["id"] for y in (0, 1))
+    assert negative.to_list() == list(range(N))
+    expected = [i for i, label in truth().items() if label]
+    assert sorted(positive.to_list()) == expected
+    # A correction doesn't come before its row.
+    places: dict[int, list[int]] = {}
+    for place, i in enumerate(found["id"]):
+        places.setdefault(i, []).append(place)
+    labels = found["click"].to_list()
+    assert all(labels[each[0]] == 0 for each in places.values())
+
+
+def fitted(loss: Any, x: np.ndarray, y: np.ndarray) -> list[float]:
+    """The probabilities of x = 0 and x = 1 that a loss learns."""
+
+    def mean(w: jax.Array) -> jax.Array:
+        return jnp.mean(loss(w[x], jnp.asarray(y, jnp.float32)))
+
+    w = jnp.zeros(2)
+    step = jax.jit(lambda w: w - 4 * jax.grad(mean)(w))
+    for _ in range(300):
+        w = step(w)
+    return jax.nn.sigmoid(w).tolist()
+
+
+def test_importance_weights_undo_the_fake_negatives():
+    found = in_parts(CORRECT, np.arange(1000, 4300, 37.5).tolist())
+    x, y = found["x"].to_numpy(), found["click"].to_numpy()
+    rows, labels = planted()[0], np.array([*truth().values()])
+    rates = [labels[rows["x"].to_numpy() == k].mean() for k in (0, 1)]
+    biased = [rate / (1 + rate) for rate in rates]
+    assert fitted(LOSSES["bce"], x, y) == pytest.approx(biased, abs=1e-3)
+    assert fitted(LOSSES["fake_negative_weighted"], x, y) == pytest.approx(rates, abs=1e-3)
+
+
+def test_weights_are_those_of_the_paper():
+    logits = jnp.array([-1.0, 0.5, -1.0, 0.5])
+    labels = jnp.array([0.0, 0.0, 1.0, 1.0])
+    p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+    expected = np.where(labels, -(1 + p) * np.log(p), -(1 - p) * (1 + p) * np.log(1 - p))
+    found = LOSSES["fake_negative_weighted"](logits, labels)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def frame(ids: list[Any], times: list[Any]) -> pl.DataFrame:
+    return pl.DataFrame({"id": ids, "t": times}, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "events", "message"),
+    [
+        (frame([1, 1], [1.0, 2.0]), frame([], []), "got id 1 twice"),
+        (frame([1, None], [1.0, 2.0]), frame([], []), "rows, row 2: expected an id and a time"),
+        (frame([1], [None]), frame([], []), "rows, row 1: expected an id and a time"),
+        (frame([1], [1.0]), frame([5], [-1.0]), "events, row 1: expected an id and a time"),
+        (frame([1], ["2026-11-25"]), frame([], []), "expected times or numbers in t, got text"),
+        (frame([1], [1.0]).drop("t"), frame([], []), "rows have no column 't'"),
+        (
+            frame([1], [1.0]).with_columns(click=pl.lit(0)),
+            frame([], []),
+            "rows have a column 'click' already",
+        ),
+        (frame([1], [1.0]), frame(["a"], [2.0]), "id is Int64 in rows, and String in events"),
+        (frame([1, 2, 3], [1.0, 1.0, 1.0]), frame([], []), "3 rows are within the window of 100 s"),
+    ],
+)
+def test_malformed_rows_are_named(rows: pl.DataFrame, events: pl.DataFrame, message: str):
+    settings = dataclasses.replace(WAIT, most_rows=2)
+    with pytest.raises(UserError, match=message):
+        join(settings, Held(), rows, events)
