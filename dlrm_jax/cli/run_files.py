@@ -10,7 +10,7 @@ from dlrm_jax.files import read_json
 from dlrm_jax.training.record import read_record
 
 _NEEDED = {"train": "loss", "learning_rate": "factor"}
-_SPLITS = ("train", "validation", "test", "test_of_last")
+_SPLITS = ("train", "validation", "test", "test_of_last", "prequential")
 
 
 def read_lines(run: Path) -> list[dict[str, Any]]:
@@ -38,7 +38,7 @@ def read_summary(run: Path) -> dict[str, Any] | None:
                 summary.get(name) is None or type(summary[name]) in (int, float)
                 for name in ("best_step", "examples_per_second", "teacher_auc")
             )
-            and all(map(_are_metrics, (summary[x] for x in _SPLITS if x in summary)))
+            and all(map(_are_metrics, (summary[x] for x in _SPLITS if summary.get(x) is not None)))
             and all(map(_are_metrics, dict(summary.get("before", {})).values()))
         )
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -15,8 +15,10 @@ from dlrm_jax.training.metrics import METRICS
 
 _Json = Mapping[str, Any]
 
+_EVALUATED = ("validation", "prequential")
 _PANELS = 5  # of curves, besides that of the loss
 _NOT_DRAWN = ("step", "split", "examples", "log_loss", "accuracy", "normalized_entropy")
+_OF_STREAMS = ("position", "time")  # of a window, which aren't metrics
 _LONG = 30  # lines that a table shows without a click
 _MOST_ITEMS = 6  # of a setting that are shown
 
@@ -51,6 +53,9 @@ def _overview(page: Page, numbers: _Json) -> None:
         page.text("There is no summary.json: the run goes on, or was ended before its last step.")
         return
     splits = {x: summary[x] for x in ("train", "validation", "test") if x in summary}
+    is_stream = "prequential" in summary
+    if summary.get("prequential"):
+        splits["last window, predicted before it was trained on"] = summary["prequential"]
     if "test_of_last" in summary and summary.get("best_step") not in (None, summary["steps"]):
         splits[f"test, step {summary['steps']:,}"] = summary["test_of_last"]
     before = {f"{x}, before": found for x, found in summary.get("before", {}).items()}
@@ -59,7 +64,8 @@ def _overview(page: Page, numbers: _Json) -> None:
         for split, each in (before | splits).items()
         for label, found in by_label(each).items()
     }
-    others = [x for each in lines.values() for x in each if x not in (*METRICS, "examples")]
+    known = (*METRICS, "examples", *_OF_STREAMS)
+    others = [x for each in lines.values() for x in each if x not in known]
     names: list[str] = [*METRICS, *dict.fromkeys(others)]
     page.table(
         ["", *map(metric_name, names), "examples"],
@@ -68,7 +74,8 @@ def _overview(page: Page, numbers: _Json) -> None:
             for line, each in lines.items()
         ],
     )
-    if absent := [x for x in ("validation", "test") if x not in splits]:
+    absent = [x for x in ("validation", "test") if x not in splits]
+    if absent and not is_stream:
         page.text(f"The data have no examples for {' and '.join(absent)}.")
     speed, best = summary.get("examples_per_second"), summary.get("best_step")
     facts = {
@@ -90,11 +97,14 @@ def _curves(page: Page, numbers: _Json) -> None:
     if not record:
         page.text("There is no metrics.jsonl, so there are no curves.")
         return
-    validation = [line for line in record if line["split"] == "validation"]
+    evaluated = next((x for x in _EVALUATED if any(y["split"] == x for y in record)), "validation")
+    validation = [line for line in record if line["split"] == evaluated]
     best = numbers["config"]["best_metric"]
     panels = [best] * (best != "log_loss" and any(best in line for line in validation))
     for label, found in by_label(validation[-1] if validation else {}).items():
-        names = [f"{label}/{x}" if label else x for x in found if x not in _NOT_DRAWN]
+        names = [
+            f"{label}/{x}" if label else x for x in found if x not in (*_NOT_DRAWN, *_OF_STREAMS)
+        ]
         panels += [x for x in names if x != best]
     cuts = [line for line in record if line["split"] == "learning_rate"]
     if cuts:
@@ -105,8 +115,8 @@ def _curves(page: Page, numbers: _Json) -> None:
     label_weights = _label_weights(numbers, validation)
     if len(label_weights) > 1:
         page.text("Losses are the sum over the labels, each times its weight of --label_weights.")
-    figure = draw_curves(record, numbers["best_step"], panels[:_PANELS], label_weights)
-    page.picture(figure, "lines: training loss and validation metrics by step")
+    figure = draw_curves(record, evaluated, numbers["best_step"], panels[:_PANELS], label_weights)
+    page.picture(figure, f"lines: training loss and {evaluated} metrics by step")
     if left_out := panels[_PANELS:]:
         page.text(f"In metrics.jsonl alone: {', '.join(left_out)}.")
 

@@ -37,14 +37,16 @@ _PALE = "#cfcfcf"
 
 def draw_curves(
     record: Sequence[_Json],
+    evaluated: str,
     best_step: int | None,
     panels: Sequence[str],
     label_weights: Mapping[str, float],
 ) -> Figure:
-    """Training loss and validation metrics by step, with cuts of the learning rate.
+    """Training loss and metrics of an evaluation by step, with cuts of the learning rate.
 
     Args:
         record: lines of the run's ``metrics.jsonl``.
+        evaluated: split whose metrics are drawn: ``validation``, or ``prequential`` of a stream.
         best_step: step of the best checkpoint; None if there is none.
         panels: metrics that get axes of their own, beside that of the loss.
         label_weights: weight of each label in the loss, by what its metrics begin with.
@@ -52,15 +54,15 @@ def draw_curves(
     columns = min(2, 1 + len(panels))
     rows = -(-(1 + len(panels)) // columns)
     figure, (loss, *others) = new_grid(0.3 + 2.3 * rows, rows, columns)
-    validation = [x for x in record if x["split"] == "validation"]
+    validation = [x for x in record if x["split"] == evaluated]
     of_labels = ", sum over labels" if len(label_weights) > 1 else ""
     training = [x for x in record if x["split"] == "train"]
     _draw_training(loss, training, f"training loss{of_labels or ', batches'}")
     sums = [{"step": x["step"], "loss": _log_loss(x, label_weights)} for x in validation]
-    _draw_metric(loss, sums, "loss", f"validation log loss{of_labels}")
+    _draw_metric(loss, sums, "loss", f"{evaluated} log loss{of_labels}")
     loss.set_ylabel("loss")
     for axes, name in zip(others, panels, strict=False):
-        _draw_metric(axes, validation, name, f"validation {name}")
+        _draw_metric(axes, validation, name, f"{evaluated} {name}")
         axes.set_ylabel(name)
     for axes in others[len(panels) :]:
         axes.set_visible(False)

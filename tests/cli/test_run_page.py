@@ -85,7 +85,7 @@ def test_metrics_of_several_labels_have_lines_of_their_own():
     assert by_label(metrics) == expected
     losses = [{"log_loss": 0.5, "bought/log_loss": 0.1}, {"log_loss": 0.4, "bought/log_loss": None}]
     record = [{"split": "validation", "step": i, **x} for i, x in enumerate(losses, 1)]
-    figure = draw_curves(record, None, [], {"": 1, "bought/": 2})
+    figure = draw_curves(record, "validation", None, [], {"": 1, "bought/": 2})
     training, validation = figure.axes[0].get_lines()
     assert training.get_label() == "training loss, sum over labels"
     assert validation.get_label() == "validation log loss, sum over labels"

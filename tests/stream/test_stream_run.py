@@ -199,3 +199,13 @@ def test_another_schema_is_another_run(unbroken: Path, segments: Path, tmp_path:
     result = run(*FLAGS, *named, program=PROGRAM)
     assert result.returncode == 2
     assert "it was trained on other data" in result.stderr
+
+
+def test_the_report_shows_the_windows(unbroken: Path):
+    result = run("report", f"--run={unbroken}", program=("-m", "dlrm_jax"))
+    assert result.returncode == 0, result.stderr[-2000:]
+    page = (unbroken / "report.html").read_text()
+    assert "last window, predicted before it was trained on" in page
+    assert "lines: training loss and prequential metrics by step" in page
+    numbers = json.loads((unbroken / "report.json").read_text())
+    assert numbers["summary"]["prequential"]["log_loss"] > 0
