@@ -17,8 +17,10 @@ _Json = Mapping[str, Any]
 
 _EVALUATED = ("validation", "prequential")
 _PANELS = 5  # of curves, besides that of the loss
-_NOT_DRAWN = ("step", "split", "examples", "log_loss", "accuracy", "normalized_entropy")
 _OF_STREAMS = ("position", "time")  # of a window, which aren't metrics
+_NOT_DRAWN = (
+    "step", "split", "examples", "log_loss", "accuracy", "normalized_entropy", *_OF_STREAMS
+)  # fmt: skip
 _LONG = 30  # lines that a table shows without a click
 _MOST_ITEMS = 6  # of a setting that are shown
 
@@ -102,9 +104,7 @@ def _curves(page: Page, numbers: _Json) -> None:
     best = numbers["config"]["best_metric"]
     panels = [best] * (best != "log_loss" and any(best in line for line in validation))
     for label, found in by_label(validation[-1] if validation else {}).items():
-        names = [
-            f"{label}/{x}" if label else x for x in found if x not in (*_NOT_DRAWN, *_OF_STREAMS)
-        ]
+        names = [f"{label}/{x}" if label else x for x in found if x not in _NOT_DRAWN]
         panels += [x for x in names if x != best]
     cuts = [line for line in record if line["split"] == "learning_rate"]
     if cuts:

@@ -63,6 +63,9 @@ class StreamLoop:
         record: function that records the metrics of a step and a split.
         keep: function that saves a state with its part of the stream, and says whether it did;
             it also gets the examples per second.
+
+    Attributes:
+        last_window: metrics of the last window that has ended; None before.
     """
 
     def __init__(

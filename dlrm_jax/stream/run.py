@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from dlrm_jax.stream.batches import Encoder, stream_batches
 from dlrm_jax.stream.hashed_rows import HashedRows
 from dlrm_jax.stream.loop import Intervals, StreamLoop
 from dlrm_jax.stream.position import Consumed, Progress
-from dlrm_jax.stream.prequential import Prequential
+from dlrm_jax.stream.prequential import SPLIT, Prequential
 from dlrm_jax.stream.settings import OF_SCHEMA, WITHOUT_EFFECT, fingerprint
 from dlrm_jax.stream.source import Source
 from dlrm_jax.stream.step import make_prequential_step
@@ -29,7 +30,7 @@ from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.host_arrays import load_host_arrays
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.model import unread
-from dlrm_jax.training.record import Record, owned, to_json
+from dlrm_jax.training.record import Record, owned, read_record, to_json
 
 _NOTED = "stream"
 """The name of the progress in a checkpoint's metadata."""
@@ -129,6 +130,7 @@ def run_stream(
             progress,
             options.idle_seconds,
         )
+        loop.last_window = _last_window(workdir)
         state, progress, speed = loop(state, progress, batches, config.steps)
         summary = {
             "mesh": notes["mesh"],
@@ -166,6 +168,15 @@ def _start(
     prequential.restore(load_host_arrays(path, metadata))
     say(f"resuming from step {step} in {checkpoints.directory}, behind {progress.position}")
     return state, progress, metadata
+
+
+def _last_window(workdir: Path) -> dict[str, Any] | None:
+    """The metrics of the last window that was recorded before the run resumed."""
+    lines = [x for x in read_record(workdir / "metrics.jsonl") if x["split"] == SPLIT]
+    if not lines:
+        return None
+    found = {x: y for x, y in lines[-1].items() if x not in ("step", "split")}
+    return {name: math.nan if value is None else value for name, value in found.items()}
 
 
 def _config_text(config: Config) -> str:

@@ -11,7 +11,7 @@ from typing import Literal
 from experiments.campaigns import harness, jobs
 from experiments.campaigns.bits import bits, differences
 
-Kind = Literal["training", "preparation", "processes"]
+Kind = Literal["training", "preparation", "processes", "stream"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,8 @@ class Target:
         scratch.mkdir()
         if kind == "preparation":
             job = jobs.preparation(jobs.write_logs(scratch), scratch)
+        elif kind == "stream":
+            job = jobs.streaming(jobs.write_segments(scratch), scratch)
         else:
             processes = ["--processes=2"] if kind == "processes" else []
             job = jobs.training(scratch, "--mesh=1x2", *processes)

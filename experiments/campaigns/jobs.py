@@ -1,11 +1,16 @@
-"""Small things to do: a training run and a preparation of logs, each over in seconds."""
+"""Small things to do: training runs and a preparation of logs, each over in seconds."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import polars as pl
+
+from dlrm_jax.files import replacing, write_json
 from experiments.campaigns import harness
 from experiments.campaigns.bits import bits
 
@@ -22,6 +27,7 @@ _MODEL = (
     "--checkpoint_every=5",
 )
 _DAYS, _ROWS = 3, 3000
+_BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +88,37 @@ def training(scratch: Path, *flags: str, data: Path | None = None) -> Job:
     of_data = (f"--data={data}",) if data else _GENERATED
     arguments = ("-m", "dlrm_jax", "train", *_MODEL, *of_data, *flags)
     return Job(arguments, "--workdir", scratch / "home")
+
+
+def streaming(segments: Path, scratch: Path) -> Job:
+    """A run of 40 steps on the segments of `write_segments`, with 8 checkpoints."""
+    given = (f"--stream={segments}", f"--schema={segments.parent / 'schema.json'}", "--mesh=1x2")
+    model = ("--table_rows=300", "--embedding_dim=4", "--bottom_mlp=4", "--top_mlp=4,1")
+    batches = (f"--batch_size={_BATCH}", "--log_every=1", f"--stream_window={3 * _BATCH}")
+    saved = ("--checkpoint_every=5", "--stream_checkpoint_seconds=0", "--stream_idle_seconds=0.01")
+    arguments = ("-m", "dlrm_jax", "train", *given, *model, *batches, *saved)
+    return Job(arguments, "--workdir", scratch / "home")
+
+
+def write_segments(scratch: Path) -> Path:
+    """A folder of segments of 40 batches in all, whose borders aren't those of batches."""
+    directory, rng = scratch / "segments", np.random.default_rng(0)
+    directory.mkdir()
+    write_json(scratch / "schema.json", {"label": "y", "categorical": ["a", "b"], "dense": ["x"]})
+    cuts = [0, *sorted(rng.choice(40 * _BATCH, 6, replace=False).tolist()), 40 * _BATCH]
+    for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
+        count = stop - start
+        rows = pl.DataFrame(
+            {
+                "y": rng.integers(0, 2, count),
+                "a": rng.integers(0, 500, count),
+                "b": rng.integers(0, 20, count).astype(str),
+                "x": rng.random(count),
+            }
+        )
+        with replacing(directory / f"{number:03d}.parquet") as path:
+            rows.write_parquet(path)
+    return directory
 
 
 def preparation(logs: Sequence[Path], scratch: Path, *flags: str) -> Job:
