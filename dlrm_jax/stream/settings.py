@@ -109,6 +109,9 @@ def fingerprint(schema: Schema) -> str:
 
     Columns of groups and of time may change: no number of the model depends on them.
     """
+    plain = dataclasses.asdict(Schema("label", ("id",)))
     fields = dataclasses.asdict(dataclasses.replace(schema, groups=(), timestamp=None))
-    text = json.dumps(["stream", fields], sort_keys=True)
+    # Without defaults, so that a field which schemas get later leaves the hash as it is.
+    given = {name: value for name, value in fields.items() if value != plain[name]}
+    text = json.dumps(["stream", given], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
