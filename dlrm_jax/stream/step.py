@@ -30,6 +30,8 @@ def make_prequential_step(learner: Learner) -> PrequentialStep:
             state: TrainState, predicted: Batch, trained: Batch
         ) -> tuple[TrainState, jax.Array, jax.Array]:
             logits = predict(state, predicted)
+            if not learner.backend.programs_ahead:  # two programs at once can hang
+                logits = jax.block_until_ready(logits)
             state, loss = train(state, trained)
             return state, loss, logits
 
