@@ -124,7 +124,7 @@ def move_to_new(written: Path, path: Path) -> None:
         UserError: something has this name.
         OSError: it can't be renamed.
     """
-    _flush_all(written)
+    flush_all(written)
     flush(path.parent)  # what can't be done fails before the name is there
     _rename_to_new(written, path)
     flush(path.parent)
@@ -146,7 +146,7 @@ def move_into_place(
         IsADirectoryError: a file would replace a directory.
         OSError: it can't be renamed. The old directory is back, or the message says where it is.
     """
-    _flush_all(written)
+    flush_all(written)
     if written.is_dir() and path.is_dir():
         with workspace(path, ".replaced") as directory:
             replaced = directory / path.name
@@ -177,7 +177,7 @@ def _put_back(replaced: Path, path: Path, cause: BaseException) -> None:
         ) from cause
 
 
-def _flush_all(written: Path) -> None:
+def flush_all(written: Path) -> None:
     """Flushes a file, or a directory with all that is in it."""
     for entry in reversed([written, *written.rglob("*")]):
         flush(entry)

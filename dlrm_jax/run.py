@@ -149,7 +149,7 @@ def run(
             sample = evenly_spaced(data.validation, config.validation_examples)
             train = Training(
                 config, data, sample, learner, metrics_of, say, checkpoints, before, notes, file,
-                options.watch, continued,
+                options.watch, continued, options.publication,
             )  # fmt: skip
             state, of_training, noted = train(state)
             if options.watch:

@@ -6,10 +6,11 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.data.batches import Batches
 from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.runs import find_checkpoint
@@ -26,6 +27,26 @@ from dlrm_jax.training.record import versions
 from dlrm_jax.training.sampling import KEPT_NEGATIVES
 from dlrm_jax.training.saved_names import names_there
 from dlrm_jax.training.warm_start import warm_start
+
+
+class Publication(Protocol):
+    """What publishes the states of a training."""
+
+    def begin(self, state: TrainState) -> None:
+        """Is told of the state that the training goes on from, before a batch is read."""
+        ...
+
+    def batches(self, batches: Batches) -> Batches:
+        """The batches of the training, which it may look at."""
+        ...
+
+    def step_done(self, state: TrainState, step: int) -> bool:
+        """Is told of the state after a step; returns whether it has taken time."""
+        ...
+
+    def end(self, state: TrainState) -> None:
+        """Is told of the last state."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +67,7 @@ class Options:
         watch: function of a step and its validation metrics that makes the run a trial of a search.
             It is called at each evaluation and may raise to end the run. The other splits aren't
             read. The workdir gets no summary, no vocabularies and no best checkpoint.
+        publication: what is told of the states of the training, to publish them.
     """
 
     workdir: Path | None = None
@@ -56,6 +78,7 @@ class Options:
     evaluate_only: Literal["latest", "best"] | None = None
     preset: str | None = None
     watch: Callable[[int, Metrics], None] | None = None
+    publication: Publication | None = None
 
 
 _WITHOUT_VALIDATION = Config()

@@ -12,6 +12,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.batches import LaterBatches
 from dlrm_jax.run_continued import Continued
+from dlrm_jax.run_start import Publication
 from dlrm_jax.training.build import train_batches
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
@@ -85,6 +86,7 @@ class Training:
         file: file of the metrics; None for a run that writes none.
         watch: see `Options`.
         continued: description of the run that this one continues; None if there is none.
+        publication: see `Options`.
     """
 
     config: Config
@@ -99,6 +101,7 @@ class Training:
     file: Record | None
     watch: Callable[[int, Metrics], None] | None
     continued: Continued | None = None
+    publication: Publication | None = None
 
     def __call__(self, state: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
         """Trains from a state, which is donated.
@@ -131,6 +134,9 @@ class Training:
                 f"validation during training: {len(sample):,} of {len(data.validation):,} "
                 f"examples, evenly spaced; all at the end"
             )
+        if publication := self.publication:
+            publication.begin(state)
+            batches = publication.batches(batches)
         train_step: Any = PipelinedStep(learner) if config.pipelined else make_train_step(learner)
         trained = train(
             learner,
@@ -149,7 +155,10 @@ class Training:
             record=self.record,
             is_enough=stopping,
             looks_ahead=config.pipelined,
+            step_done=publication.step_done if publication else None,
         )
+        if publication:
+            publication.end(trained.state)
         steps, speed = int(trained.state.step), self._speed(trained.examples_per_second)
         summary = {"steps": steps, "examples_per_second": speed, "stopped_early": steps < total}
         noted = {**stopping.noted, "validation": trained.validation}

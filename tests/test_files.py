@@ -73,14 +73,14 @@ def test_creating_replaces_nothing(tmp_path, kind):
 def test_creating_replaces_nothing_that_comes_up_while_it_flushes(
     tmp_path, monkeypatch, kind, links
 ):
-    def flush_all(written, flush=files._flush_all):
+    def flush_all(written, flush=files.flush_all):
         flush(written)
         write(tmp_path / "name", kind, "fast")
 
     def refuse(*_):
         raise OSError(errno.EPERM, "no links here")
 
-    monkeypatch.setattr(files, "_flush_all", flush_all)
+    monkeypatch.setattr(files, "flush_all", flush_all)
     if not links:
         monkeypatch.setattr(os, "link", refuse)
     with pytest.raises(UserError, match="name exists"), files.creating(tmp_path / "name") as path:

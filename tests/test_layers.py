@@ -78,13 +78,14 @@ BELOW["conversion"] = {*BELOW["serving"], "serving", "run_start", "run_continued
 BELOW["run_continued"] = BELOW["run_data"] = {*BELOW["inference"], "inference"}
 BELOW["run_start"] = BELOW["run_training"] = {*BELOW["run_continued"], "run_continued"}
 BELOW["stream"] = {*BELOW["run_start"], "run_start"}
+BELOW["publishing"] = {*BELOW["serving"], "serving"}
 BELOW["run"] = {*BELOW["run_start"], "run_start", "run_training", "run_data"}
 BELOW["job"] = {*BELOW["run"], "run", "run_data", "presets"}
 BELOW["retrieval"] = {*BELOW["run_start"], "run_start", "serving"}
 BELOW["search"] = BELOW["daily"] = {*BELOW["job"], "job"}
 BELOW["simulation"] = {*BELOW["training"], "training"}
 BELOW["cli"] = {*BELOW["search"], "search", "daily", "retrieval", "presets", "text_table"}
-BELOW["cli"] |= {"serving", "conversion", "processor", "simulation", "stream"}
+BELOW["cli"] |= {"serving", "publishing", "conversion", "processor", "simulation", "stream"}
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")

@@ -57,14 +57,17 @@ def export_programs(
     """
     (symbol,) = jax.export.symbolic_shape("batch")
     try:
-        return {None: _export(logits, layers, dense_features, width, symbol)}
+        return {None: _without_frames(_export, logits, layers, dense_features, width, symbol)}
     except UserError:
         raise
     # Whatever a model's code does with a number that isn't known; without symbols it may go well.
     except Exception:
         pass
     try:
-        return {size: _export(logits, layers, dense_features, width, size) for size in BATCH_SIZES}
+        return {
+            size: _without_frames(_export, logits, layers, dense_features, width, size)
+            for size in BATCH_SIZES
+        }
     except UserError:
         raise
     except Exception as error:
@@ -207,14 +210,17 @@ _IN_USE: weakref.WeakValueDictionary[bytes, DenseProgram] = weakref.WeakValueDic
 """The programs that are in use, by their bytes."""
 
 
-def _without_frames(function: Callable[[bytearray], T], content: bytearray) -> T:
+def _without_frames(function: Callable[..., T], *arguments: Any) -> T:
     """The value of a function that another thread calls.
+
+    A program names the frames that it was traced in: without those that lead here, equal models
+    have equal bytes, whoever exports them.
 
     JAX keeps the frames that lead to a symbolic shape until Python looks for cycles; the
     variables of these include models that aren't served any more.
     """
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        return thread.submit(function, content).result()
+        return thread.submit(function, *arguments).result()
 
 
 def _text(shape: tuple[Any, ...], dtype: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ import numpy as np
 from jaxtyping import UInt8
 
 _FAILED = ctypes.c_void_p(-1).value
+# MAP_NORESERVE, which Python's module doesn't name.
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 
 
 class _Mapping:
     """Mapped memory, until nobody uses it any more; NumPy reads ``__array_interface__``."""
 
-    def __init__(self, address: int, size: int, unmap: Any):
+    def __init__(self, address: int, size: int, unmap: Any, is_private: bool):
         self.__array_interface__ = {
-            "data": (address, True),  # read-only
+            "data": (address, not is_private),  # whether it is read-only
             "shape": (size,),
             "typestr": "|u1",
             "version": 3,
@@ -29,8 +32,8 @@ class _Mapping:
         weakref.finalize(self, unmap, address, size).atexit = False
 
 
-def map_file(path: str | Path) -> UInt8[np.ndarray, " n"]:
-    """The bytes of a file, read when they are needed first; read-only.
+def map_file(path: str | Path, private: bool = False) -> UInt8[np.ndarray, " n"]:
+    """The bytes of a file, read when they are needed first; read-only unless they are private.
 
     The array and its views keep the map. `mmap.mmap`, and so `np.memmap`, would keep an open file
     as long: processes may have 1,024 of them by default.
@@ -41,6 +44,8 @@ def map_file(path: str | Path) -> UInt8[np.ndarray, " n"]:
 
     Args:
         path: file, or its name.
+        private: whether what is written into the array stays in this process and takes memory, page
+            by page; pages that nothing is written into are those of the file.
 
     Raises:
         OSError: the file can't be read or mapped.
@@ -50,11 +55,14 @@ def map_file(path: str | Path) -> UInt8[np.ndarray, " n"]:
         size = os.fstat(file.fileno()).st_size
         if not size:  # nothing can be mapped
             return np.empty(0, np.uint8)
-        address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+        protection, kind = mmap.PROT_READ, mmap.MAP_SHARED
+        if private:  # a table may be larger than memory, of which few pages are written into
+            protection, kind = protection | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _NO_RESERVE
+        address = libc.mmap(None, size, protection, kind, file.fileno(), 0)
     if address == _FAILED:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(path))
-    mapping = _Mapping(address, size, libc.munmap)
+    mapping = _Mapping(address, size, libc.munmap, private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         libc.madvise(address, size, mmap.MADV_HUGEPAGE)  # kernels without them refuse
     return np.asarray(mapping)

@@ -42,7 +42,12 @@ class StoredTable:
 
 
 def map_table(
-    path: str | Path, name: str, rows: int, row_format: RowFormat, dim: int
+    path: str | Path,
+    name: str,
+    rows: int,
+    row_format: RowFormat,
+    dim: int,
+    private: bool = False,
 ) -> StoredTable:
     """A table of which a file has the rows, one after the other.
 
@@ -54,13 +59,14 @@ def map_table(
         rows: number of rows.
         row_format: format of the rows.
         dim: numbers of a row.
+        private: whether rows may be written in this process, see `map_file`.
 
     Raises:
         UserError: the file can't be read, or has another size.
     """
     width = row_bytes(row_format, dim)
     try:
-        mapped = map_file(path)
+        mapped = map_file(path, private)
     except OSError as error:
         raise UserError(f"table {name}: cannot read {path}: {error}") from error
     if mapped.size != rows * width or not rows:

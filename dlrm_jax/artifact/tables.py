@@ -16,7 +16,7 @@ from dlrm_jax.errors import DamagedArtifactError, UserError
 _CHUNK_BYTES = 1 << 24
 
 
-def map_rows(directory: Path, note: TableNote) -> StoredTable:
+def map_rows(directory: Path, note: TableNote, private: bool = False) -> StoredTable:
     """Maps the table of an artifact; its file is there, see `files.check_present`.
 
     Raises:
@@ -25,7 +25,7 @@ def map_rows(directory: Path, note: TableNote) -> StoredTable:
     """
     try:
         path = directory / note.file
-        return map_table(path, note.name, note.rows, note.row_format, note.dim)
+        return map_table(path, note.name, note.rows, note.row_format, note.dim, private)
     except UserError as error:
         if isinstance(error.__cause__, OSError):  # too many open files, say
             raise
@@ -33,14 +33,17 @@ def map_rows(directory: Path, note: TableNote) -> StoredTable:
 
 
 def map_lookups(
-    directory: Path, tables: Sequence[TableNote], lookups: Sequence[LookupNote]
+    directory: Path,
+    tables: Sequence[TableNote],
+    lookups: Sequence[LookupNote],
+    private: bool = False,
 ) -> RowPooling:
-    """The lookups of an artifact in its mapped tables.
+    """The lookups of an artifact in its mapped tables, whose rows may be written if private.
 
     Raises:
         DamagedArtifactError: the file of a table has another size than the table.
     """
-    mapped = {note.name: map_rows(directory, note) for note in tables}
+    mapped = {note.name: map_rows(directory, note, private) for note in tables}
     return RowPooling(
         [
             StoredLookup(note.name, mapped[note.table], note.columns, note.pooling, **note.id_map)

@@ -37,6 +37,7 @@ from dlrm_jax.cli.continued import (
 from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
 from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_workdir, refuse, refuse_unless
 from dlrm_jax.cli.launch import launch
+from dlrm_jax.cli.published import check_publish_flags, define_publish_flags, published
 from dlrm_jax.cli.start import define_process_flags, start
 from dlrm_jax.cli.train_stream import (
     check_stream_flags,
@@ -93,11 +94,12 @@ flags.DEFINE_list(
 
 define_continue_flag()
 define_stream_flags()
+define_publish_flags()
 
 # What decides which steps a run takes; the config's fields, which are flags as well, come with it.
 _OF_ALL_PROCESSES = (
     "mesh", "emulate", "workdir", "eval_only", "checkpoint", "warm_start", "warm_start_names",
-    "continue_from",
+    "continue_from", "publish",
 )  # fmt: skip
 
 
@@ -153,7 +155,9 @@ def main() -> None:
         FLAGS.checkpoint if FLAGS.eval_only else None,
         FLAGS.preset if FLAGS["preset"].present or not of_checkpoint else None,
     )
-    report(run_job(config, data, learner, options, status).summary, workdir, learner.labels)
+    with published(options, config, data, learner) as options:
+        summary = run_job(config, data, learner, options, status).summary
+    report(summary, workdir, learner.labels)
 
 
 def chosen_config(workdir: Path) -> Config:
@@ -205,9 +209,11 @@ def check_flags() -> None:
             "continue_from",
             "steps",
             "epochs",
+            "publish",
         ]
         refuse([*names, "config"], why)
     check_continue_flags()
+    check_publish_flags()
     refuse_unless(FLAGS.warm_start, "--warm_start", "warm_start_names")
     refuse_unless(FLAGS.coordinator, "--coordinator", "process")
     refuse_unless(FLAGS.processes > 1, "--processes", "coordinator")

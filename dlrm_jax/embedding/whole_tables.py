@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Integer
 
-from dlrm_jax.embedding import kernel_dispatch, reshard, table_io
+from dlrm_jax.embedding import kernel_dispatch, reshard, row_reads, table_io
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.row_reset import RowReset
@@ -92,6 +92,21 @@ class WholeTables:
     def to_arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, dict[str, Array]]]:
         """Yields each table with all its arrays by name, see `iter_arrays`."""
         return table_io.to_arrays(self.iter_arrays(state), self.layout)
+
+    def read_rows(
+        self, state: EmbeddingState, rows: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Some rows of tables on the host, [n, dim] of each table's dtype, as copies.
+
+        Args:
+            state: tables; the optimizers' state isn't read.
+            rows: numbers of rows by table, [n].
+
+        Raises:
+            UserError: the state is that of other tables or another plan, a row is out of range, or
+                another process has it.
+        """
+        return row_reads.read_rows(self.layout, state, rows)
 
     def array_specs(self, table: str) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, dtypes and shardings of a table's whole arrays, as `from_arrays` takes them.

@@ -17,7 +17,7 @@ from dlrm_jax.artifact.dense_note import Precision
 from dlrm_jax.artifact.dense_program import export_programs
 from dlrm_jax.artifact.files import note_files
 from dlrm_jax.artifact.manifest import Manifest
-from dlrm_jax.artifact.notes import FeatureNote, LayerNote, LookupNote, ProgramNote
+from dlrm_jax.artifact.notes import FeatureNote, LayerNote, LookupNote, ProgramNote, TableNote
 from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.copied_files import copy_directory
 from dlrm_jax.data.arrays import Dataset, Split
@@ -39,7 +39,9 @@ from dlrm_jax.serving.table_variants import TableVariants
 from dlrm_jax.serving.trained_model import TrainedModel
 
 _LIBRARIES = ("dlrm-jax", "jax", "jaxlib", "flax", "numpy")
-_BATCH = 8192
+GOLDEN_BATCH = 8192
+"""Most golden rows that are predicted at a time."""
+
 _LAYERS, _PROGRAMS = "layers", "programs"
 
 
@@ -96,7 +98,7 @@ def export(
     with creating(output) as directory:
         directory.mkdir()
         tables = TableVariants.write(model, directory, row_format, data is not None)
-        described = _describe(model, name, tables)
+        described = describe(model, name, tables.exported)
         if model.vocabularies:
             copy_vocabularies(model.vocabularies, directory / PREPROCESSING)
         artifact = exported = _written(trained, directory, described)
@@ -131,7 +133,7 @@ def export(
             exported.manifest, tables=notes, metrics=metrics, baseline=baseline
         )
         scorer = ArtifactScorer(Artifact.open(directory, manifest))
-        predictor = Predictor(scorer, _BATCH, shift=manifest.shift)
+        predictor = Predictor(scorer, GOLDEN_BATCH, shift=manifest.shift)
         golden.write(directory, predictor, golden.choose(inputs_of(manifest), data))
         manifest = dataclasses.replace(manifest, files=note_files(directory))
         manifest.write(directory)
@@ -146,7 +148,7 @@ def _written(layers: DenseLayers, directory: Path, described: Manifest) -> Artif
     return Artifact.open(directory, dataclasses.replace(manifest, dense_layers=layers.note))
 
 
-def _describe(model: TrainedModel, name: str, tables: TableVariants) -> Manifest:
+def describe(model: TrainedModel, name: str, tables: tuple[TableNote, ...]) -> Manifest:
     """The manifest without dense model, metrics and files."""
     config, collection = model.config, model.learner.collection
     names, lengths = config.table_names, config.table_bag_lengths
@@ -164,7 +166,7 @@ def _describe(model: TrainedModel, name: str, tables: TableVariants) -> Manifest
         features=tuple(FeatureNote(*feature) for feature in features),
         labels=config.labels,
         shift=model.shift,
-        tables=tables.exported,
+        tables=tables,
         lookups=tuple(
             note_lookup(lookup, columns[lookup.feature]) for lookup in collection.lookups
         ),

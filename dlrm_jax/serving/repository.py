@@ -102,7 +102,9 @@ class Repository:
             model.observe()
 
     def refresh(self) -> Refreshed:
-        """Loads new versions and replaces the old ones; requests are answered all the while.
+        """Applies new deltas, loads new versions and replaces the old ones.
+
+        Requests are answered all the while.
 
         Requests that an old version has taken are answered by it. A version that can't be loaded is
         logged, and the next older one that is there is served in its place. One that isn't there
@@ -112,6 +114,8 @@ class Repository:
             UserError: there is none, or no version can be loaded and none is served.
         """
         with self._changing:
+            for model in self._loaded.values():
+                model.follow()
             there, before = versions_in(self._directory), self._loaded
             loadable, new, failed = self._load_newest(there)
             if not (loadable or before):

@@ -17,6 +17,7 @@ from jaxtyping import Float64
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving.batcher import Answer, Batcher, BatchTimes
+from dlrm_jax.serving.followed_deltas import FollowedDeltas
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class ServedModel:
         most_rows: most rows of a batch.
         queued_rows: most rows that wait.
         observer: functions that are told of its work.
+        deltas: deltas that change it while it is served; None for none.
     """
 
     def __init__(
@@ -74,11 +76,13 @@ class ServedModel:
         most_rows: int,
         queued_rows: int,
         observer: Observer,
+        deltas: FollowedDeltas | None = None,
     ):
         self.version = version
         self.predictor = predictor
         self._most_rows = most_rows
         self._observer = observer
+        self._deltas = deltas
         self._scores: _Scores = []  # of the batch
         self._finished: collections.deque[tuple[BatchTimes, _Scores]] = collections.deque()
         self._observing = threading.Lock()
@@ -113,6 +117,11 @@ class ServedModel:
         ids = np.zeros((size, sum(inputs.bag_lengths)), np.int32)
         dense = np.zeros((size, inputs.dense_features), np.float32)
         self.predictor.predict_examples(examples_of(dense, ids))
+
+    def follow(self) -> None:
+        """Applies the deltas that have come; requests are answered meanwhile."""
+        if self._deltas:
+            self._deltas.look()
 
     def submit(self, rows: Rows, timeout: float) -> Answer[Probabilities]:
         """Queues a request; see `Batcher.submit`.

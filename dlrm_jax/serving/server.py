@@ -18,6 +18,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving.app import App
 from dlrm_jax.serving.connections import with_limits
+from dlrm_jax.serving.followed_deltas import with_deltas
 from dlrm_jax.serving.http_messages import Limits
 from dlrm_jax.serving.live_fading import LiveFading
 from dlrm_jax.serving.repository import Repository
@@ -182,13 +183,15 @@ class Server:
 
     def _load(self, version: Version) -> ServedModel:
         options = self._options
-        predictor = Predictor.load(version.directory, batch_size=options.batch_size)
+        loaded = Predictor.load(version.directory, batch_size=options.batch_size)
+        predictor, deltas = with_deltas(version, loaded, self._metrics.deltas)
         model = ServedModel(
             version.name,
             predictor,
             options.batch_size,
             options.queued_rows,
             self._metrics.observer(version.name, predictor),
+            deltas,
         )
         try:
             model.warm_up()

@@ -17,6 +17,7 @@ from dlrm_jax.inference.artifact_scorer import ArtifactScorer
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving.batcher import BatchTimes
 from dlrm_jax.serving.counted_histogram import CountedHistogram
+from dlrm_jax.serving.delta_metrics import DeltaMetrics
 from dlrm_jax.serving.drift import SCORE_EDGES, SlidingCounts, counts_of, stability_index
 from dlrm_jax.serving.served_model import Observer
 from dlrm_jax.serving.value_counts import ValueCounts
@@ -104,7 +105,9 @@ class ServerMetrics:
             *by_feature,
             "label",
         )
+        self.deltas = DeltaMetrics(model, registry)
         self._of_versions = (
+            *self.deltas.of_versions,
             self._waited, self._computed, self._rows, self._scores, self._drift, self._values,
             self._tested_unseen, self._faded, self._faded_scores,
         )  # fmt: skip

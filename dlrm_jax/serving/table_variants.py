@@ -8,11 +8,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 
 from dlrm_jax.artifact.artifact import Artifact
 from dlrm_jax.artifact.notes import TableNote
 from dlrm_jax.artifact.row_formats import RowFormat, row_bytes
 from dlrm_jax.artifact.tables import map_lookups, write_rows
+from dlrm_jax.embedding import Table
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.serving.trained_model import TrainedModel
 
@@ -51,14 +53,12 @@ class TableVariants:
         (directory / _TABLES).mkdir()
         (directory / _TRAINED).mkdir()
         for table, rows in model.tables():
-            own: RowFormat = "bfloat16" if rows.dtype == jnp.bfloat16 else "float32"
-            stored = own if _is_wasted(row_format, own, table.dim) else row_format
-            file = f"{file_name(table.name)}.rows"
-            note = TableNote(table.name, table.rows, table.dim, stored, f"{_TABLES}/{file}")
-            write_rows(directory / note.file, rows, stored)
+            own, note = _trained_format(rows.dtype), _note(table, rows.dtype, row_format)
+            write_rows(directory / note.file, rows, note.row_format)
             exported.append(note)
-            if own != stored:
-                note = dataclasses.replace(note, row_format=own, file=f"{_TRAINED}/{file}")
+            if own != note.row_format:
+                file = f"{_TRAINED}/{Path(note.file).name}"
+                note = dataclasses.replace(note, row_format=own, file=file)
                 if both:
                     write_rows(directory / note.file, rows, own)
             trained.append(note)
@@ -87,6 +87,24 @@ class TableVariants:
                 (self.directory / note.file).replace(self.directory / _kept(note).file)
         shutil.rmtree(self.directory / _TRAINED)
         return tuple(map(_kept, self.notes(quantized)))
+
+
+def notes_of(model: TrainedModel, row_format: RowFormat) -> tuple[TableNote, ...]:
+    """The tables of a model as they are exported in a row format."""
+    tables = model.learner.collection.tables.values()
+    return tuple(_note(table, np.dtype(table.dtype), row_format) for table in tables)
+
+
+def _note(table: Table, dtype: np.dtype, row_format: RowFormat) -> TableNote:
+    """The note of a table that was trained in a dtype, in a row format unless that is longer."""
+    own = _trained_format(dtype)
+    stored = own if _is_wasted(row_format, own, table.dim) else row_format
+    file = f"{_TABLES}/{file_name(table.name)}.rows"
+    return TableNote(table.name, table.rows, table.dim, stored, file)
+
+
+def _trained_format(dtype: np.dtype) -> RowFormat:
+    return "bfloat16" if dtype == jnp.bfloat16 else "float32"
 
 
 def _kept(note: TableNote) -> TableNote:

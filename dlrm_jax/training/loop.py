@@ -71,6 +71,7 @@ def train(
     record: Callable[[int, str, Metrics], None],
     is_enough: Callable[[int, Metrics], bool] = lambda step, validation: False,
     looks_ahead: bool = False,
+    step_done: Callable[[TrainState, int], bool] | None = None,
 ) -> Trained:
     """Trains to the given total of steps.
 
@@ -89,6 +90,8 @@ def train(
         is_enough: function that says whether to stop after a step, by its validation metrics.
         looks_ahead: whether the step also takes the batch after its own, as `PipelinedStep` does;
             after the last one, its own again.
+        step_done: function that is called with the state after each step, and the step; it returns
+            whether it has taken time. None for nothing.
 
     Raises:
         UserError: a loss isn't finite, or copies of a table differ; the message names the step.
@@ -148,6 +151,8 @@ def train(
                 clock.go_on()
             if stop or evaluating or due:
                 saved = keep(state, validation, due or stop > 0, clock.examples_per_second)
+                clock.go_on()
+            if step_done and step_done(state, step):
                 clock.go_on()
             if stop:
                 raise Interrupted(stop, saved)

@@ -1,0 +1,83 @@
+"""The state of a run while it trains, as what `dlrm_jax.serving.export` writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dlrm_jax.config import Config
+from dlrm_jax.embedding import EmbeddingCollection, Table
+from dlrm_jax.inference.loading import for_prediction
+from dlrm_jax.mesh import host_mesh
+from dlrm_jax.serving.trained_model import DenseModel, TrainedModel
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.kept_data import find_kept
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.sampling import KEPT_NEGATIVES
+
+
+@dataclasses.dataclass(frozen=True)
+class LiveModel(TrainedModel):
+    """A state that is exported as its checkpoint would be, which needn't be there.
+
+    Attributes:
+        state: state; it mustn't be donated meanwhile.
+        trained: collection that the state is of.
+    """
+
+    state: TrainState
+    trained: EmbeddingCollection
+
+    @functools.cached_property
+    def dense(self) -> DenseModel:
+        """The arrays of the dense model, as copies."""
+        dense = DenseModel(self.learner, self.state.params, self.state.model_state)
+        # Views of the state's memory would keep the next step from using it again.
+        dense.layers = {name: np.array(array) for name, array in dense.layers.items()}
+        return dense
+
+    def tables(self) -> Iterator[tuple[Table, np.ndarray]]:
+        """Yields each table with its rows, as `TrainedModel.tables`."""
+        for name, table in self.learner.collection.tables.items():
+            numbers = {name: np.arange(table.rows, dtype=np.int32)}
+            yield table, self.trained.read_rows(self.state.embedding, numbers)[name]
+
+
+class LiveModels:
+    """The states of a run.
+
+    Args:
+        config: config of the run.
+        learner: learner of the run.
+        data: fingerprint of the data of training.
+        kept_negatives: share of the training examples of label 0 that preparation has kept.
+        workdir: directory of the run.
+    """
+
+    def __init__(
+        self, config: Config, learner: Learner, data: str, kept_negatives: float, workdir: Path
+    ):
+        self._config, self._trained, self._workdir = config, learner.collection, workdir
+        self._noted: Mapping[str, object] = {
+            "identity": {"data": data},
+            KEPT_NEGATIVES: kept_negatives,
+        }
+        jaxs = dataclasses.replace(for_prediction(config, 1), kernels="jax")
+        self._learner = make_learner(jaxs, host_mesh())
+
+    def of(self, state: TrainState, step: int) -> LiveModel:
+        """The model of a state after so many steps."""
+        checkpoint = self._workdir / "checkpoints" / f"{step:08d}"
+        return LiveModel(
+            checkpoint,
+            {"step": step, **self._noted},
+            self._config,
+            self._learner,
+            find_kept(checkpoint),
+            state,
+            self._trained,
+        )

@@ -1,0 +1,134 @@
+"""What a directory of publications has: bases, which are artifacts named by steps, and deltas."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dlrm_jax.artifact.delta_chain import DeltaChain, deltas_of
+from dlrm_jax.artifact.files import check_present
+from dlrm_jax.artifact.manifest import Manifest
+from dlrm_jax.artifact.row_formats import RowFormat, encode
+from dlrm_jax.artifact.tables import map_rows
+from dlrm_jax.errors import UserError
+from dlrm_jax.files import delete_directory, locked
+from dlrm_jax.publishing.live_model import LiveModel
+from dlrm_jax.publishing.touched_rows import Numbers
+from dlrm_jax.serving.export import describe
+from dlrm_jax.serving.table_variants import notes_of
+from dlrm_jax.workspaces import sweep
+
+_LOCK = "publishing.lock"
+_CHUNK = 1 << 16  # rows
+
+
+class Published(NamedTuple):
+    """The newest base, and its deltas as far as they were read.
+
+    Attributes:
+        directory: directory of the base.
+        manifest: its manifest.
+        chain: its deltas.
+    """
+
+    directory: Path
+    manifest: Manifest
+    chain: DeltaChain
+
+
+@contextlib.contextmanager
+def publications(directory: Path) -> Iterator[None]:
+    """Context in which this process alone publishes into a directory, which is made.
+
+    Raises:
+        UserError: another process does, it can't be made, or something else is in it: versions that
+            a user has put there would be deleted some day.
+    """
+    try:
+        is_ours = (directory / _LOCK).is_file()
+        if not is_ours and directory.exists() and any(directory.iterdir()):
+            raise UserError(
+                f"publish: expected a new directory, or one that train --publish has made, got "
+                f"{directory}, which has files and no {_LOCK}; give another name"
+            )
+        with locked(directory / _LOCK, f"directory {directory}"):
+            sweep(directory)
+            yield
+    except OSError as error:
+        raise UserError(f"publish: cannot publish in {directory}: {error}") from error
+
+
+def bases_in(directory: Path) -> list[Path]:
+    """The bases in a directory, the newest last."""
+    found = (x for x in directory.iterdir() if x.name.isdecimal() and x.is_dir())
+    return sorted(found, key=lambda x: int(x.name))
+
+
+def delete_base(base: Path) -> None:
+    """Deletes a base and its deltas; who has mapped them keeps them."""
+    delete_directory(base)
+    delete_directory(deltas_of(base))
+
+
+def newest(directory: Path) -> Published | None:
+    """The newest base in a directory, and its deltas, of which none is read; None if there is none.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    bases = bases_in(directory)
+    if not bases:
+        return None
+    manifest = Manifest.read(bases[-1])
+    check_present(bases[-1], manifest.files)
+    return Published(bases[-1], manifest, DeltaChain(bases[-1], manifest))
+
+
+def last_step(directory: Path) -> int:
+    """The newest step that a base is named by; -1 if there is none."""
+    bases = bases_in(directory)
+    return int(bases[-1].name) if bases else -1
+
+
+def fits(manifest: Manifest, model: LiveModel, name: str, row_format: RowFormat) -> bool:
+    """Whether a base is what an export of the model would be, but for its numbers."""
+    wanted = describe(model, name, notes_of(model, row_format))
+    layers = {name: (x.shape, str(x.dtype)) for name, x in model.dense.layers.items()}
+    same = ("layers", "programs", "files", "step", "dense_layers")
+    own = {x: getattr(manifest, x) for x in same}
+    return dataclasses.replace(wanted, **own) == manifest and layers == {
+        x.name: (x.shape, x.dtype) for x in manifest.layers
+    }
+
+
+def differing_rows(published: Published, model: LiveModel) -> Numbers:
+    """The rows of a state that aren't those of the newest base and its deltas, by their bytes.
+
+    All deltas are read, one after the other. Rows may differ however the state came about: it may
+    be from before or after the last publication, or of a run on another mesh.
+
+    Raises:
+        UserError: the base or a delta can't be read.
+    """
+    directory, manifest, chain = published
+    tables = {x.name: map_rows(directory, x, private=True) for x in manifest.tables}
+    for delta in chain.rest():
+        for name, (numbers, rows) in delta.rows.items():
+            tables[name].rows[numbers] = rows
+    found: Numbers = {}
+    for name, table in tables.items():
+        parts = []
+        for first in range(0, len(table.rows), _CHUNK):
+            there = table.rows[first : first + _CHUNK]
+            numbers = np.arange(first, first + len(there), dtype=np.int32)
+            own = model.trained.read_rows(model.state.embedding, {name: numbers})[name]
+            stored = encode(own.astype(np.float32), table.row_format, first_row=first)
+            parts.append(numbers[(stored != there).any(axis=1)])
+        if len(numbers := np.concatenate(parts)):
+            found[name] = numbers
+    return found

@@ -1,0 +1,187 @@
+"""Publishes the state of a run while it trains: a base, then deltas of the rows that have changed.
+
+The training waits while touched rows are copied to the host, and for the first base. All else is
+done by other threads, see `delta_writer`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import NamedTuple
+
+from dlrm_jax.artifact.row_formats import RowFormat
+from dlrm_jax.data.batches import Batches
+from dlrm_jax.errors import UserError
+from dlrm_jax.publishing.delta_writer import DeltaWriter, Taken, delete_old
+from dlrm_jax.publishing.live_model import LiveModel, LiveModels
+from dlrm_jax.publishing.published import differing_rows, fits, last_step, newest, publications
+from dlrm_jax.publishing.touched_rows import NotedBatches, TouchedRows
+from dlrm_jax.serving.export import export
+from dlrm_jax.training.learner import TrainState
+
+
+class Settings(NamedTuple):
+    """How a run is published.
+
+    Attributes:
+        directory: directory of the publications, new or made by a publisher.
+        seconds: least time between two publications.
+        name: name of the model in manifests.
+        row_format: row format of the tables.
+        share: see `DeltaWriter`.
+        deltas: see `DeltaWriter`.
+    """
+
+    directory: Path
+    seconds: float
+    name: str
+    row_format: RowFormat = "float32"
+    share: float = 0.5
+    deltas: int = 256
+
+
+class Publisher:
+    """Publishes a run. A context manager, whose end waits for what is being written.
+
+    What can't be written, as on a full disk, is told of; its rows belong to the next publication.
+
+    Args:
+        settings: settings.
+        models: states of the run, as models.
+        touched: rows that steps have changed.
+        say: function that shows a line of text to the user.
+        clock: seconds, ascending.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: LiveModels,
+        touched: TouchedRows,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._settings, self._models, self._touched = settings, models, touched
+        self._say, self._clock = say, clock
+        self._step = -1  # of the last publication; later ones are of later steps
+        self._due = 0.0
+        self._writing: tuple[Taken, Future[None]] | None = None
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Publisher:
+        """Locks the directory.
+
+        Raises:
+            UserError: another process publishes into it, or something else is in it.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(publications(self._settings.directory))
+            writer = DeltaWriter(self._settings.share, self._settings.deltas)
+            self._writer = stack.enter_context(writer)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._stack:
+            self._settle(wait=True)
+
+    def batches(self, batches: Batches) -> Batches:
+        """The batches, whose ids are noted as they are read."""
+        return NotedBatches(batches, self._touched)
+
+    def begin(self, state: TrainState) -> None:
+        """Goes on from what is published. Call it before the first batch is read.
+
+        Rows that differ from it, as after a crash, belong to the next delta.
+        """
+        settings, step = self._settings, int(state.step)
+        self._due = self._clock() + settings.seconds
+        self._step = last_step(settings.directory)
+        try:
+            if (published := newest(settings.directory)) is None:
+                return
+            model = self._models.of(state, step)
+            if not fits(published.manifest, model, settings.name, settings.row_format):
+                self._say(f"publish: {published.directory} is of another model; a new base follows")
+                return
+            differing = differing_rows(published, model)
+        except (UserError, OSError) as error:
+            self._say(f"warning: publish: a new base follows: {error}")
+            return
+        self._touched.mark(differing)
+        self._writer.published, self._step = published, published.chain.step
+        self._say(f"publish: goes on after step {self._step} in {settings.directory}")
+
+    def step_done(self, state: TrainState, step: int) -> bool:
+        """Publishes a state if one is due; says whether that has taken time.
+
+        Args:
+            state: state after a step, which isn't donated yet.
+            step: number of the step.
+        """
+        self._touched.done(step)
+        if self._clock() < self._due or step <= self._step or not self._settle(wait=False):
+            return False
+        self._publish(state, step)
+        self._due = self._clock() + self._settings.seconds
+        return True
+
+    def end(self, state: TrainState) -> None:
+        """Publishes the last state, and waits until it is written."""
+        self._settle(wait=True)
+        step = int(state.step)
+        self._touched.done(step)
+        if step > self._step:
+            self._publish(state, step)
+        self._settle(wait=True)
+
+    def _publish(self, state: TrainState, step: int) -> None:
+        """Takes a state and has its delta written; or writes a base, if there is none."""
+        model = self._models.of(state, step)
+        if self._writer.published is None:
+            self._write_base(model, step)
+            return
+        now, numbers = time.time(), self._touched.take()
+        rows = model.trained.read_rows(state.embedding, numbers)
+        taken = Taken(step, now, numbers, rows, model.dense.layers)
+        self._writing = taken, self._writer.submit(taken)
+
+    def _write_base(self, model: LiveModel, step: int) -> None:
+        settings, begun = self._settings, self._clock()
+        numbers = self._touched.take()
+        try:
+            export(model, settings.directory / str(step), settings.name, settings.row_format)
+            self._writer.published, self._step = newest(settings.directory), step
+            delete_old(settings.directory)
+        except (UserError, OSError) as error:
+            self._touched.mark(numbers)
+            self._failed(step, error)
+            return
+        self._say(f"published step {step} as a base in {self._clock() - begun:.1f} s")
+
+    def _settle(self, wait: bool) -> bool:
+        """Looks how the last delta went; False if it isn't written yet.
+
+        Args:
+            wait: whether to wait until it is written, and for a new base.
+        """
+        if self._writing:
+            taken, future = self._writing
+            if not (wait or future.done()):
+                return False
+            self._writing = None
+            try:
+                future.result()
+                self._step = taken.step
+            except (UserError, OSError) as error:
+                self._touched.mark(taken.numbers)
+                self._failed(taken.step, error)
+        self._writer.compact_if_due(wait)
+        return True
+
+    def _failed(self, step: int, error: Exception) -> None:
+        self._say(f"warning: publish: step {step} isn't published: {error}; the next one is tried")

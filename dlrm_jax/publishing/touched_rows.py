@@ -1,0 +1,101 @@
+"""Which rows of tables steps have changed, by the ids of their batches, on the host."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Int32
+
+from dlrm_jax.data.batches import Batches
+from dlrm_jax.embedding import EmbeddingCollection
+
+Numbers = dict[str, Int32[np.ndarray, " n"]]
+"""Numbers of rows by table, ascending, each once; tables without any are left out."""
+
+
+class TouchedRows:
+    """The rows that may have changed since they were last taken; a byte for each row of a table.
+
+    A step changes the rows that its batch names, whatever the optimizer: moments of others rest.
+    Only an L2 penalty of all rows changes them all, see `all_rows`. Frozen tables never change.
+
+    Args:
+        collection: tables, and which columns of the ids read them.
+        all_rows: whether each step changes every row of the tables that are trained.
+    """
+
+    def __init__(self, collection: EmbeddingCollection, all_rows: bool = False):
+        slab_of = collection.layout.slab_of
+        trained = [name for name in collection.tables if slab_of(name).optimizer]
+        self._marks = {x.name: np.zeros(x.rows, bool) for x in collection.tables.values()}
+        self._all_rows = trained if all_rows else []
+        self._mark_all()
+        ends = np.cumsum([feature.max_ids for feature in collection.features]).tolist()
+        columns = {
+            x.name: slice(end - x.max_ids, end)
+            for x, end in zip(collection.features, ends, strict=True)
+        }
+        self._reads = [
+            (columns[lookup.feature], lookup.id_map, self._marks[lookup.table])
+            for lookup in collection.lookups
+            if lookup.table in trained
+        ]
+        self._ahead: collections.deque[tuple[int, np.ndarray]] = collections.deque()
+
+    def add(self, step: int, ids: Int[np.ndarray, "B C"]) -> None:
+        """Notes the ids of a batch that is read ahead, perhaps by another thread.
+
+        Args:
+            step: number of the step that trains on it, from 1 on.
+            ids: ids of the batch; negative is absent.
+        """
+        if not self._all_rows:
+            self._ahead.append((step, ids))
+
+    def done(self, step: int) -> None:
+        """Marks the rows of the batches up to a step, which has been started."""
+        while self._ahead and self._ahead[0][0] <= step:
+            _, ids = self._ahead.popleft()
+            for columns, id_map, marks in self._reads:
+                present = ids[:, columns].ravel()
+                present = present[present >= 0]
+                marks[present if id_map is None else id_map(present)] = True
+
+    def take(self) -> Numbers:
+        """The rows that are marked; they aren't marked any more."""
+        found = {name: np.flatnonzero(x).astype(np.int32) for name, x in self._marks.items()}
+        for name, numbers in found.items():
+            self._marks[name][numbers] = False
+        self._mark_all()
+        return {name: numbers for name, numbers in found.items() if len(numbers)}
+
+    def _mark_all(self) -> None:
+        for name in self._all_rows:
+            self._marks[name][:] = True
+
+    def mark(self, rows: Mapping[str, Int[np.ndarray, " n"]]) -> None:
+        """Marks rows, such as those that were taken in vain."""
+        for name, numbers in rows.items():
+            self._marks[name][numbers] = True
+
+
+class NotedBatches:
+    """Batches whose ids are noted when they are read.
+
+    Args:
+        batches: batches by step, from 0 on.
+        touched: notes.
+    """
+
+    def __init__(self, batches: Batches, touched: TouchedRows):
+        self.steps_per_epoch, self.batch_size = batches.steps_per_epoch, batches.batch_size
+        self._batches, self._touched = batches, touched
+
+    def __getitem__(self, step: int) -> Any:
+        """The batch of a step."""
+        batch = self._batches[step]
+        self._touched.add(step + 1, np.asarray(batch.ids))
+        return batch

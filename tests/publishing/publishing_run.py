@@ -1,0 +1,102 @@
+"""A small run that is published, step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from saved_run import CONFIG, DATA, examples, learner_on, save
+from setups import step_of
+
+from dlrm_jax.artifact.row_formats import RowFormat
+from dlrm_jax.config import Config
+from dlrm_jax.data.batches import TrainBatches
+from dlrm_jax.publishing.live_model import LiveModels
+from dlrm_jax.publishing.publisher import Publisher, Settings
+from dlrm_jax.publishing.touched_rows import TouchedRows
+from dlrm_jax.serving.export import export
+from dlrm_jax.serving.trained_model import TrainedModel
+
+
+class Run:
+    """A run whose clock stands until `publish`.
+
+    Attributes:
+        said: lines for the user.
+        state: state, after as many steps.
+    """
+
+    def __init__(self, workdir: Path, mesh: str, config: Config, publisher: Any, said: list[str]):
+        self.workdir, self.config, self.said = workdir, config, said
+        self.learner = learner_on(mesh, config)
+        self.state = self.learner.init(config.seed)
+        self.publisher: Publisher = publisher
+        self.now = 0.0
+
+    def begin(self, state: Any = None) -> None:
+        self.state = self.state if state is None else state
+        self.publisher.begin(self.state)
+        batches = TrainBatches(examples(2048, config=self.config), self.config.batch_size, seed=0)
+        self._batches = self.publisher.batches(batches)
+
+    def train(self, steps: int) -> None:
+        """Trains; nothing is published."""
+        step = step_of(self.learner)
+        for _ in range(steps):
+            done = int(self.state.step)
+            batch = self.learner.put(self._batches[done])
+            self.state, _ = step(self.state, batch)
+            self.publisher.step_done(self.state, done + 1)
+
+    def publish(self) -> None:
+        """Trains a step, publishes its state, and waits until it is written."""
+        self.now += 1000
+        self.train(1)
+        self.publisher._settle(wait=True)
+
+    def exported(self, path: Path, row_format: RowFormat = "float32") -> Path:
+        """A full export of the state, by its checkpoint."""
+        (self.workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        checkpoint = save(self.workdir, self.learner, self.state, self.config)
+        export(TrainedModel.read(checkpoint), path, "small", row_format)
+        return path
+
+
+@contextmanager
+def run_of(
+    tmp_path: Path,
+    row_format: RowFormat = "float32",
+    mesh: str = "1x1",
+    config: Config = CONFIG,
+    **settings: Any,
+) -> Iterator[Run]:
+    learner, said = learner_on(mesh, config), []
+    models = LiveModels(config, learner, DATA, 1.0, tmp_path / "run")
+    touched = TouchedRows(learner.collection)
+    chosen = Settings(tmp_path / "models", 10, "small", row_format)._replace(**settings)
+    publisher = Publisher(chosen, models, touched, said.append, lambda: run.now)
+    run = Run(tmp_path / "run", mesh, config, publisher, said)
+    with publisher:
+        yield run
+
+
+def files_in(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+SHARED = dataclasses.replace(
+    CONFIG,
+    table_rows=(7, 3000, 3000),
+    shared_tables=("C3=C2",),
+    placements=("C1=replicated", "C2=row_wise"),
+)
+COMPOSED = dataclasses.replace(
+    CONFIG, compression="quotient_remainder", compress_above=100, collisions=4, placements=()
+)
