@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from saved_run import CONFIG, DATA, examples, learner_on, save
 from setups import step_of
 
+from dlrm_jax.artifact.delta import Delta
 from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.config import Config
 from dlrm_jax.data.batches import TrainBatches
+from dlrm_jax.publishing.compaction import compact
 from dlrm_jax.publishing.live_model import LiveModels
+from dlrm_jax.publishing.published import Published, bases_in, newest
 from dlrm_jax.publishing.publisher import Publisher, Settings
 from dlrm_jax.publishing.touched_rows import TouchedRows
 from dlrm_jax.serving.export import export
@@ -37,7 +44,12 @@ class Run:
         self.now = 0.0
 
     def begin(self, state: Any = None) -> None:
-        self.state = self.state if state is None else state
+        if state is not None:
+            dense, tables = state
+            embedding = self.learner.collection.from_arrays(lambda x: tables[x.name], 0)
+            specs = dataclasses.replace(self.learner.state_specs(), embedding=None)
+            placed = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), dense, specs)
+            self.state = dataclasses.replace(placed, embedding=embedding)
         self.publisher.begin(self.state)
         batches = TrainBatches(examples(2048, config=self.config), self.config.batch_size, seed=0)
         self._batches = self.publisher.batches(batches)
@@ -53,9 +65,32 @@ class Run:
 
     def publish(self) -> None:
         """Trains a step, publishes its state, and waits until it is written."""
+        self.settle()
         self.now += 1000
         self.train(1)
-        self.publisher._settle(wait=True)
+        self.settle()
+
+    def settle(self) -> None:
+        """Waits until a delta is written that was begun."""
+        if self.publisher._writing:
+            wait([self.publisher._writing[1]])
+        self.publisher._settle(wait=False)
+
+    def bases(self) -> list[Path]:
+        return bases_in(self.workdir.parent / "models")
+
+    def deltas(self) -> list[Delta]:
+        """The deltas of the newest base."""
+        published = newest(self.workdir.parent / "models")
+        assert published
+        return list(published.chain.rest())
+
+    def arrays(self) -> Any:
+        """The state as a checkpoint has it, which any mesh goes on from."""
+        saved = self.learner.collection.to_arrays(self.state.embedding)
+        tables = {x.name: {k: np.asarray(v) for k, v in arrays.items()} for x, arrays in saved}
+        dense = jax.tree.map(np.asarray, dataclasses.replace(self.state, embedding=None))
+        return dense, tables
 
     def exported(self, path: Path, row_format: RowFormat = "float32") -> Path:
         """A full export of the state, by its checkpoint."""
@@ -81,6 +116,16 @@ def run_of(
     run = Run(tmp_path / "run", mesh, config, publisher, said)
     with publisher:
         yield run
+
+
+def compacted(directory: Path) -> Path:
+    """The base that the newest one and all its deltas give."""
+    published = newest(directory)
+    assert published
+    count = len(list(published.chain.rest()))
+    found: list[Published] = []
+    compact(published, count, threading.Lock(), found.append)
+    return found[0].directory
 
 
 def files_in(directory: Path) -> dict[str, bytes]:

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from publishing_run import COMPOSED, SHARED, files_in, run_of
+from full_disk import largest_file
+from publishing_run import COMPOSED, SHARED, compacted, files_in, run_of
 from saved_run import CONFIG
 
 from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.config import Config
+from dlrm_jax.errors import UserError
+from dlrm_jax.publishing import delta_writer
 from dlrm_jax.publishing.compaction import compact
-from dlrm_jax.publishing.published import Published, newest
-
-
-def compacted(directory: Path) -> Path:
-    """The base that the newest one and all its deltas give."""
-    import threading
-
-    published = newest(directory)
-    assert published
-    for _ in published.chain.rest():
-        pass
-    found: list[Published] = []
-    compact(published, published.chain.number, threading.Lock(), found.append)
-    return found[0].directory
 
 
 @pytest.mark.parametrize(
@@ -58,3 +49,169 @@ def test_base_and_deltas_are_a_full_export(
     assert [name for name in found if found[name] != expected[name]] == []
     before = files_in(models / "1")
     assert [name for name in found if name.startswith("tables") and found[name] != before[name]]
+
+
+def test_frozen_tables_and_no_step_add_no_rows(tmp_path: Path):
+    config = dataclasses.replace(CONFIG, frozen_tables=("C2",))
+    with run_of(tmp_path, config=config, share=1e9) as run:
+        run.begin()
+        run.publish()
+        run.publish()
+        (delta,) = run.deltas()
+        assert {name: len(numbers) for name, (numbers, _) in delta.rows.items()}.keys() == {
+            "C1",
+            "C3",
+        }
+        run.publisher.end(run.state)
+        assert len(run.deltas()) == 1, "the last state is published already"
+
+
+@pytest.mark.parametrize(
+    ("is_later", "mesh"), [(False, "1x1"), (False, "2x4"), (True, "1x1")]
+)
+def test_a_run_goes_on_from_before_or_after_what_is_published(
+    is_later: bool, mesh: str, tmp_path: Path
+):
+    """After a crash: the checkpoint is older or newer than the last publication."""
+    with run_of(tmp_path, share=1e9) as run:
+        run.begin()
+        run.publish()
+        run.train(2)
+        before = run.arrays()
+        run.train(1)
+        run.publish()
+        run.train(2)
+        after = run.arrays()
+    with run_of(tmp_path, mesh=mesh, share=1e9) as run:
+        run.begin(after if is_later else before)
+        assert run.said == [f"publish: goes on after step 5 in {tmp_path / 'models'}"]
+        if not is_later:
+            run.publish()  # step 4, which is before what is published
+            assert len(run.deltas()) == 1
+            run.train(1)
+        run.publish()
+        assert len(run.deltas()) == 2
+        expected = files_in(run.exported(tmp_path / "expected"))
+    assert files_in(compacted(tmp_path / "models")) == expected
+
+
+def test_new_bases_while_deltas_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(published: Any, last: int, writing: Any, done: Any) -> None:
+        class Waiting:
+            def __enter__(self) -> None:
+                begun.set()
+                may_end.wait()
+                writing.__enter__()
+
+            def __exit__(self, *error: object) -> None:
+                writing.__exit__(*error)
+
+        compact(published, last, Waiting(), done)
+
+    monkeypatch.setattr(delta_writer, "compact", slow)
+    models = tmp_path / "models"
+    with run_of(tmp_path, "int8", deltas=2, share=1e9) as run:
+        run.begin()
+        for _ in range(3):
+            run.publish()
+        assert begun.wait(20)
+        for _ in range(2):
+            run.publish()
+        assert [x.name for x in run.bases()] == ["1"]
+        may_end.set()
+        run.publisher._writer.compact_if_due(wait=True)
+        assert run.deltas()
+        assert [x.name for x in run.bases()] == ["1", "3"]
+        assert [x.note.step for x in run.deltas()] == [4, 5]
+        run.publish()
+        run.publisher.end(run.state)
+        assert [x.name for x in run.bases()] == ["3", "5"], "two are kept"
+        assert not (models / "1.deltas").exists()
+        assert [x.note.step for x in run.deltas()] == [6]
+        expected = files_in(run.exported(tmp_path / "expected", "int8"))
+    assert files_in(compacted(models)) == expected
+    assert run.said == [run.said[0]], "of the first base"
+
+
+def test_a_full_disk_is_told_of_and_loses_no_row(tmp_path: Path):
+    with run_of(tmp_path, share=1e9) as run:
+        run.begin()
+        with largest_file(1000):
+            run.publish()
+        assert "warning: publish: step 1 isn't published: cannot write " in run.said[-1]
+        assert run.bases() == []
+        run.publish()
+        with largest_file(1000):
+            run.publish()
+        assert "step 3 isn't published: cannot write " in run.said[-1]
+        assert run.deltas() == []
+        run.publish()
+        assert [x.note.step for x in run.deltas()] == [4]
+        expected = files_in(run.exported(tmp_path / "expected"))
+    assert files_in(compacted(tmp_path / "models")) == expected
+
+
+@pytest.mark.parametrize("damage", ["torn", "lost", "foreign"])
+def test_a_damaged_chain_is_followed_by_a_new_base(damage: str, tmp_path: Path):
+    with run_of(tmp_path, share=1e9) as run:
+        run.begin()
+        for _ in range(4):
+            run.publish()
+        state, deltas = run.arrays(), tmp_path / "models" / "1.deltas"
+    if damage == "torn":
+        path = deltas / "000002" / "rows.bytes"
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "lost":
+        shutil.rmtree(deltas / "000002")
+    else:
+        shutil.rmtree(deltas / "000001")
+        shutil.copytree(deltas / "000002", deltas / "000001")
+    with run_of(tmp_path) as run:
+        run.begin(state)
+        assert "warning: publish: a new base follows: " in run.said[0]
+        run.publish()
+        assert [x.name for x in run.bases()] == ["1", "5"]
+        assert files_in(run.bases()[-1]) == files_in(run.exported(tmp_path / "expected"))
+
+
+def test_another_model_gets_a_new_base(tmp_path: Path):
+    with run_of(tmp_path) as run:
+        run.begin()
+        run.publish()
+    with run_of(tmp_path, "int4") as run:
+        run.begin()
+        run.train(1)
+        assert "is of another model; a new base follows" in run.said[0]
+        run.publish()
+        assert [x.name for x in run.bases()] == ["1", "2"]
+
+
+def test_a_directory_of_others_is_refused(tmp_path: Path):
+    (tmp_path / "models" / "1").mkdir(parents=True)
+    with pytest.raises(UserError, match="expected a new directory, or one that"), run_of(tmp_path):
+        pass
+    shutil.rmtree(tmp_path / "models")
+    with run_of(tmp_path), pytest.raises(UserError, match="in use by another"), run_of(tmp_path):
+        pass
+
+
+def test_numbers_that_are_not_finite_are_not_published(tmp_path: Path):
+    with run_of(tmp_path) as run:
+        run.begin()
+        run.publish()
+        params = run.state.params
+        run.state = dataclasses.replace(
+            run.state, params={**params, "top": _nan(params["top"])}
+        )
+        run.publisher.step_done(run.state, 2)
+        run.now += 1000
+        assert run.publisher.step_done(run.state, 3)
+        run.settle()
+        assert "step 3 isn't published: expected finite numbers, layer top" in run.said[-1]
+        assert run.deltas() == []
+
+
+def _nan(tree: Any) -> Any:
+    return {k: _nan(v) for k, v in tree.items()} if isinstance(tree, dict) else tree * float("nan")
