@@ -1,0 +1,158 @@
+"""A server applies deltas as they come, and every answer is of one whole state."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from publishing_run import Run, run_of
+from saved_run import examples
+from clients import Client, serving
+
+from dlrm_jax.artifact.delta_chain import delta_path
+from dlrm_jax.artifact.row_formats import RowFormat
+from dlrm_jax.data.arrays import Examples, Split
+from dlrm_jax.inference.predictor import Predictor
+
+ROWS = examples(40, seed=5).take(np.arange(40))
+BATCH = 16  # rows that the server predicts at a time: the rows of a request are in several batches
+
+
+def ask(client: Client) -> np.ndarray:
+    inputs = [
+        {"name": "dense", "datatype": "FP32", "shape": [*ROWS.dense.shape]},
+        {"name": "ids", "datatype": "INT32", "shape": [*np.shape(ROWS.ids)]},
+    ]
+    for tensor, array in zip(inputs, (ROWS.dense, ROWS.ids), strict=True):
+        tensor["data"] = np.ravel(array).tolist()
+    status, found, _ = client.ask("POST", "/v2/models/small/infer", {"inputs": inputs})
+    assert status == 200, found
+    return np.array(found["outputs"][0]["data"])
+
+
+def metric(client: Client, name: str) -> float | None:
+    text = client.ask("GET", "/metrics")[1].decode()
+    found = re.search(rf'^dlrm_jax_{name}\{{.*version="1".*\}} (.*)$', text, re.MULTILINE)
+    return found and float(found[1])
+
+
+def predicted(run: Run, path: Path, row_format: RowFormat) -> np.ndarray:
+    """What a full export of a state predicts."""
+    predictor = Predictor.load(run.exported(path, row_format), batch_size=BATCH)
+    return predictor.predict(Examples(ROWS.dense, np.asarray(ROWS.ids), ROWS.labels))
+
+
+@pytest.mark.parametrize("row_format", ["float32", "int4"])
+def test_answers_under_load_are_of_one_state_each(row_format: RowFormat, tmp_path: Path):
+    models = tmp_path / "models"
+    with run_of(tmp_path, row_format, share=1e9) as run:
+        run.begin()
+        run.publish()
+        states = [predicted(run, tmp_path / "0", row_format)]
+        with serving(models, watch_seconds=0.01) as client:
+            ended = threading.Event()
+            answers: list[list[np.ndarray]] = [[], [], []]
+
+            def keep_asking(found: list[np.ndarray]) -> None:
+                while not ended.is_set():
+                    found.append(ask(client))
+
+            threads = [threading.Thread(target=keep_asking, args=[x]) for x in answers]
+            for thread in threads:
+                thread.start()
+            try:
+                for number in range(1, 6):
+                    run.train(3)
+                    states.append(np.empty(0))
+                    run.publish()
+                    states[-1] = predicted(run, tmp_path / f"{number}", row_format)
+                    while metric(client, "delta_number") != number:
+                        pass
+                    assert metric(client, "delta_step") == int(run.state.step)
+            finally:
+                ended.set()
+                for thread in threads:
+                    thread.join()
+            last = ask(client)
+    for older, newer in itertools.pairwise(states):
+        assert np.median(np.abs(older - newer)) > 1e-3, "states could be taken for each other"
+    assert np.abs(last - states[-1]).max() < 1e-6
+    for found in answers:
+        near = [[np.abs(x - state).max() < 1e-6 for state in states] for x in found]
+        assert all(map(any, near)), "an answer is of no state"
+        order = [one.index(True) for one in near]
+        assert order == sorted(order)
+        assert len(set(order)) > 3
+
+
+@pytest.mark.parametrize("fault", ["torn", "flipped", "lost", "foreign"])
+def test_a_bad_delta_is_told_of_once_and_the_state_stays(
+    fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    with run_of(tmp_path, share=1e9) as run:
+        run.begin()
+        for _ in range(4):
+            run.publish()
+    deltas, kept = tmp_path / "models" / "1.deltas", tmp_path / "kept"
+    shutil.move(deltas, kept)
+    with serving(tmp_path / "models") as client:
+        repository = client.server.repository
+        assert metric(client, "delta_number") is None
+        shutil.copytree(kept / "000001", deltas / "000001")
+        repository.refresh()
+        before = ask(client)
+        bad = delta_path(deltas, 2)
+        shutil.copytree(kept / "000002", bad)
+        rows = bad / "rows.bytes"
+        content = rows.read_bytes()
+        if fault == "torn":
+            rows.write_bytes(content[:-1])
+            message = f"rows.bytes: expected {len(content):,} bytes, it has {len(content) - 1:,}"
+        elif fault == "flipped":
+            rows.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+            message = "expected the checksum"
+        elif fault == "lost":
+            shutil.rmtree(bad)
+            shutil.copytree(kept / "000003", deltas / "000003")
+            message = "000002: it is missing, and delta 3 is there"
+        else:
+            shutil.rmtree(bad)
+            shutil.copytree(kept / "000003", bad)
+            message = "it doesn't follow what is there: expected number 2, it has 3"
+        caplog.set_level(logging.ERROR)
+        for _ in range(3):
+            repository.refresh()
+        (line,) = caplog.messages
+        assert line.startswith("version 1 stays at delta 1: ")
+        assert message in line
+        assert (metric(client, "delta_number"), metric(client, "delta_stale")) == (1, 1)
+        np.testing.assert_array_equal(ask(client), before)
+        shutil.rmtree(deltas)
+        shutil.copytree(kept, deltas)
+        repository.refresh()
+        assert (metric(client, "delta_number"), metric(client, "delta_stale")) == (3, 0)
+        assert np.abs(ask(client) - before).max() > 1e-4
+
+
+def test_a_new_base_takes_the_place_of_the_old_one_with_its_deltas(tmp_path: Path):
+    with run_of(tmp_path, deltas=3, share=1e9) as run:
+        run.begin()
+        run.publish()
+        with serving(tmp_path / "models") as client:
+            for _ in range(3):
+                run.publish()
+            client.server.repository.refresh()
+            assert (client.server.repository.versions, metric(client, "delta_step")) == (["1"], 4)
+            run.publisher._writer.compact_if_due(wait=True)
+            run.publish()
+            expected = predicted(run, tmp_path / "expected", "float32")
+            client.server.repository.refresh()
+            assert client.server.repository.versions == ["4"]
+            assert np.abs(ask(client) - expected).max() < 1e-6
