@@ -66,9 +66,7 @@ def test_frozen_tables_and_no_step_add_no_rows(tmp_path: Path):
         assert len(run.deltas()) == 1, "the last state is published already"
 
 
-@pytest.mark.parametrize(
-    ("is_later", "mesh"), [(False, "1x1"), (False, "2x4"), (True, "1x1")]
-)
+@pytest.mark.parametrize(("is_later", "mesh"), [(False, "1x1"), (False, "2x4"), (True, "1x1")])
 def test_a_run_goes_on_from_before_or_after_what_is_published(
     is_later: bool, mesh: str, tmp_path: Path
 ):
@@ -202,9 +200,7 @@ def test_numbers_that_are_not_finite_are_not_published(tmp_path: Path):
         run.begin()
         run.publish()
         params = run.state.params
-        run.state = dataclasses.replace(
-            run.state, params={**params, "top": _nan(params["top"])}
-        )
+        run.state = dataclasses.replace(run.state, params={**params, "top": _nan(params["top"])})
         run.publisher.step_done(run.state, 2)
         run.now += 1000
         assert run.publisher.step_done(run.state, 3)

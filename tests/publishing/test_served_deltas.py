@@ -8,17 +8,16 @@ import re
 import shutil
 import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from clients import Client, serving
 from publishing_run import Run, run_of
 from saved_run import examples
-from clients import Client, serving
 
 from dlrm_jax.artifact.delta_chain import delta_path
 from dlrm_jax.artifact.row_formats import RowFormat
-from dlrm_jax.data.arrays import Examples, Split
+from dlrm_jax.data.arrays import Examples
 from dlrm_jax.inference.predictor import Predictor
 
 ROWS = examples(40, seed=5).take(np.arange(40))
