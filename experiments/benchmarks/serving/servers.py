@@ -112,14 +112,14 @@ class Server:
 
 def ours(directory: Path, *flags: str) -> Server:
     """This project's server, of an artifact or a directory of them."""
-    port = _free_port()
+    port = free_port()
     arguments = ["serve", directory.absolute(), f"--port={port}", f"--name={MODEL}", *flags]
     return Server("ours", [sys.executable, "-m", "dlrm_jax", *arguments], port)
 
 
 def fastapi(python: Path, artifact: Path, part: str, sizes: Sequence[int]) -> Server:
     """FastAPI's around FBGEMM's operator."""
-    port = _free_port()
+    port = free_port()
     module = "experiments.benchmarks.peers.workers.torch_fastapi"
     flags = [f"--artifact={artifact}", f"--port={port}", f"--part={part}"]
     sizes_flag = ["--sizes", *map(str, sizes)]
@@ -127,7 +127,8 @@ def fastapi(python: Path, artifact: Path, part: str, sizes: Sequence[int]) -> Se
     return Server("FastAPI", command, port)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as found:
         return found.getsockname()[1]
 
