@@ -6,11 +6,10 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
-from dlrm_jax.data.batches import Batches
 from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.runs import find_checkpoint
@@ -23,30 +22,11 @@ from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Metrics
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.model import unread
+from dlrm_jax.training.publication import Publication
 from dlrm_jax.training.record import versions
 from dlrm_jax.training.sampling import KEPT_NEGATIVES
 from dlrm_jax.training.saved_names import names_there
 from dlrm_jax.training.warm_start import warm_start
-
-
-class Publication(Protocol):
-    """What publishes the states of a training."""
-
-    def begin(self, state: TrainState) -> None:
-        """Is told of the state that the training goes on from, before a batch is read."""
-        ...
-
-    def batches(self, batches: Batches) -> Batches:
-        """The batches of the training, which it may look at."""
-        ...
-
-    def step_done(self, state: TrainState, step: int) -> bool:
-        """Is told of the state after a step; returns whether it has taken time."""
-        ...
-
-    def end(self, state: TrainState) -> None:
-        """Is told of the last state."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +47,7 @@ class Options:
         watch: function of a step and its validation metrics that makes the run a trial of a search.
             It is called at each evaluation and may raise to end the run. The other splits aren't
             read. The workdir gets no summary, no vocabularies and no best checkpoint.
-        publication: what is told of the states of the training, to publish them.
+        publication: publisher of the states of the training; None for none.
     """
 
     workdir: Path | None = None

@@ -12,12 +12,12 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.batches import LaterBatches
 from dlrm_jax.run_continued import Continued
-from dlrm_jax.run_start import Publication
 from dlrm_jax.training.build import train_batches
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.pipelined import PipelinedStep
+from dlrm_jax.training.publication import Publication
 from dlrm_jax.training.record import Record
 from dlrm_jax.training.step import make_train_step
 from dlrm_jax.training.stopping import Stopping

@@ -30,6 +30,8 @@ OF_MODULES = {
 
 # Functions that write outside of a `with replacing(…)` or `creating(…)`, and why they may.
 ALLOWED = {
+    "artifact/delta.py: write_delta": "its caller's directory is that of `creating`",
+    "artifact/delta.py: write_note": "its caller's directory is that of `creating`",
     "artifact/manifest.py: write": "its caller's directory is that of `creating`",
     "artifact/tables.py: write_rows": "its caller's directory is that of `creating`",
     "cli/generate.py: write_log": "its caller's directory is that of `creating`",
@@ -45,6 +47,7 @@ ALLOWED = {
     "data/preprocessing/serving.py: _measured": "it replaces values",
     "inference/frame_file.py: write_frames": "files of a scratch directory",
     "native/library.py: build": "the file gets its name by `move_into_place`, which flushes it",
+    "publishing/compaction.py: _write": "its caller's directory is that of `creating`",
     "retrieval/index/index_files.py: write_index": "its caller's directory is that of `creating`",
     "serving/export.py: copy_vocabularies": "its caller's directory is that of `creating`",
     "serving/export.py: write_dense": "its caller's directory is that of `creating`",

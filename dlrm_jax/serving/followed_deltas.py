@@ -24,7 +24,7 @@ class FollowedDeltas:
         version: name of the version.
         chain: its deltas; none is read yet.
         live: artifact that they change.
-        metrics: what is told of them.
+        metrics: gauges of deltas.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ def with_deltas(
     Args:
         version: version.
         predictor: predictor of its artifact that has just been loaded.
-        metrics: what is told of deltas.
+        metrics: gauges of deltas.
     """
     assert isinstance(predictor.scorer, ArtifactScorer)
     artifact = predictor.scorer.artifact
