@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_type_hints
 
-from dlrm_jax.config_fields import INT32_MAX, check_field, field, read_settings
+from dlrm_jax.config_fields import INT32_MAX, check_field, field
 from dlrm_jax.config_rules import check_rules
+from dlrm_jax.config_tables import TableSettings
 from dlrm_jax.errors import UserError
-from dlrm_jax.feature_names import listed, numbered, renamed_hint
 
 SMALL_ROWS = (
     1460, 583, 50000, 20000, 305, 24, 4000, 633, 3, 8000, 2500, 30000, 1500, 27, 5000, 25000, 10,
@@ -17,7 +17,7 @@ SMALL_ROWS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(TableSettings):
     """What is trained, on what, and how. Every field is a flag of ``dlrm_jax train``.
 
     Settings of single tables name tables, as ``item=value``. A table has the name of its feature.
@@ -73,6 +73,12 @@ class Config:
     )
     plan: str = field(
         "", "File that `dlrm_jax plan` wrote; without it, a plan is made; such as plan.json."
+    )
+    dynamic_ids: tuple[str, ...] = field(
+        (),
+        "Tables whose ids get rows and lose them while training, with the rows of each, and other "
+        "rules if wanted: admit_count, admit_probability, evict, evict_share, max_age, defaults; "
+        "such as C3=100000,C4=50000:evict=lfu:admit_count=2.",
     )
     frozen_tables: tuple[str, ...] = field((), "Tables that aren't trained; such as C1,C2.")
     table_optimizers: tuple[str, ...] = field(
@@ -277,11 +283,6 @@ class Config:
         check_rules(self)
 
     @property
-    def table_names(self) -> tuple[str, ...]:
-        """The names of the features, which are those of their tables; C1, C2, … without any."""
-        return self.features or numbered(len(self.table_rows))
-
-    @property
     def weight_of_label(self) -> dict[str, float]:
         """The weight of each label in the loss, the main label first.
 
@@ -297,52 +298,9 @@ class Config:
             )
         return dict(zip(names, weights, strict=True))
 
-    @property
-    def table_bag_lengths(self) -> tuple[int, ...]:
-        """The longest bag of each table."""
-        return self.bag_lengths * (len(self.table_rows) if len(self.bag_lengths) == 1 else 1)
-
     def identity(self) -> dict[str, object]:
         """The fields that a checkpoint must share with the run that restores it."""
         return {x: y for x, y in dataclasses.asdict(self).items() if x not in MAY_CHANGE}
-
-    @property
-    def table_of(self) -> dict[str, str]:
-        """Whose tables each feature reads: its own, or those of another that it shares.
-
-        Raises:
-            UserError: `shared_tables` names no table, or one that can't be shared.
-        """
-        shared = self.per_table("shared_tables")
-        rows = dict(zip(self.table_names, self.table_rows, strict=True))
-        for name, owner in shared.items():
-            if owner not in rows or owner in shared or owner == name or rows[name] != rows[owner]:
-                raise UserError(
-                    f"shared_tables: expected {name} to name another table with {rows[name]} rows "
-                    f"that isn't shared itself, got {owner!r}"
-                )
-        return {name: shared.get(name, name) for name in self.table_names}
-
-    def per_table(self, field: str) -> dict[str, str]:
-        """Reads ``("item=value", …)`` as a mapping from table names.
-
-        Raises:
-            UserError: an item isn't of that form, or a table is unknown or set twice.
-        """
-        names, items = self.table_names, getattr(self, field)
-        if self.features:
-            for item in items:
-                if not any(item.startswith(f"{name}=") for name in names):
-                    raise self.no_table(field, item)
-        expected = f"TABLE=VALUE with a table of {listed(names)}"
-        return read_settings(field, items, names, expected)
-
-    def no_table(self, field: str, item: str) -> UserError:
-        """The error of an item of a field that names no table; the names are those of the data."""
-        hint = renamed_hint(item, self.features)
-        return UserError(
-            f"{field}: {item!r} names no table; there are {listed(self.table_names)}{hint}"
-        )
 
 
 FIELD_TYPES = get_type_hints(Config)

@@ -38,7 +38,7 @@ from dlrm_jax.training.build import (
     check_shared,
     make_learner,
 )
-from dlrm_jax.training.evaluation import evaluate
+from dlrm_jax.training.evaluation import evaluate, rows_as_they_are
 from dlrm_jax.training.measures import measures_of
 from dlrm_jax.training.model import OF_MODELS, unread
 from dlrm_jax.training.record import owned
@@ -215,7 +215,9 @@ def fit(
     size = config.evaluation_batch_size
     shift = log_odds_shift(config, dataset.kept_negatives.get("train", 1.0))
     kept = dataset.directory, dataset.fingerprint, shift
-    predictor = Predictor(CheckpointScorer(config, learner, outcome.state), size, *kept)
+    as_ids = outcome.id_maps.find if outcome.id_maps else rows_as_they_are
+    scorer = CheckpointScorer(config, learner, outcome.state, as_ids)
+    predictor = Predictor(scorer, size, *kept)
     return FittedModel(predictor, dataset, outcome.summary, outcome.noted)
 
 

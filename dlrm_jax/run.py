@@ -15,6 +15,7 @@ from dlrm_jax.backend import describe_devices
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.sample import evenly_spaced
+from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.embedding.kernel_dispatch import check_processes
 from dlrm_jax.files import write_text
 from dlrm_jax.processes import is_process_0
@@ -30,6 +31,7 @@ from dlrm_jax.run_start import (
 )
 from dlrm_jax.run_training import Say, Training
 from dlrm_jax.saved_config import VERSION_KEY, is_ours
+from dlrm_jax.training.dynamic_tables import id_maps_of
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Metrics
@@ -54,11 +56,13 @@ class Outcome:
         summary: metrics of each split, steps, speed, as in ``summary.json``, or ``evaluation.json``
             of a run that trains nothing.
         noted: metadata that a checkpoint of the state has of its evaluations.
+        id_maps: maps of the state; None without dynamic ids.
     """
 
     state: TrainState
     summary: dict[str, Any]
     noted: dict[str, Any] = dataclasses.field(default_factory=dict)
+    id_maps: IdMaps | None = None
 
 
 def run(
@@ -95,8 +99,9 @@ def run(
             checkpoints = checkpoints_of(config, data, workdir)
             if training:
                 checkpoints.prepare()
+        id_maps = id_maps_of(learner.collection, config.seed)
         state, resumed_from, continued = first_state(
-            config, learner, checkpoints, data, options, say
+            config, learner, checkpoints, data, options, say, id_maps
         )
         if workdir and training and not options.watch:
             if data.directory:
@@ -117,6 +122,7 @@ def run(
             measures: Measures = measures,
             **others: Any,
         ) -> Metrics:
+            others = {"as_ids": id_maps.find} | others if id_maps else others
             size, kept = config.evaluation_batch_size, data.kept_negatives.get(split, 1.0)
 
             def measure(logits: np.ndarray, rows: Split) -> dict[str, float | int]:
@@ -149,13 +155,12 @@ def run(
             sample = evenly_spaced(data.validation, config.validation_examples)
             train = Training(
                 config, data, sample, learner, metrics_of, say, checkpoints, before, notes, file,
-                options.watch, continued, options.publication,
+                options.watch, continued, options.publication, id_maps,
             )  # fmt: skip
             state, of_training, noted = train(state)
             if options.watch:
-                return Outcome(
-                    state, {"steps": of_training["steps"], "validation": noted["validation"]}
-                )
+                found = {"steps": of_training["steps"], "validation": noted["validation"]}
+                return Outcome(state, found, id_maps=id_maps)
             chosen = checkpoints and checkpoints.best()
             if checkpoints and chosen is None and noted["validation"]:
                 found = noted["validation"].get(config.best_metric)
@@ -168,7 +173,7 @@ def run(
                     metrics["test_of_last"] = metrics_of(state, data.test, "test")
                     train.record(int(state.step), "test_of_last", metrics["test_of_last"])
                 del state  # so that there is room for another one
-                state, best = checkpoints.restore_best(learner)
+                state, best = checkpoints.restore_best(learner, id_maps)
                 noted = evaluations_of(checkpoints.metadata(best))
             is_known = sample is data.validation and noted["validation"]
             # A checkpoint notes no tables, and the metrics that were asked for then.
@@ -205,7 +210,7 @@ def run(
             write_text(workdir / name, to_json(summary, indent=1))
             if tables:
                 write_text(workdir / "calibration.json", to_json(tables, indent=1))
-        return Outcome(state, summary, noted)
+        return Outcome(state, summary, noted, id_maps)
 
 
 def _leave_config(path: Path, text: str, say: Say) -> None:

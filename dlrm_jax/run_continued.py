@@ -20,6 +20,7 @@ from dlrm_jax.training.continuing import continued_state
 from dlrm_jax.training.kept_data import find_kept
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.rows_by_id import check_static
 from dlrm_jax.training.sampling import KEPT_NEGATIVES, noted_shift
 from dlrm_jax.training.stopping import factor_of
 
@@ -72,6 +73,7 @@ def start_from(
     """
     checkpoint = Path(on_process_0(lambda: str(find_checkpoint(source))))
     metadata = on_process_0(lambda: read_metadata(checkpoint))
+    check_static(checkpoint, metadata, "continue_from")
     on_process_0(lambda: check_data(directory, checkpoint, metadata))
     state = continued_state(learner, seed, checkpoint, metadata)
     cuts = (metadata.get("improvement") or {}).get("cuts", 0)

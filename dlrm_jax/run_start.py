@@ -11,6 +11,7 @@ from typing import Any, Literal
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.metadata import Metadata
+from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.processes import on_process_0
@@ -24,6 +25,7 @@ from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.model import unread
 from dlrm_jax.training.publication import Publication
 from dlrm_jax.training.record import versions
+from dlrm_jax.training.rows_by_id import check_static
 from dlrm_jax.training.sampling import KEPT_NEGATIVES
 from dlrm_jax.training.saved_names import names_there
 from dlrm_jax.training.warm_start import warm_start
@@ -165,8 +167,9 @@ def first_state(
     data: Dataset,
     options: Options,
     say: Callable[[str], None],
+    id_maps: IdMaps | None = None,
 ) -> tuple[TrainState, int | None, Continued | None]:
-    """The state to go on from.
+    """The state to go on from; the maps, if there are any, become those of the state.
 
     Returns:
         state: the state.
@@ -176,7 +179,7 @@ def first_state(
     steps = checkpoints.steps() if checkpoints else []
     if checkpoints and steps:
         if not options.evaluate_only:
-            state, step = checkpoints.restore_latest(learner)
+            state, step = checkpoints.restore_latest(learner, id_maps)
             checkpoints.delete_superseded()  # the run may have been killed before it did
             say(f"resuming from step {step} in {checkpoints.directory}")
             return state, step, None
@@ -186,9 +189,15 @@ def first_state(
             raise UserError(f"no checkpoint in {checkpoints.directory} was validated")
         which = which_checkpoint(step, steps[-1], best)
         say(f"restoring step {step} from {checkpoints.directory}: {which}")
-        return checkpoints.restore(learner, step), step, None
+        return checkpoints.restore(learner, step, id_maps), step, None
     if options.evaluate_only:
         raise UserError(f"--eval_only: there is no checkpoint in {options.workdir}/checkpoints")
+    if id_maps and (options.continue_from or options.warm_start):
+        flag = "continue_from" if options.continue_from else "warm_start"
+        raise UserError(
+            f"{flag}: expected a run without dynamic ids, whose rows are those of the other run, "
+            f"got dynamic_ids={','.join(config.dynamic_ids)}; leave one of the two out"
+        )
     if options.continue_from:
         state, continued = start_from(options.continue_from, learner, config.seed, data.directory)
         say(f"continuing step {continued.step} of {continued.checkpoint}")
@@ -219,6 +228,7 @@ def _warm(
     if data.directory:
         same_ids = [data.fingerprint, *Metadata.read(data.directory).grown_from]
     if (source / "metadata.json").exists():
+        check_static(source, read_metadata(source), "warm_start")
         settings = other_shapes(config, read_metadata(source))
     there = names_there(config, source, same_ids)
     names = options.warm_start_names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,8 @@ import jax
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
-from dlrm_jax.data.batches import LaterBatches
+from dlrm_jax.data.batches import Batches, LaterBatches
+from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.run_continued import Continued
 from dlrm_jax.training.build import train_batches
 from dlrm_jax.training.checkpoint import Checkpoints
@@ -21,6 +23,7 @@ from dlrm_jax.training.publication import Publication
 from dlrm_jax.training.record import Record
 from dlrm_jax.training.step import make_train_step
 from dlrm_jax.training.stopping import Stopping
+from dlrm_jax.training.translated_batches import TranslatedBatches
 
 Say = Callable[[str], None]
 """A function that shows a line of text to the user."""
@@ -78,7 +81,8 @@ class Training:
         data: data set.
         sample: validation examples that evaluations during training use.
         learner: learner of the config.
-        metrics_of: function that gives the metrics of a state over some examples.
+        metrics_of: function that gives the metrics of a state over some examples; `evaluate`
+            says what ``as_ids`` is.
         say: function that shows a line of text to the user.
         checkpoints: checkpoints of the run; None for a run that writes none.
         before: metadata of the checkpoint that the run resumes from; None for a new run.
@@ -87,13 +91,15 @@ class Training:
         watch: see `Options`.
         continued: description of the run that this one continues; None if there is none.
         publication: see `Options`.
+        id_maps: maps of the state that the training begins with, and then of its last one; None
+            without dynamic ids.
     """
 
     config: Config
     data: Dataset
     sample: Split
     learner: Learner
-    metrics_of: Callable[[TrainState, Split], Metrics]
+    metrics_of: Callable[..., Metrics]
     say: Say
     checkpoints: Checkpoints | None
     before: Mapping[str, Any] | None
@@ -102,6 +108,7 @@ class Training:
     watch: Callable[[int, Metrics], None] | None
     continued: Continued | None = None
     publication: Publication | None = None
+    id_maps: IdMaps | None = None
 
     def __call__(self, state: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
         """Trains from a state, which is donated.
@@ -113,7 +120,7 @@ class Training:
         """
         config, data, learner = self.config, self.data, self.learner
         resumed_from = int(state.step) if self.before else 0
-        batches = train_batches(config, data, jax.process_index(), jax.process_count())
+        batches: Any = train_batches(config, data, jax.process_index(), jax.process_count())
         steps = config.steps or config.epochs * batches.steps_per_epoch
         first, noted = 0, self.before
         if self.continued:
@@ -137,6 +144,9 @@ class Training:
         if publication := self.publication:
             publication.begin(state)
             batches = publication.batches(batches)
+        if self.id_maps:
+            given = learner, batches, self.id_maps, config.seed
+            batches = TranslatedBatches(*given, step=int(state.step))
         train_step: Any = PipelinedStep(learner) if config.pipelined else make_train_step(learner)
         trained = train(
             learner,
@@ -150,8 +160,8 @@ class Training:
                 config.checkpoint_every,
                 config.check_copies_every,
             ),
-            validate=(lambda state: self.metrics_of(state, sample)) if len(sample) else None,
-            keep=lambda *of_state: self._keep(stopping, *of_state),
+            validate=functools.partial(self._validate, batches) if len(sample) else None,
+            keep=functools.partial(self._keep, stopping, batches),
             record=self.record,
             is_enough=stopping,
             looks_ahead=config.pipelined,
@@ -159,6 +169,8 @@ class Training:
         )
         if publication:
             publication.end(trained.state)
+        if isinstance(batches, TranslatedBatches):
+            batches.rewind(int(trained.state.step))
         steps, speed = int(trained.state.step), self._speed(trained.examples_per_second)
         summary = {"steps": steps, "examples_per_second": speed, "stopped_early": steps < total}
         noted = {**stopping.noted, "validation": trained.validation}
@@ -175,9 +187,16 @@ class Training:
         if self.watch and split == "validation":
             self.watch(step, metrics)
 
+    def _validate(self, batches: Batches | TranslatedBatches, state: TrainState) -> Metrics:
+        if not isinstance(batches, TranslatedBatches):
+            return self.metrics_of(state, self.sample)
+        as_ids = batches.maps_at(int(state.step)).find
+        return self.metrics_of(state, self.sample, as_ids=as_ids)
+
     def _keep(
         self,
         stopping: Stopping,
+        batches: Batches | TranslatedBatches,
         state: TrainState,
         validation: Metrics | None,
         due: bool,
@@ -190,7 +209,10 @@ class Training:
             if self.file:
                 self.file.flush()
             known = {**self.notes, **stopping.noted, "examples_per_second": self._speed(speed)}
-            self.checkpoints.save(self.learner, state, known, validation)
+            id_maps = None
+            if isinstance(batches, TranslatedBatches):
+                id_maps = batches.maps_at(int(state.step))
+            self.checkpoints.save(self.learner, state, known, validation, id_maps)
         return True
 
     def _tell_if_done(self, done: int, last: int, total: int, reason: str | None) -> None:

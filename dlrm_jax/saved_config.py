@@ -38,6 +38,7 @@ _ADDED: dict[str, Any] = {
     "shard_dense_optimizer": False,
     "dense_comm_dtype": "float32",
     "pipelined": False,
+    "dynamic_ids": (),
 }
 
 VERSION = 1 + len(_ADDED)

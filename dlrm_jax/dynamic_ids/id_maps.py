@@ -83,6 +83,14 @@ class IdMaps:
             self.maps[table.name] = IdMap(table.rows, table.ids, seed)
 
     @property
+    def tables(self) -> dict[str, tuple[Table, ...]]:
+        """The tables of each map, by the map's name: that of the first one."""
+        return {
+            group.tables[0]: tuple(self._tables[name] for name in group.tables)
+            for group in self._groups
+        }
+
+    @property
     def rows(self) -> dict[str, int]:
         """The number of rows of each map's tables, by the map's name: that of the first table."""
         return {name: self._tables[name].rows for name in self.maps}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 from jaxtyping import Float32
@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.inference.scorer import Inputs
-from dlrm_jax.training.evaluation import predictions
+from dlrm_jax.training.evaluation import predictions, rows_as_they_are
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import Predict, make_predict
 
@@ -27,11 +27,13 @@ class CheckpointScorer:
         config: config of training; mesh, placements and batch sizes differ here.
         learner: learner on the mesh of prediction.
         state: parameters and tables; there is no optimizer state.
+        as_ids: function of ids that gives the rows of the tables; see `evaluate`.
     """
 
     config: Config
     learner: Learner
     state: TrainState
+    as_ids: Callable[[np.ndarray], np.ndarray] = rows_as_they_are
 
     def __repr__(self) -> str:
         """One line: a notebook would show all arrays and descriptions otherwise."""
@@ -62,7 +64,8 @@ class CheckpointScorer:
     ) -> Iterator[Float32[np.ndarray, "B *_"]]:
         """See `Scorer`; features that all examples share are looked up for each."""
         del shared
-        return predictions(self.learner, self.compiled, self.state, split, batch_size)
+        given = self.learner, self.compiled, self.state, split, batch_size, self.as_ids
+        return predictions(*given)
 
 
 def inputs_of_config(config: Config) -> Inputs:

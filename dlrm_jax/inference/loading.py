@@ -20,8 +20,9 @@ from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.losses import own_function
 from dlrm_jax.training.memory import release_memory
 from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.rows_by_id import load_table
 from dlrm_jax.training.sampling import noted_shift
-from dlrm_jax.training.serialization import load_model, load_table
+from dlrm_jax.training.serialization import load_model
 
 
 class Trained(NamedTuple):
@@ -142,6 +143,7 @@ def for_prediction(config: Config, batch_size: int) -> Config:
         config,
         frozen_tables=tuple(dict.fromkeys(config.table_of.values())),
         table_optimizers=(),
+        dynamic_ids=(),  # tables are read by id
         placements=(),
         plan="",
         loss="bce",  # not read; its own may be a function that would be imported

@@ -15,7 +15,8 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.inference.frame_file import write_frames
 from dlrm_jax.training.checksums import LoadedSums
-from dlrm_jax.training.serialization import array_name, load_table
+from dlrm_jax.training.rows_by_id import check_static
+from dlrm_jax.training.serialization import array_name, load_rows
 
 Format = Literal["parquet", "npy"]
 
@@ -72,9 +73,10 @@ def _read_vectors(
     entry = metadata["arrays"].get(f"{table}/{array_name(metadata, 'table')}")
     if entry is None:
         raise UserError(f"checkpoint {checkpoint} has no table {table!r}")
+    check_static(checkpoint, metadata, "the tables of")
     spec = np.broadcast_to(np.float32(0), entry["shape"])  # a shape and type without memory
     sums = LoadedSums(checkpoint, metadata)
-    loaded = load_table(checkpoint, metadata, table, {"table": spec}, sums)["table"]
+    loaded = load_rows(checkpoint, metadata, table, {"table": spec}, sums)["table"]
     sums.check(together=False)
     return np.asarray(loaded)
 

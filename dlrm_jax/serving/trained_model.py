@@ -24,8 +24,9 @@ from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.kept_data import find_kept
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.rows_by_id import load_table
 from dlrm_jax.training.sampling import noted_shift
-from dlrm_jax.training.serialization import load_model, load_table
+from dlrm_jax.training.serialization import load_model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlrm_jax.dynamic_ids.id_maps import Arrays, IdMaps
+from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.errors import DamagedCheckpointError, UserError
 from dlrm_jax.files import move_into_place
 from dlrm_jax.processes import is_distributed, on_process_0
@@ -43,8 +43,8 @@ from dlrm_jax.training.saved_id_maps import load_id_maps, save_id_maps
 from dlrm_jax.training.serialization import (
     NOT_FINITE,
     flatten,
+    load_rows,
     load_state,
-    load_table,
     orbax,
     save_dense,
     save_tables,
@@ -95,7 +95,7 @@ class Checkpoints:
         state: TrainState,
         notes: Mapping[str, Any],
         validation: Mapping[str, Any] | None,
-        id_maps: Arrays | None = None,
+        id_maps: IdMaps | None = None,
         host_arrays: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Writes the state, then deletes superseded checkpoints.
@@ -105,7 +105,7 @@ class Checkpoints:
             state: state to write; it must not be donated meanwhile.
             notes: further metadata for people, as JSON: plan, config, versions.
             validation: validation metrics of this state; None if they aren't known.
-            id_maps: arrays of the maps of this state's step; None without dynamic ids.
+            id_maps: maps of this state's step; None without dynamic ids.
             host_arrays: arrays beside the state, by name, see `host_arrays`.
 
         Raises:
@@ -135,7 +135,7 @@ class Checkpoints:
                         path: x.shape for path, x in flatten(state.model_state).items()
                     },
                     "arrays": save_tables(writing / "tables", learner, state, sums),
-                    "id_maps": save_id_maps(writing, id_maps or {}, sums),
+                    "id_maps": save_id_maps(writing, id_maps, sums),
                     "checksums": sums.metadata(),
                     **notes,
                 }
@@ -239,7 +239,7 @@ class Checkpoints:
                 metadata,
                 learner,
                 sums,
-                lambda table: load_table(
+                lambda table: load_rows(
                     path, metadata, table.name, learner.collection.array_specs(table.name), sums
                 ),
             )

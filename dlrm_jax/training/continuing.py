@@ -22,7 +22,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.memory import release_memory
-from dlrm_jax.training.serialization import array_name, load_state, load_table
+from dlrm_jax.training.serialization import array_name, load_rows, load_state
 
 
 def continued_state(
@@ -116,7 +116,7 @@ def _grown(
         else x
         for key, x in specs.items()
     }
-    arrays = load_table(checkpoint, metadata, table.name, known, sums)
+    arrays = load_rows(checkpoint, metadata, table.name, known, sums)
     if rows == table.rows:
         return arrays
     slab = learner.collection.layout.slab_of(table.name)

@@ -58,14 +58,14 @@ def array_name(metadata: Mapping[str, Any], key: str) -> str:
     return FORMATS[metadata["format"]].get(key, key)
 
 
-def load_table(
+def load_rows(
     path: Path,
     metadata: Mapping[str, Any],
     table: str,
     wanted: Mapping[str, jax.ShapeDtypeStruct | np.ndarray],
     sums: LoadedSums,
 ) -> dict[str, Array | np.ndarray]:
-    """Reads the arrays of one table.
+    """Reads the arrays of one table, by row. With dynamic ids, see `rows_by_id`, too.
 
     Args:
         path: directory of the checkpoint.

@@ -17,6 +17,7 @@ from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.errors import UserError
 from dlrm_jax.models.composed import Composer, LearnedPooling, Projection, QuotientRemainder
 from dlrm_jax.models.fields import SMALL, Field, Read
+from dlrm_jax.training.dynamic_tables import dynamic_rows
 from dlrm_jax.training.model import fields_of, model_class
 from dlrm_jax.training.schedule import WarmupDecay
 
@@ -66,7 +67,7 @@ def describe(config: Config) -> Descriptions:
     unknown = set(config.frozen_tables) - set(config.table_names)
     if unknown:
         raise config.no_table("frozen_tables", min(unknown))
-    placed = config.per_table("placements")
+    placed, dynamic = config.per_table("placements"), dynamic_rows(config)
     tables: dict[str, Table] = {}
     owners: dict[str, str] = {}
     lookups: list[Lookup] = []
@@ -74,7 +75,7 @@ def describe(config: Config) -> Descriptions:
     composers: dict[str, MakeComposer] = {}
     table_of = config.table_of
     named = {"table_optimizers": optimizers, "frozen_tables": config.frozen_tables,
-             "placements": placed}  # fmt: skip
+             "placements": placed, "dynamic_ids": dynamic}  # fmt: skip
     for setting, names in named.items():
         for name in names:
             if (owner := table_of[name]) != name:
@@ -97,6 +98,14 @@ def describe(config: Config) -> Descriptions:
                         f"features: {owners[name]!r} and {owner!r} would both have a table "
                         f"{name!r}; give one of them another name"
                     )
+                ids = None
+                if owner in dynamic:
+                    if lookup.id_map:
+                        raise UserError(
+                            f"dynamic_ids: {owner} is compressed to {config.compression}, whose "
+                            f"tables are read by parts of an id; leave one of the two out"
+                        )
+                    table_rows, ids = dynamic[owner]
                 tables[name] = Table(
                     name,
                     table_rows,
@@ -106,6 +115,7 @@ def describe(config: Config) -> Descriptions:
                     optimizer=optimizers.get(owner),
                     trainable=owner not in config.frozen_tables,
                     stochastic_rounding=config.stochastic_rounding,
+                    ids=ids,
                 )
                 # Shards may not divide the columns of a narrower table.
                 narrower = width < config.embedding_dim

@@ -106,23 +106,20 @@ class TranslatedBatches:
         embedding = collection.reset_rows(state.embedding, translated.fresh, self._seed, step)
         return dataclasses.replace(state, embedding=embedding)
 
+    def rewind(self, step: int) -> None:
+        """Takes the maps themselves back to those after so many updates; no batch may follow.
+
+        Args:
+            step: number of updates, see `maps_at`.
+        """
+        self._maps.load(self.maps_at(step).arrays())
+
     def maps_at(self, step: int) -> IdMaps:
-        """A copy of the maps after so many updates, for an evaluation of that state.
+        """A copy of the maps after so many updates, for that state's evaluation or checkpoint.
 
         Args:
             step: number of updates, more than that of the last batch that has begun.
         """
         with self._lock:
-            return self._maps.copy(self._later(step))
-
-    def arrays_at(self, step: int) -> dict[str, dict[str, np.ndarray]]:
-        """The arrays of the maps after so many updates, for a checkpoint of that state.
-
-        Args:
-            step: number of updates, see `maps_at`.
-        """
-        with self._lock:
-            return self._maps.arrays(self._later(step))
-
-    def _later(self, step: int) -> list[Undos]:
-        return [undo for number, undo in self._undos if number >= step]
+            later = [undo for number, undo in self._undos if number >= step]
+            return self._maps.copy(later)

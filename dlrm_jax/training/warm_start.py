@@ -29,7 +29,7 @@ from dlrm_jax.training.kept_data import find_kept
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.saved_names import NamesThere
-from dlrm_jax.training.serialization import flatten, load_model, load_table
+from dlrm_jax.training.serialization import flatten, load_model, load_rows
 from dlrm_jax.training.warm_start_checks import (
     EVERYTHING,
     ParameterPath,
@@ -220,9 +220,9 @@ def _trained(
     check_collisions(learner, source, metadata, table.name, there)
     known = _has_same_ids(source, metadata, table, rows, same_ids)
     if rows >= table.rows or not known:
-        return load_table(source, metadata, name, {"table": wanted}, sums)["table"]
+        return load_rows(source, metadata, name, {"table": wanted}, sums)["table"]
     first = jax.ShapeDtypeStruct((rows, table.dim), wanted.dtype, sharding=wanted.sharding)
-    trained = load_table(source, metadata, name, {"table": first}, sums)["table"]
+    trained = load_rows(source, metadata, name, {"table": first}, sums)["table"]
     grow = jax.jit(functools.partial(_grow, table, seed), out_shardings=wanted.sharding)
     return jax.block_until_ready(grow(trained))
 

@@ -137,7 +137,7 @@ def test_interrupted_and_resumed_it_is_the_unbroken_run(mesh, placed, pipelined,
 
     def keep(state: TrainState, *_: object) -> bool:
         step = int(state.step)
-        checkpoints.save(living, state, {}, None, batches.arrays_at(step))
+        checkpoints.save(living, state, {}, None, batches.maps_at(step))
         if step == 10:
             raise KeyboardInterrupt  # while the next batches have been translated
         return True
@@ -187,7 +187,7 @@ def test_checkpoints_of_other_maps_are_refused(tmp_path):
     living = learner_on("1x1", "rows", dtype="float32")
     maps = IdMaps(living.collection)
     maps.translate(Drifting()[0].ids, 0)
-    checkpoints.save(living, living.init(SEED), {}, None, maps.arrays())
+    checkpoints.save(living, living.init(SEED), {}, None, maps)
     larger = learner_on("1x1", "rows", (90, 70), dtype="float32")
     with pytest.raises(UserError, match="80 rows for the ids of table items, expected 90"):
         checkpoints.restore_latest(larger, IdMaps(larger.collection))
