@@ -59,7 +59,8 @@ def published(
         The options, with what publishes the run.
 
     Raises:
-        UserError: the run has several processes, or the directory is in use or has other files.
+        UserError: the run has several processes or dynamic ids, or the directory is in use or has
+            other files.
     """
     if not FLAGS.publish:
         yield options
@@ -68,6 +69,11 @@ def published(
         raise UserError(
             f"--publish: expected a run in one process, got {jax.process_count()}; publish "
             f"checkpoints with dlrm_jax export, or train in one process"
+        )
+    if config.dynamic_ids:
+        raise UserError(
+            f"--publish: expected tables with fixed ids, got --dynamic_ids="
+            f"{','.join(config.dynamic_ids)}; publish checkpoints with dlrm_jax export"
         )
     from dlrm_jax.publishing.live_model import LiveModels
     from dlrm_jax.publishing.publisher import Publisher, Settings

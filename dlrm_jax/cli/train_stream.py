@@ -25,7 +25,7 @@ from dlrm_jax.training.metrics import METRICS
 
 _OF_STREAMS = ("schema", "stream_idle_seconds", "stream_checkpoint_seconds", "stream_window")
 _OF_OTHERS = ("eval_only", "checkpoint", "warm_start", "warm_start_names", "continue_from", "data",
-              "coordinator", "process")  # fmt: skip
+              "coordinator", "process", "publish")  # fmt: skip
 
 
 def define_stream_flags() -> None:
