@@ -49,7 +49,7 @@ def check_device_count(count: int, what: str) -> None:
 
     Args:
         count: number of devices.
-        what: what they are, for the message.
+        what: description of them, for the message.
 
     Raises:
         UserError: they are more than `MOST_DEVICES`.

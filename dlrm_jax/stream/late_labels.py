@@ -82,7 +82,7 @@ def join(
 
     Args:
         settings: see the class.
-        held: what earlier calls held; ``Held()`` at first.
+        held: rows that earlier calls held; ``Held()`` at first.
         rows: rows that have come, without a label.
         events: events that have come: ids and times, of which other columns are left out. One may
             come before its row.

@@ -66,7 +66,7 @@ def check_static(path: Path, metadata: Mapping[str, Any], does: str) -> None:
     Args:
         path: directory of the checkpoint.
         metadata: result of `metadata.read_metadata`.
-        does: what the checkpoint is to be used for, for the message.
+        does: description of what the checkpoint is to be used for, for the message.
 
     Raises:
         UserError: it has some.
