@@ -163,7 +163,9 @@ inline Right Panels(const uint32_t* words, int64_t depth) { return {words, depth
 // c[row][column] = the sum over the depth, for kRows rows and the 32 columns of a panel.
 template <typename Type, int kRows>
 void Rows(Left a, const uint32_t* b, int64_t depth, typename Type::Sum (*c)[kPanel]) {
-  typename Type::Sums sums[kRows][2] = {};
+  typename Type::Sums sums[kRows][2];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) sums[i][0] = sums[i][1] = typename Type::Sums{};
   for (int64_t k = 0; k < depth; ++k, b += kPanel) {
     Words low, high;
     std::memcpy(&low, b, 64);
@@ -175,7 +177,9 @@ void Rows(Left a, const uint32_t* b, int64_t depth, typename Type::Sum (*c)[kPan
       sums[i][1] = Type::Add(sums[i][1], left[i * a.row_step], high);
     }
   }
-  std::memcpy(c, sums, sizeof sums);
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+    for (int half = 0; half < 2; ++half) std::memcpy(c[i] + half * kTile, &sums[i][half], 64);
 }
 
 #ifdef __AVX512F__
