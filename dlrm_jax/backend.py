@@ -24,7 +24,7 @@ class Backend:
             Kaggle preset in bfloat16 took 2 to 15 % longer at 2048 samples, up to 15 % at 8192, and
             that of `profile` 7 % at 2048; in chunks of 4096 12 % longer at 8192.
         prediction_chunk: the same for predictions, which keep no activations for a way back.
-        flat_all_reduce: whether the gradients of the dense model are added up as one array.
+        flat_all_reduce: whether small gradients of the dense model are added up as one array.
             Emulated devices add one array of 476k numbers in 1.0 ms, but in 3.0 to 4.4 as a tuple
             of the parameters' shapes. Accelerators' collectives are combined by XLA itself, as
             soon as they may begin and without a copy.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,30 @@ OPTIMIZERS = {
 def test_any_optimizer_gives_the_same(name: str):
     plain, split = (dense_of(updated(name, is_split)) for is_split in (False, True))
     assert_same(split, plain)
+
+
+@pytest.mark.usefixtures("x64")
+def test_large_gradients_are_added_up_without_a_copy(monkeypatch: pytest.MonkeyPatch):
+    learner = Setup("2x4").learner()
+    rng = np.random.default_rng(0)
+    sums = [rng.normal(size=(2, 4, *shape)).astype(np.float32) for shape in [(), (), (3, 5), (7,)]]
+    joined, _ = summed(learner, sums)
+    monkeypatch.setattr(dense_update, "_LARGE", 7)
+    apart, program = summed(learner, sums)
+    for x, y in zip(apart, joined, strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert compiled_collectives(program) == [("all-reduce", 4 * (1 + 1 + 15 + 7))]
+    (shapes,) = re.findall(r"= \((.*)\) all-reduce\(", program.as_text() or "")
+    assert sorted(re.findall(r"\[(\d+)\]", shapes)) == ["15", "2", "7"]
+
+
+def summed(learner: Learner, sums: list[np.ndarray]) -> tuple[list[Any], jax.stages.Compiled]:
+    """The sums over the devices of arrays [D, M, ...], and the program."""
+    sharding = learner.axes.sharding(learner.axes.per_device)
+    given = [jax.device_put(x, sharding) for x in sums]
+    add = jax.jit(lambda a, b, *x: dense_update.sum_over_devices(learner, (a, b, x)))
+    program = add.lower(*given).compile()
+    return jax.tree.leaves(program(*given)), program
 
 
 def updated(name: str, is_split: bool) -> TrainState:
