@@ -1,6 +1,6 @@
 """The collectives of a step and their bytes, computed from the layout of the tables.
 
-Bytes are those of a collective's result on one device, as a compiled program shows them. A
+Bytes are those of a collective's results on one device, as a compiled program shows them. A
 sharded block has equally many bag positions on every shard; empty ones are padding.
 """
 
@@ -32,11 +32,12 @@ class Collective:
         kind: XLA's name of the operation.
         axes: mesh axes that it runs over.
         purpose: description of its contents, for people.
-        nbytes: bytes of its result on one device.
-        needed: bytes of the result that aren't padding, averaged over the shards.
+        nbytes: bytes of its results in a step on one device.
+        needed: bytes of the results that aren't padding, averaged over the shards.
         has_room: whether the padding is room for more rows than the plan expects.
         stage: stage of the work on tables that sends it, one of `STAGES` in `planning.program`;
             "model" for the rest of a step.
+        starts: number of times that it runs in a step, each with an equal part of the bytes.
     """
 
     kind: Literal["all-to-all", "all-gather", "all-reduce", "reduce-scatter"]
@@ -46,6 +47,7 @@ class Collective:
     needed: float
     has_room: bool = False
     stage: str = "model"
+    starts: int = 1
 
 
 _AXES = (DATA,), MODEL
@@ -88,7 +90,8 @@ def collectives(
             if each is cotangents:
                 here = [block for block in here if block.slab.optimizer]
             what, of_position, stage = each.what, each.nbytes, each.stage
-            found.append(_of_blocks("all-to-all", (MODEL,), what, here, group, of_position, stage))
+            moved = _of_blocks("all-to-all", (MODEL,), what, here, group, of_position, stage)
+            found.append(dataclasses.replace(moved, starts=micro_batches))
         found += _means(layout, mesh_shape, batch_size)
     found += _with_owners(layout, mesh_shape, batch_size, comm_dtype, micro_batches, clipped)
     for sharded in (True, False):
@@ -155,6 +158,7 @@ def _with_owners(
     "Needed" are the rows of different ids as far as the plan expects them.
     """
     found: list[Collective] = []
+    merged: set[str] = set()  # askers whose requests of all micro-batches are made one
     norm: list[Collective] = []  # one of all slabs
     devices = math.prod(mesh_shape[axis] for axis in _ALL)
     for slab in layout.slabs if devices > 1 else ():
@@ -167,32 +171,40 @@ def _with_owners(
         one = ids // micro_batches
         # XLA sends the same row numbers once: to fetch rows, to send their gradients, and for
         # tables of the same rows that the same ids read.
-        is_new = layout.askers[slab.name] == slab.name
-
-        def numbers(
-            ids: int,
-            stage: str = "ids",
-            distinct: tuple[float, float] = distinct,
-            is_new: bool = is_new,
-        ) -> list[Collective]:
-            stages = owner_exchange.stages(mesh_shape, *_AXES, ids, distinct)
-            found = is_new * _of_stages(mesh_shape, ids, distinct, "row numbers", 4, stage)
-            if found and not owner_exchange.is_bounded(stages, ids):
-                found.append(_of_slab(_ALL, "limits", 4 * stages[0].partners, stage))
-            return found
-
-        rows = _of_stages(mesh_shape, one, distinct, "rows", slab.width * stored, "vectors")
-        found += micro_batches * [*numbers(one), *rows]
+        asker = layout.askers[slab.name]
+        moved = _of_request(mesh_shape, one, distinct, "ids") if asker == slab.name else []
+        moved += _of_stages(mesh_shape, one, distinct, "rows", slab.width * stored, "vectors")
+        found += [
+            dataclasses.replace(
+                each,
+                nbytes=micro_batches * each.nbytes,
+                needed=micro_batches * each.needed,
+                starts=micro_batches,
+            )
+            for each in moved
+        ]
         if slab.optimizer:
             nbytes, stage = slab.width * sent, "cotangents"
             back = _of_stages(mesh_shape, ids, distinct, "gradients of rows", nbytes, stage)
             if clipped:
                 found += back
                 norm = [_of_slab(_ALL, "norm", own)]
-            if micro_batches > 1:
-                back += numbers(ids, stage)
+            if micro_batches > 1 and asker not in merged:  # by the first trained slab
+                merged.add(asker)
+                back += _of_request(mesh_shape, ids, distinct, stage)
             found += back
     return found + norm
+
+
+def _of_request(
+    mesh_shape: Mapping[str, int], ids: int, distinct: tuple[float, float], stage: str
+) -> list[Collective]:
+    """The collectives that ask owners for the rows of so many ids of a device."""
+    found = _of_stages(mesh_shape, ids, distinct, "row numbers", 4, stage)
+    stages = owner_exchange.stages(mesh_shape, *_AXES, ids, distinct)
+    if not owner_exchange.is_bounded(stages, ids):
+        found.append(_of_slab(_ALL, "limits", 4 * stages[0].partners, stage))
+    return found
 
 
 def _of_stages(

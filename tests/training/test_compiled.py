@@ -6,11 +6,16 @@ import dataclasses
 from collections import Counter
 
 import jax
+import numpy as np
 import optax
 import pytest
 from drawn_batches import SAMPLES
+from jax.sharding import PartitionSpec
 from setups import DENSE, Setup
 
+from dlrm_jax.embedding import SGD, EmbeddingCollection, Feature, Lookup, Plan, Table
+from dlrm_jax.embedding.collectives import collectives
+from dlrm_jax.embedding.plan import fully_sharded
 from dlrm_jax.training.compiled import (
     compile_step,
     compiled_collectives,
@@ -92,18 +97,51 @@ PIPELINED = [
 
 @pytest.mark.parametrize("setup", PIPELINED, ids=lambda setup: setup.mesh)
 def test_no_more_is_sent_where_ids_are_routed_before_the_step(setup):
-    check_learner(setup.learner(), True, setup.accumulation_steps, pipelined=True)
+    check_learner(setup.learner(), True, pipelined=True)
+
+
+@pytest.mark.parametrize("trained", [(0,), (1,), (0, 1)], ids=str)
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_tables_of_the_same_rows_ask_once(trained, micro_batches):
+    """The first table asks for both. The first one that is trained asks for what is merged."""
+    tables = [Table(f"t{i}", 100, dim, trainable=i in trained) for i, dim in enumerate((8, 1))]
+    lookups = [Lookup(table.name, "f", table.name) for table in tables]
+    plan = Plan(4, tuple(piece for table in tables for piece in fully_sharded(table.name)))
+    own = EmbeddingCollection(
+        tables, [Feature("f", 3)], lookups, "2x4", SGD(0.1), plan, None, "jax"
+    )
+
+    def step(state, ids):
+        def of_part(ids):
+            pooled, routed = own.lookup(state, ids)
+            return pooled, own.send_cotangents(routed, pooled)
+
+        if micro_batches == 1:
+            pooled, cotangents = of_part(ids)
+        else:
+            _, (pooled, cotangents) = jax.lax.scan(
+                lambda _, ids: (None, of_part(ids)), None, ids, unroll=True
+            )
+        return pooled, own.apply(state, own.coalesce(cotangents), 0)
+
+    batch = 64
+    parts = (micro_batches,) if micro_batches > 1 else ()
+    sharding = own.axes.sharding(PartitionSpec(*len(parts) * [None], ("data", "model")))
+    ids = jax.ShapeDtypeStruct((*parts, batch // micro_batches, 3), np.int32, sharding=sharding)
+    compiled = jax.jit(step).lower(own.state_specs(), ids).compile()
+    shape = {"data": 2, "model": 4}
+    planned = collectives(own.layout, shape, batch, micro_batches=micro_batches)
+    wanted = bytes_by_kind([(each.kind, each.nbytes) for each in planned])
+    assert bytes_by_kind(compiled_collectives(compiled)) == wanted
 
 
 def check(setup: Setup, weighted: bool):
-    check_learner(setup.learner(), weighted, setup.accumulation_steps)
+    check_learner(setup.learner(), weighted)
 
 
-def check_learner(
-    learner: Learner, weighted: bool, micro_batches: int = 1, pipelined: bool = False
-):
+def check_learner(learner: Learner, weighted: bool, pipelined: bool = False):
     planned = planned_collectives(learner, BATCH, weighted)
     compiled = compiled_collectives(compile_step(learner, BATCH, DENSE, weighted, pipelined))
     wanted = bytes_by_kind([(each.kind, each.nbytes) for each in planned])
     assert bytes_by_kind(compiled) == wanted
-    assert len(compiled) <= len(planned) * micro_batches
+    assert len(compiled) <= sum(each.starts for each in planned)
