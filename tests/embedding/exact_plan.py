@@ -22,7 +22,8 @@ def fastest(
     starts = np.cumsum([0, *(len(table.seconds) for table in tables)])
     tallest = starts[-1]  # of each shared slab
     most = tallest + len(costs.slabs)  # of each block
-    busiest = most + len(costs.position_bytes)
+    started = most + len(costs.position_bytes)  # the collectives of `Costs.starts`
+    busiest = started + len(costs.starts)
     size = busiest + 1
 
     unit = np.ones(size)  # of the continuous unknowns, near which the solver wants numbers of 1
@@ -44,6 +45,10 @@ def fastest(
         add(one, 1, 1)
         mean_bytes[own] = table.rows.mean(axis=-1) @ costs.row_bytes
         used[own] = table.positions.mean(axis=-1) @ costs.position_bytes
+        for c in range(len(costs.starts)):
+            joins = np.zeros(size)
+            joins[own], joins[started + c] = table.members[:, c], -1
+            add(joins, -np.inf, 0)
         reads[:, own] = table.reads.T
     for m in range(shards):
         row_seconds = np.zeros(size)
@@ -51,7 +56,7 @@ def fastest(
         height = np.zeros((len(costs.slabs), size))
         height[:, tallest:most] = -np.eye(len(height))
         count = np.zeros((len(costs.position_bytes), size))
-        count[:, most:busiest] = -np.eye(len(count))
+        count[:, most:started] = -np.eye(len(count))
         for i, table in enumerate(tables):
             own = slice(starts[i], starts[i + 1])
             height[:, own] = table.rows[:, :, m].T
@@ -68,12 +73,14 @@ def fastest(
     nbytes[tallest:most] = costs.row_bytes
     exchanged[alike] = np.concatenate([table.exchanged for table in tables])
     used[alike] += exchanged[alike]
-    exchanged[most:busiest] = costs.position_bytes
+    exchanged[most:started] = costs.position_bytes
     seconds[alike] = np.concatenate([table.seconds for table in tables])
     seconds[busiest] = 1
     # With more rows than the batch has ids, gradients are summed by occurrence.
     many = np.full((len(costs.position_bytes), len(costs.slabs)), 1e15)
-    seconds[most:busiest] = costs.seconds(many, np.eye(len(many)))
+    none = np.zeros((len(many), len(costs.starts)))
+    seconds[most:started] = costs.seconds(many, np.eye(len(many)), none)
+    seconds[started:busiest] = list(costs.starts.values())
     add(
         nbytes,
         -np.inf,

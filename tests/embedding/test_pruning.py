@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from test_planner import SETS, described
 
@@ -37,11 +39,21 @@ def test_a_placement_of_fewer_bytes_is_kept_where_copies_have_no_room():
     assert placements - {"replicated"}
 
 
-@pytest.mark.parametrize("name", ["kaggle", "mlperf_v2"])
+SEQUENCES = {
+    # Rows and ids of tables that are read without pooling: each id is a bag.
+    "many_bags": ((2_000_000, 500_000), (100, 50)),
+    "many_bags_of_few_rows": ((40_000, 1_200_000), (60, 60)),
+}
+
+
+@pytest.mark.parametrize("name", ["kaggle", "mlperf_v2", *SEQUENCES])
 def test_pruning_loses_no_time(name):
-    tables, features, lookups = described(*SETS[name])
+    rows, lengths, *dim = SETS[name] if name in SETS else (*SEQUENCES[name], 64)
+    tables, features, lookups = described(rows, lengths, *dim)
+    if name in SEQUENCES:
+        lookups = [dataclasses.replace(lookup, pooling="none") for lookup in lookups]
     workload = Workload(65_536, 2, bags=bags_of(features, lookups))
-    found = choices(tables, 4, {}, over_all=True)
+    found = choices(tables, 4, {}, over_all=name in SETS)
     limits = Limits()
     scores = []
     for own in (found, prune(tables, found, 4, ADAGRAD, workload, H100, limits)):

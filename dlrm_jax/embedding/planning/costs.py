@@ -39,6 +39,7 @@ class Load:
         table_bytes: bytes of tables and optimizer state in other slabs, on every shard, [*O].
         exchanged: bytes of the exchange for other slabs, [*O].
         seconds: seconds of other slabs, without ``row_seconds``, [*O].
+        members: number of tables in each of the C slabs of `Costs.starts`, [*O, C].
     """
 
     rows: Float64[np.ndarray, "*O S M"]
@@ -48,6 +49,7 @@ class Load:
     table_bytes: Float64[np.ndarray, "*O"]
     exchanged: Float64[np.ndarray, "*O"]
     seconds: Float64[np.ndarray, "*O"]
+    members: Float64[np.ndarray, "*O C"]
 
     def __add__(self, other: Load) -> Load:
         return self._map(np.add, other)
@@ -81,6 +83,8 @@ class Costs:
         blocks: range of each slab's blocks among all K blocks, by key.
         row_bytes: bytes of a row of each shared slab, [S].
         position_bytes: bytes that a bag position of each block adds to the exchange, [K].
+        starts: seconds that the collective of a slab takes to start, once for all of its tables,
+            by key, of the C slabs that have one and that tables share.
         candidates: loads of the choices for each table.
         least: least bytes, distinct rows and row seconds that each table adds to the mean shard,
             [T, 3].
@@ -123,6 +127,11 @@ class Costs:
         self.position_bytes = np.zeros(ends[-1])
         for key, slab in self.slabs.items():
             self.position_bytes[self.blocks[key]] = slab.position_bytes
+        self.starts = {
+            key: seconds
+            for key in dict.fromkeys(key for own in keys for key in own if key.alone is None)
+            if (seconds := self._slab(key, [1]).start_seconds)
+        }
         self.candidates = [
             self._candidates(table, own, keys[i], workload)
             for i, (table, own) in enumerate(zip(tables, choices, strict=True))
@@ -152,15 +161,19 @@ class Costs:
         return load
 
     def seconds(
-        self, rows: Float64[np.ndarray, "*O S"], positions: Float64[np.ndarray, "*O K"]
+        self,
+        rows: Float64[np.ndarray, "*O S"],
+        positions: Float64[np.ndarray, "*O K"],
+        members: Float64[np.ndarray, "*O C"],
     ) -> Float64[np.ndarray, "*O"]:
-        """Seconds of shared slabs, see `SlabCosts.seconds`.
+        """Seconds of shared slabs, see `SlabCosts.seconds`, and of `starts`.
 
         Args:
             rows: rows of each shared slab on one device, [*O, S].
             positions: bag positions of each of their blocks, [*O, K].
+            members: tables in each slab of `starts`, [*O, C].
         """
-        seconds = np.zeros(rows.shape[:-1])
+        seconds = (members > 0) @ np.array(list(self.starts.values()))
         for i, (key, slab) in enumerate(self.slabs.items()):
             seconds += slab.seconds(rows[..., i], positions[..., self.blocks[key]])
         return seconds
@@ -168,7 +181,8 @@ class Costs:
     def _empty(self, count: int) -> Load:
         slabs, blocks = len(self.slabs), len(self.position_bytes)
         shapes = (slabs, self.shards), (blocks, self.shards), (self.shards,), (self.shards,)
-        return Load(*(np.zeros((count, *shape)) for shape in (*shapes, (), (), ())))
+        others = (), (), (), (len(self.starts),)
+        return Load(*(np.zeros((count, *shape)) for shape in (*shapes, *others)))
 
     def _candidates(
         self,
@@ -204,6 +218,10 @@ class Costs:
                 load.table_bytes[i] = height * alone[key].row_bytes
                 load.exchanged[i] = counts @ alone[key].position_bytes
                 load.seconds[i] = alone[key].seconds(height[None], counts[None])[0]
+            if key in self.starts:
+                load.members[i, list(self.starts).index(key)] = 1
+            else:
+                load.seconds[i] += alone[key].start_seconds
         return load
 
 

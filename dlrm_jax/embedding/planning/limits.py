@@ -115,7 +115,7 @@ def score(
         imbalance += _excess(exchanged, limits.exchange * mean_exchanged)
     mean_seconds = load.row_seconds.mean(axis=-1) + more_seconds
     seconds = np.maximum(load.row_seconds.max(axis=-1), mean_seconds)
-    seconds = load.seconds + costs.seconds(heights, positions) + seconds
+    seconds = load.seconds + costs.seconds(heights, positions, load.members) + seconds
     return Score(
         np.round(np.maximum(nbytes / limits.memory - 1, 0), _DIGITS),
         np.round(imbalance, _DIGITS),

@@ -46,7 +46,7 @@ PARTS = (
 )
 
 COMPARED = (*PARTS, Part("update", "starts"))
-"""What a search adds up for a slab: also the start of a collective that only its update needs. All
+"""What a search adds up: also the start of a collective that only the update of one slab needs. All
 starts of a plan are counted where its collectives are known."""
 
 

@@ -8,12 +8,12 @@ the others would be if they were balanced, they are dropped.
 from __future__ import annotations
 
 import functools
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float64
 
 from dlrm_jax.embedding.plan import Piece
 from dlrm_jax.embedding.planning.choices import Choice
@@ -35,16 +35,28 @@ class _Cost(NamedTuple):
     Attributes:
         key: slab that the table would lie in.
         size: number of shards that have the table or parts of it.
-        nbytes: bytes of the table and its optimizer state.
-        seconds: seconds of its bag positions, by length of the bag.
-        row_seconds: the other seconds.
+        slab: costs of this slab, if the table is alone in it.
+        rows: number of the table's rows.
+        positions: number of its bag positions of each length, [K].
+        row_seconds: seconds of reading and writing its rows at random.
     """
 
     key: SlabKey
     size: int
-    nbytes: float
-    seconds: dict[int, float]
+    slab: SlabCosts
+    rows: float
+    positions: Float64[np.ndarray, " K"]
     row_seconds: float
+
+    @property
+    def nbytes(self) -> float:
+        """Bytes of the table and its optimizer state."""
+        return self.rows * self.slab.row_bytes
+
+    def seconds(self, padding: Float64[np.ndarray, " K"]) -> float:
+        """All seconds but those of a start, with so many times the bag positions of each length."""
+        rows, positions = np.array([self.rows]), (self.positions * padding)[None]
+        return self.row_seconds + float(self.slab.seconds(rows, positions)[0])
 
 
 def prune(
@@ -80,13 +92,14 @@ def prune(
     most = min(limits.memory, max(limits.small, limits.copies * share))
     room = max(0.0, most - least) / len(tables)
     while True:
-        bags = Counter()
+        bags, members = Counter(), Counter()
         for table, own in zip(tables, costs, strict=True):
-            for key in {cost.key for cost in own.values() if is_shared(cost.key)}:
+            for key in {cost.key for cost in own.values()}:
+                members[key] += 1
                 for length, count in workload.lengths(table.name).items():
                     bags[key, length] += count
-        kept = [_worth_a_search(own, bags, shards, room) for own in costs]
-        if kept == costs:
+        kept = [_worth_a_search(own, bags, members, shards, room) for own in costs]
+        if sum(map(len, kept)) == sum(map(len, costs)):
             break
         costs = kept
     return [
@@ -126,39 +139,45 @@ def _costs(
         part = 1 / (shards if key.split == "rows" else slab.parts)
         rows = table.rows * part
         used = len(choice.shards) / shards if is_shared(key) else 1.0
-        each = slab.seconds(np.full(len(bags), rows), np.eye(len(bags)))
-        seconds = {n: count * used * x for (n, count), x in zip(bags.items(), each, strict=True)}
+        positions = used * np.array(list(bags.values()), float)
         reads = slab.lookups(table)[1] * part
-        costs[kind] = _Cost(key, len(choice.shards), rows * slab.row_bytes, seconds, reads)
+        costs[kind] = _Cost(key, len(choice.shards), slab, rows, positions, reads)
     return costs
 
 
 def _worth_a_search(
-    costs: dict[_Kind, _Cost], bags: Counter[tuple[SlabKey, int]], shards: int, room: float
+    costs: dict[_Kind, _Cost],
+    bags: Counter[tuple[SlabKey, int]],
+    members: Counter[SlabKey],
+    shards: int,
+    room: float,
 ) -> dict[_Kind, _Cost]:
     """The kinds without those that one which loads all devices alike makes needless.
 
     Args:
         costs: cost of each kind.
-        bags: bags of each length that may read each shared slab.
+        bags: bags of each length that may read each slab.
+        members: tables that may be in each slab.
         shards: number of shards.
         room: bytes of copies that don't count.
     """
 
     def seconds(cost: _Cost) -> float:
-        total = cost.row_seconds
-        for length, own in cost.seconds.items():
-            if is_shared(cost.key):  # the last bag position isn't full
-                positions = bags[cost.key, length] * cost.size / shards
-                own *= math.ceil(positions) / positions
-            total += own
-        return total
+        padding = np.ones_like(cost.positions)
+        if is_shared(cost.key):  # the last bag position isn't full
+            of_all = [bags[cost.key, int(n)] * cost.size / shards for n in cost.slab.lengths]
+            padding = np.ceil(of_all) / of_all
+        return cost.seconds(padding)
 
-    ranks = {kind: (seconds(cost), i) for i, (kind, cost) in enumerate(costs.items())}
+    # A collective starts once for all tables of a slab: for one alone, or for a part of them each.
+    least, most = {}, {}
+    for i, (kind, cost) in enumerate(costs.items()):
+        own, start = seconds(cost), cost.slab.start_seconds
+        least[kind], most[kind] = (own + start / members[cost.key], i), (own + start, i)
     even = [kind for kind, cost in costs.items() if not is_shared(cost.key)]
 
     def is_needless(kind: _Kind) -> bool:
-        most = costs[kind].nbytes + room
-        return any(costs[e].nbytes <= most and ranks[e] < ranks[kind] for e in even)
+        nbytes = costs[kind].nbytes + room
+        return any(costs[e].nbytes <= nbytes and most[e] < least[kind] for e in even)
 
     return {kind: cost for kind, cost in costs.items() if not is_needless(kind)}

@@ -1,8 +1,8 @@
 """The costs of one slab: its bytes, and the times of the parts of a step that depend on it.
 
 Times are bytes over bandwidths. They serve to compare plans: they leave out the parts that no plan
-changes, and the starts of kernels and collectives, which plans hardly change; and they ignore that
-parts of a step may overlap. `simulation` adds these.
+changes, and the starts of kernels and of collectives that all slabs share, which plans hardly
+change; and they ignore that parts of a step may overlap. `simulation` adds these.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class SlabCosts:
         position_bytes: bytes that one bag position of each block adds to the exchange, [K].
         position_seconds: seconds of a bag position of each block: its exchange and passes through
             memory, [K].
+        start_seconds: seconds that a collective of the slab's own takes to start, however many
+            tables and bags it has; 0 if it has none. `seconds` leaves them out.
         needs_sums: whether an update needs the summed gradient of each row.
     """
 
@@ -81,6 +83,8 @@ class SlabCosts:
         slots = list(key.optimizer.slots.values()) if key.optimizer else []
         slots = [slot for slot in slots if slot != "scalar"]  # which belongs to no row
         self._row_means = key.split == "columns" and "row" in slots
+        start = device.latency if self._row_means else 0.0
+        self.start_seconds = float(self._counted({("update", "starts"): start}))
         sizes = {"row": self._number, "element": self._vector}
         self._table_row, self._slot_rows = self.width * number, [sizes[slot] for slot in slots]
         self.row_bytes = self._table_row + sum(self._slot_rows)
@@ -167,7 +171,7 @@ class SlabCosts:
         if self._row_means:  # over all shards, in a collective of the slab's own
             means = np.where(way.dense, rows, ids) * self._number
             links = device.all_reduce(means, 1, self._shards)
-            seconds += self._counted({**_of("update", links), ("update", "starts"): device.latency})
+            seconds += self._counted(_of("update", links))
         return seconds
 
     def _counted(self, seconds: Mapping[tuple[str, Resource], Any]) -> Any:
