@@ -91,7 +91,7 @@ def exchange_bytes(moved: Sequence[Collective]) -> tuple[float, float]:
 
 def time_table(plan: MeshPlan, kind: Device) -> str:
     """The estimated time, by part."""
-    starts = f"start of {len(plan.collectives)} collectives"
+    starts = f"start of {plan.starts} collectives"
     parts = {starts if name == STARTS else name: x for name, x in plan.seconds.items()}
     rows = [
         (name, f"{1e3 * x:.3f}") for name, x in (*parts.items(), ("in all", plan.total_seconds))

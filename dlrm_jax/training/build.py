@@ -206,12 +206,13 @@ def _check_training_batch(config: Config, mesh: Mesh) -> None:
 
 
 def workload(config: Config, descriptions: Descriptions, data_groups: int) -> Workload:
-    """The reads of a config's tables in one step, or in one of its micro-batches."""
+    """The reads of a config's tables in one step."""
     return Workload(
-        config.batch_size // config.accumulation_steps,
+        config.batch_size,
         data_groups,
         config.zipf_exponent,
         bags_of(descriptions.features, descriptions.lookups),
+        config.accumulation_steps,
     )
 
 

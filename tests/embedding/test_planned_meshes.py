@@ -81,9 +81,87 @@ def test_collectives_that_only_a_few_tables_need_are_saved():
     found = plan_on_mesh(tables, features, lookups, 8, limits=Limits(), **more)
     assert len(found.collectives) < len(before.collectives)
     assert found.total_seconds < before.total_seconds
+    assert found.seconds["starts of collectives"] == found.starts * DEVICES["h100"].latency
     asked = {"C0": "row_wise", "C5": "replicated"}
     kept = plan_on_mesh(tables, features, lookups, 8, asked, limits=Limits(), **more).plan
     assert {name: kept.placement(name) for name in asked} == asked
+
+
+def alike(count, rows, dim, shards, batch_size, ids, placement=None, limits=None):
+    """The plan of so many equal tables on one group, automatic or all in one placement.
+
+    Each of their ids is a bag.
+    """
+    tables, features, lookups = described(count * [rows], count * [ids], dim)
+    lookups = [dataclasses.replace(lookup, pooling="none") for lookup in lookups]
+    return plan_on_mesh(
+        tables,
+        features,
+        lookups,
+        shards,
+        {table.name: placement for table in tables} if placement else {},
+        optimizer=RowWiseAdagrad(0.1),
+        workload=Workload(batch_size, bags=bags_of(features, lookups)),
+        device=DEVICES["h100"],
+        limits=limits or Limits(),
+        over_all=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("placement", "problem"),
+    [
+        # Count of tables, rows, width, shards, batch, ids.
+        ("column_wise", (1, 2_000_000, 64, 8, 8192, 100)),  # whose means start once
+        ("column_wise", (3, 900_000, 64, 8, 16_384, 1)),  # and once for tables of one slab
+        ("column_wise", (3, 900_000, 64, 4, 16_384, 1)),
+        ("row_wise", (26, 2_000_000, 64, 2, 2048, 1)),  # a few copies cost a collective
+    ],
+)
+def test_a_start_counts_once(placement, problem):
+    fastest = alike(*problem, placement).total_seconds
+    assert alike(*problem).total_seconds <= 1.0001 * fastest
+
+
+def test_tables_stay_within_the_memory_where_collectives_are_saved():
+    """Column-wise tables have the state of each row on each shard, for which two have room."""
+    problem = 3, 60_000_000, 64, 8, 8192, 100
+    by_columns, by_rows = 60_000_000 * (32 + 4), 60_000_000 * (256 + 4) / 8
+    limits = Limits(1.001 * (2 * by_columns + by_rows))
+    found = alike(*problem, limits=limits)
+    assert found.total_seconds > alike(*problem, "column_wise").total_seconds
+    assert found.total_seconds < alike(*problem, "row_wise").total_seconds
+    assert found.balance.device_bytes <= limits.memory
+
+
+@pytest.mark.parametrize("placement", ["row_wise", "column_wise", "fully_sharded"])
+def test_the_update_of_all_micro_batches_is_planned(placement):
+    def found(micro_batches):
+        return plan_on_mesh(
+            TABLES,
+            FEATURES,
+            LOOKUPS,
+            4,
+            {table.name: placement for table in TABLES},
+            optimizer=RowWiseAdagrad(0.1),
+            workload=Workload(4096, 2, 1.05, bags_of(FEATURES, LOOKUPS), micro_batches),
+            device=DEVICES["h100"],
+            limits=Limits(),
+        )
+
+    one, eight = (found(n) for n in (1, 8))
+    assert eight.temporaries >= one.temporaries
+    assert eight.starts > one.starts
+
+    def of_update(plan):
+        return [x for x in plan.collectives if x.stage == "update" and x.axes != ("model",)]
+
+    assert of_update(eight) == of_update(one)
+    # Rows that several micro-batches have are sent and read in each.
+    assert eight.received >= one.received
+    assert eight.balance.reads.sum() > one.balance.reads.sum()
+    with pytest.raises(UserError, match="divides the micro-batch of 4 samples, got 8"):
+        planned(8, micro_batches=1024)
 
 
 @pytest.mark.parametrize(

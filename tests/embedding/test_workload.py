@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlrm_jax.embedding import Feature, Lookup, Workload
+from dlrm_jax.embedding import Feature, Lookup, Table, Workload
 from dlrm_jax.embedding.planning.workload import bags_of, distinct_rows
 from dlrm_jax.errors import UserError
 
@@ -42,11 +42,20 @@ def test_a_sequence_is_as_many_bags_of_one_id():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"batch_size": 0}, {"data_groups": 0}, {"zipf_exponent": -1.0}]
+    "changes",
+    [{"batch_size": 0}, {"data_groups": 0}, {"zipf_exponent": -1.0}, {"micro_batches": 0}],
 )
 def test_a_workload_that_cannot_be(changes):
     with pytest.raises(UserError, match=r"workload: .* got .*(0|-1)"):
         Workload(**changes)
+
+
+def test_micro_batches_divide_the_batch():
+    with pytest.raises(UserError, match="divides batch_size 64, got 3"):
+        Workload(64, micro_batches=3)
+    table, whole, parts = Table("t", 1000, 4), Workload(64), Workload(64, micro_batches=4)
+    assert parts.rows_read(table, 64) == 4 * whole.distinct_rows(table, 16)
+    assert parts.distinct_share(table, 1) == Workload(16).distinct_share(table, 1)
 
 
 @pytest.mark.parametrize("lengths", [(), (-3,), (2, 0)])

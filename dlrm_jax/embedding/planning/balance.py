@@ -30,7 +30,7 @@ class Balance:
         by_placement: bytes of tables and optimizer state, by the placement of the tables.
         table_bytes: bytes of tables.
         padding: bytes of rows that make shards equally long.
-        reads: distinct rows that a step is expected to look up.
+        reads: distinct rows that a step is expected to look up, in each micro-batch anew.
     """
 
     by_placement: Mapping[str, Float64[np.ndarray, " M"]]
@@ -72,7 +72,7 @@ def balance(layout: Layout, plan: Plan, workload: Workload) -> Balance:
                 rows, samples = rows / slab.shards, workload.batch_size
             used[on] += rows
             by_placement[plan.placement(table.name)][on] += rows * (table_row + state_row)
-            reads[on] += workload.distinct_rows(table, samples) * rows / table.rows
+            reads[on] += workload.rows_read(table, samples) * rows / table.rows
         table_bytes += used * table_row
         padding += (slab.rows - used) * (table_row + state_row)
     return Balance(by_placement, table_bytes, padding, reads)

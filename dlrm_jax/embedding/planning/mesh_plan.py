@@ -51,6 +51,11 @@ class MeshPlan:
         return sum(each.nbytes for each in self.collectives)
 
     @property
+    def starts(self) -> int:
+        """The number of collectives of tables that a step starts."""
+        return sum(each.starts for each in self.collectives)
+
+    @property
     def total_seconds(self) -> float:
         """The estimated seconds of a step's lookups and updates."""
         return sum(self.seconds.values())
@@ -69,8 +74,8 @@ def planned_mesh(
     groups = workload.data_groups
     layout = make_layout(tables, features, lookups, plan, optimizer, groups)
     shape = {DATA: groups, MODEL: plan.shards}
-    moved = collectives(layout, shape, workload.batch_size)
+    moved = collectives(layout, shape, workload.batch_size, micro_batches=workload.micro_batches)
     seconds = seconds_by_resource(tables, plan, optimizer, workload, device)
-    seconds[STARTS] = len(moved) * device.latency
+    seconds[STARTS] = sum(each.starts for each in moved) * device.latency
     arrays = temporaries(layout, moved, shape, workload.batch_size)
     return MeshPlan(groups, plan, balance(layout, plan, workload), moved, arrays, seconds)

@@ -63,6 +63,7 @@ def plan_meshes(
     *,
     optimizer: RowOptimizer | None = None,
     batch_size: int = 65_536,
+    micro_batches: int = 1,
     zipf_exponent: float = 1.05,
     device: Device = DEVICES["h100"],
     limits: Limits | None = None,
@@ -80,6 +81,7 @@ def plan_meshes(
         placements: overrides of `automatic_plan` that name no shards.
         optimizer: default optimizer.
         batch_size: samples of one step, over all devices.
+        micro_batches: number of equal parts of the batch that are looked up one after the other.
         zipf_exponent: Zipf exponent of the ids of every table.
         device: model of every device.
         limits: limits of `automatic_plan`.
@@ -87,12 +89,18 @@ def plan_meshes(
 
     Raises:
         UserError: the tables don't fit into the memory of any of the meshes, an override names
-            shards or no placement, or the devices don't divide the batch.
+            shards or no placement, or the devices don't divide the batch or its parts.
     """
-    if devices < 1 or batch_size % devices:
+
+    def workload(shards: int) -> Workload:
+        bags = bags_of(features, lookups)
+        return Workload(batch_size, devices // shards, zipf_exponent, bags, micro_batches)
+
+    if devices < 1 or batch_size // workload(devices).micro_batches % devices:
+        which = "batch" if micro_batches == 1 else "micro-batch"
         raise UserError(
-            f"devices: expected a number that divides the batch of {batch_size} samples, got "
-            f"{devices}"
+            f"devices: expected a number that divides the {which} of "
+            f"{batch_size // micro_batches} samples, got {devices}"
         )
     for table, text in (placements or {}).items():
         if ":" in text:
@@ -100,9 +108,6 @@ def plan_meshes(
                 f"placements: table {table}: expected a placement without shards, whose number is "
                 f"searched, got {text!r}; give the mesh, or leave {text[text.index(':') :]} out"
             )
-
-    def workload(shards: int) -> Workload:
-        return Workload(batch_size, devices // shards, zipf_exponent, bags_of(features, lookups))
 
     described = tables, features, lookups
     limits = limits or Limits()

@@ -100,22 +100,32 @@ class SlabCosts:
         # Rows of fewer bits than their gradients travel as they are stored.
         stored = number if over_all and number != self._number else sent_number
         back = sent_number if self.trained else 0
+        # Requests of micro-batches are merged into one, which is sent before their gradients.
+        micro_batches = workload.micro_batches
+        merges = over_all and self.trained and micro_batches > 1
         packed, sorted_ids = np.zeros_like(ids), over_all * ids
         numbers = vectors = cotangents = _NO_TIME
         self.position_bytes = np.zeros_like(ids)
         for count, (partners, stride, share) in enumerate(hops):
             # Owners send rows to the samples of a fully sharded slab, the pooled vectors of others.
             asked, sent = ids, pooled + np.zeros_like(ids)
+            sent_back = sent
             if over_all:
-                of_all = max(1.0, pooled * sum(map(sum, workload.bags.values())))
-                room = partners * capacity(round(of_all), partners, share) / of_all
-                asked = sent = room * ids
+                of_all = pooled * sum(map(sum, workload.bags.values()))
+                asked = sent = ids * _room(of_all / micro_batches, partners, share)
+                sent_back = ids * _room(of_all, partners, share)
                 sorted_ids = sorted_ids + (sent if count + 1 < len(hops) else 0)
             packed += sent
-            self.position_bytes += _ID_BYTES * asked + (stored + back) * self.width * sent
-            numbers += device.exchange(_ID_BYTES * asked, partners, stride)
-            vectors += device.exchange(stored * self.width * sent, partners, stride)
-            cotangents += device.exchange(back * self.width * sent, partners, stride)
+            nbytes = [
+                _ID_BYTES * asked,
+                stored * self.width * sent,
+                (back * self.width + merges * _ID_BYTES) * sent_back,
+            ]
+            self.position_bytes += sum(nbytes)
+            numbers += device.exchange(nbytes[0], partners, stride)
+            vectors += device.exchange(nbytes[1], partners, stride)
+            cotangents += device.exchange(nbytes[2], partners, stride)
+        sorted_ids = (1 + merges) * sorted_ids
         passed = program.lookup * ids + program.pooled * (packed if hops else pooled)
         passed_ids = _ID_BYTES * (program.ids * ids + program.sort * sorted_ids)
         self.position_seconds = np.zeros_like(ids) + self._counted({
@@ -130,11 +140,11 @@ class SlabCosts:
         """The distinct rows of a table that a device reads if it has all rows.
 
         Returns:
-            The number of these rows; and the seconds of reading them and of updating the rows of
-            the whole batch.
+            The number of these rows, in each micro-batch anew; and the seconds of reading them and
+            of updating the rows of the whole batch.
         """
         row_seconds = self._device.row_seconds
-        reads = self._workload.distinct_rows(table, self._samples)
+        reads = self._workload.rows_read(table, self._samples)
         seconds: dict[tuple[str, Resource], float] = {
             ("lookup", "rows"): reads * row_seconds(self._table_row)
         }
@@ -177,6 +187,12 @@ class SlabCosts:
     def _counted(self, seconds: Mapping[tuple[str, Resource], Any]) -> Any:
         """The sum of the parts that are counted."""
         return sum(x for part, x in seconds.items() if part in self._counted_parts)
+
+
+def _room(ids: float, partners: int, distinct: float) -> float:
+    """Rows that a device exchanges with its partners in a round, for each of so many ids."""
+    ids = max(1.0, ids)
+    return partners * capacity(round(ids), partners, distinct) / ids
 
 
 def _of(stage: str, seconds: LinkSeconds) -> dict[tuple[str, Resource], Any]:

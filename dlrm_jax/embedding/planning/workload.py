@@ -23,18 +23,26 @@ class Workload:
         zipf_exponent: Zipf exponent of the ids of every table; 0 for uniform ones.
         bags: number of ids of each bag that a sample reads, by table name. A table without an
             entry is read by one bag of one id.
+        micro_batches: number of equal parts of the batch that are looked up one after the other,
+            before one update of all.
     """
 
     batch_size: int = 65_536
     data_groups: int = 1
     zipf_exponent: float = 1.05
     bags: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    micro_batches: int = 1
 
     def __post_init__(self):
         if self.batch_size < 1 or self.data_groups < 1:
             raise UserError(
                 f"workload: batch_size and data_groups must be at least 1, got {self.batch_size} "
                 f"and {self.data_groups}"
+            )
+        if self.micro_batches < 1 or self.batch_size % self.micro_batches:
+            raise UserError(
+                f"workload: expected a number of micro_batches that divides batch_size "
+                f"{self.batch_size}, got {self.micro_batches}"
             )
         if not 0 <= self.zipf_exponent < float("inf"):
             raise UserError(f"workload: expected a Zipf exponent from 0, got {self.zipf_exponent}")
@@ -57,14 +65,24 @@ class Workload:
         """The expected number of distinct rows of a table that so many samples read."""
         return distinct_rows(table.rows, self.zipf_exponent, samples * self.ids(table.name))
 
+    def rows_read(self, table: Table, samples: float) -> float:
+        """The expected number of rows that lookups of so many of the batch's samples read.
+
+        A row is read once in each micro-batch that has it.
+        """
+        count = self.micro_batches
+        return count * self.distinct_rows(table, samples / count)
+
     def distinct_share(self, table: Table, shards: int) -> float:
         """The expected share of the ids of a device's samples that name different rows.
+
+        The samples are those of one micro-batch.
 
         Args:
             table: table of the ids.
             shards: number of shards of a data-parallel group; 1 for the share of a whole group's.
         """
-        samples = self.batch_size / (self.data_groups * shards)
+        samples = self.batch_size / (self.micro_batches * self.data_groups * shards)
         share = self.distinct_rows(table, samples) / (samples * self.ids(table.name))
         return float(f"{min(share, 1.0):.3g}")
 
