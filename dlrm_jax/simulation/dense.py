@@ -52,12 +52,17 @@ class DenseModel(NamedTuple):
     Attributes:
         forward: products of the logits.
         backward: products of the gradients.
-        parameters: number of parameters.
+        shapes: shapes of the arrays of parameters.
     """
 
     forward: tuple[Product, ...]
     backward: tuple[Product, ...]
-    parameters: int
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters."""
+        return sum(map(math.prod, self.shapes))
 
     def in_16_bits(self) -> DenseModel:
         """The same model, with products of numbers of 16 bits."""
@@ -65,7 +70,7 @@ class DenseModel(NamedTuple):
             tuple(product.in_16_bits() for product in each)
             for each in (self.forward, self.backward)
         )
-        return DenseModel(forward, backward, self.parameters)
+        return DenseModel(forward, backward, self.shapes)
 
 
 def dense_model(config: Config, described: Descriptions, samples: int) -> DenseModel:
@@ -97,8 +102,8 @@ def dense_model(config: Config, described: Descriptions, samples: int) -> DenseM
     forward = _products_needed(logits, params, rest, *inputs)
     with_gradients = jax.value_and_grad(logits, argnums=(0, 3))
     both = _products_needed(with_gradients, params, rest, *inputs)
-    sizes = [math.prod(x.shape) for x in jax.tree.leaves(params)]
-    return DenseModel(forward, both[len(forward) :], sum(sizes))
+    shapes = tuple(x.shape for x in jax.tree.leaves(params))
+    return DenseModel(forward, both[len(forward) :], shapes)
 
 
 def _products_needed(function: Callable[..., Any], *args: Any) -> tuple[Product, ...]:

@@ -26,8 +26,9 @@ from dlrm_jax.embedding.planning.program import (
 )
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL
-from dlrm_jax.simulation.dense import Product, dense_model
+from dlrm_jax.simulation.dense import DenseModel, Product, dense_model
 from dlrm_jax.simulation.schedule import Operation, Slot, schedule
+from dlrm_jax.training import dense_split
 from dlrm_jax.training.build import workload
 from dlrm_jax.training.dense import dense_optimizer
 from dlrm_jax.training.tables import Descriptions
@@ -116,50 +117,60 @@ def simulate(
     backward = chain("backward", _of_products(model.backward, device), after)
     stage("update", stage("cotangents", backward))
     after = backward
-    devices = groups * plan.shards
-    for name, parts in _dense_update(config, model.parameters, devices, device, options).items():
+    for name, parts in _dense_update(config, model, plan, groups, device, options).items():
         after = chain(name, parts, after)
     return schedule(found)
 
 
 def _dense_update(
-    config: Config, parameters: int, devices: int, device: Device, options: Options
+    config: Config, model: DenseModel, plan: Plan, groups: int, device: Device, options: Options
 ) -> dict[str, _Chain]:
-    """The exchange of the dense gradients and the update of the dense model, by name."""
+    """The exchange of the dense gradients and the update of the dense model, by name.
+
+    Parameters that can't be split are summed and updated whole on each device.
+    """
     sums = then = first = LinkSeconds(0.0, 0.0)
-    is_split, is_rounded = config.shard_dense_optimizer, config.dense_comm_dtype == "bfloat16"
-    shares = devices if is_split else 1
+    is_sharded, is_rounded = config.shard_dense_optimizer, config.dense_comm_dtype == "bfloat16"
+    devices = groups * plan.shards
+    split = 0
+    if is_sharded or is_rounded:
+        split = sum(
+            math.prod(shape)
+            for shape in model.shapes
+            if dense_split.split_axes(groups, plan.shards, shape)
+        )
+    whole = model.parameters - split
     if is_rounded:  # each device adds up one part, so that nothing is added up on the way
-        first = device.exchange(2 * parameters, devices)
-    elif is_split:
-        first = device.gather(4 * parameters, 1, devices)
-    else:
-        nbytes = parameters * (2 if options.in_16_bits else 4)
-        first = device.all_reduce(nbytes, 1, devices, options.in_network)
-    if is_split:
-        then = device.gather(4 * parameters, 1, devices)
+        first = device.exchange(2 * split, devices)
+    elif is_sharded:
+        first = device.gather(4 * split, 1, devices)
+    if is_sharded:
+        then = device.gather(4 * split, 1, devices)
     elif is_rounded:
-        sums = device.gather(2 * parameters, 1, devices)
+        sums = device.gather(2 * split, 1, devices)
+    nbytes = (whole + 2) * (2 if options.in_16_bits else 4)  # with the loss and the weight
+    added_up = device.all_reduce(nbytes, 1, devices, options.in_network)
+    updated = whole + split / (devices if is_sharded else 1)
     optimizer = dense_optimizer(
         config.dense_optimizer, config.optimizer, learning_rate(config), config.eps or None
     )
     # Parameters and state are read and written, gradients are read.
-    passed = parameters * 4 * (3 + 2 * _slots(optimizer)) / shares
+    passed = updated * 4 * (3 + 2 * _slots(optimizer))
     update = passed / device.memory_bandwidth + device.launch
     return {
-        "dense gradients": _on_links(first, device),
-        "dense sums": _on_links(sums, device),
+        "dense gradients": _on_links(device, added_up, first),
+        "dense sums": _on_links(device, sums),
         "dense update": [("memory", update)],
-        "dense parameters": _on_links(then, device),
+        "dense parameters": _on_links(device, then),
     }
 
 
-def _on_links(seconds: LinkSeconds, device: Device) -> _Chain:
-    both: tuple[tuple[Resource, float], ...] = (
-        ("links", seconds.host),
-        ("network", seconds.network),
+def _on_links(device: Device, *collectives: LinkSeconds) -> _Chain:
+    both: tuple[tuple[Resource, list[float]], ...] = (
+        ("links", [each.host for each in collectives if each.host]),
+        ("network", [each.network for each in collectives if each.network]),
     )
-    return [(resource, x + device.latency) for resource, x in both if x]
+    return [(resource, sum(x) + len(x) * device.latency) for resource, x in both]
 
 
 def _of_products(products: Sequence[Product], device: Device) -> _Chain:
@@ -185,10 +196,15 @@ def _starts(
     shape = {DATA: groups, MODEL: plan.shards}
     sent = None if config.comm_dtype == "float32" else config.comm_dtype
     several = groups * plan.shards > 1
-    moved = collectives(layout, shape, reads.batch_size, comm_dtype=sent) if several else ()
+    count = reads.micro_batches
+    moved = (
+        collectives(layout, shape, reads.batch_size, comm_dtype=sent, micro_batches=count)
+        if several
+        else ()
+    )
     for each in moved:
         over_network = own[Part(each.stage, "network")] > 0 and each.axes != (MODEL,)
-        started[Part(each.stage, "network" if over_network else "links")] += 1
+        started[Part(each.stage, "network" if over_network else "links")] += each.starts
     return {x: kernels[x] * device.launch + started[x] * device.latency for x in PARTS}
 
 

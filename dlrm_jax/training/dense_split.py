@@ -92,17 +92,27 @@ def joined(
     return blocks.reshape([cut[i] for i in order]).transpose(back).reshape(shape)
 
 
-def _places(axes: MeshAxes, shape: Shape) -> tuple[int, int] | None:
-    """The axes of an array that are split over the data-parallel groups, and over the shards."""
-    if axes.device_count == 1 or not math.prod(shape):
+def split_axes(groups: int, shards: int, shape: Shape) -> tuple[int, int] | None:
+    """The axes of an array that are split over the groups and over the shards; None if none are.
+
+    Args:
+        groups: number D of data-parallel groups.
+        shards: number M of shards of a group.
+        shape: shape of the array.
+    """
+    if groups * shards == 1 or not math.prod(shape):
         return None
     for place, size in enumerate(shape):
-        if size % axes.device_count == 0:
+        if size % (groups * shards) == 0:
             return place, place
     for of_groups, of_shards in itertools.permutations(range(len(shape)), 2):
-        if shape[of_groups] % axes.groups == 0 and shape[of_shards] % axes.shards == 0:
+        if shape[of_groups] % groups == 0 and shape[of_shards] % shards == 0:
             return of_groups, of_shards
     return None
+
+
+def _places(axes: MeshAxes, shape: Shape) -> tuple[int, int] | None:
+    return split_axes(axes.groups, axes.shards, shape)
 
 
 def _cut(axes: MeshAxes, shape: Shape) -> tuple[list[int], list[int]]:

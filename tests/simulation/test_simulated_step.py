@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -144,9 +145,12 @@ def test_dense_gradients_in_bfloat16_pay_within_a_host_only(groups: int, is_spli
         found = {slot.operation.name: slot.operation.seconds for slot in slots}
         return {name: x for name, x in found.items() if name.startswith("dense ")}
 
-    parameters = dense_model(CONFIG, described, 10).parameters
-    first = AT_ONCE.exchange(2 * parameters, devices)
-    then = AT_ONCE.gather(2 * parameters, 1, devices)
+    model = dense_model(CONFIG, described, 10)
+    split = model.parameters - 1  # the bias of the logit stays whole, like loss and weight
+    assert [shape for shape in model.shapes if math.prod(shape) == 1] == [(1,)]
+    first = AT_ONCE.exchange(2 * split, devices)
+    first += AT_ONCE.all_reduce(4 * 3, 1, devices, in_network=True)
+    then = AT_ONCE.gather(2 * split, 1, devices)
     narrow, wide = sent("bfloat16"), sent("float32")
     assert narrow["dense gradients: links"] == pytest.approx(first.host)
     assert narrow.get("dense gradients: network", 0) == pytest.approx(first.network)
@@ -179,6 +183,17 @@ def test_what_copies_gather_is_sent_after_the_backward_pass(dtype):
         "cotangents: links": 1,
         "update: network": 2 if dtype == "float32" else 3,
     }
+
+
+def test_parameters_that_no_device_count_divides_stay_whole():
+    config = dataclasses.replace(preset("small"), batch_size=480)
+    described, plan = planned(3, 4, config=config)
+    changes = {"shard_dense_optimizer": True, "dense_comm_dtype": "bfloat16"}
+    slots = [
+        simulate(each, described, plan, 3, H100, Options())
+        for each in (config, dataclasses.replace(config, **changes))
+    ]
+    assert slots[0] == slots[1]
 
 
 def test_one_device_has_no_links():
