@@ -97,11 +97,9 @@ class IdMap:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the map takes with native kernels, its index included."""
+        """Bytes that the map takes with native kernels, besides those of a batch."""
         state = self._state
-        return (
-            state.by_row.nbytes + state.sketch.nbytes + NativeIdMap.index_bytes(len(state.by_row))
-        )
+        return state.by_row.nbytes + state.sketch.nbytes + NativeIdMap.nbytes(state)
 
     def translate(self, ids: Integer[np.ndarray, " N"], now: int) -> Translated:
         """The rows of a batch; ids without a row get one if the policy admits them.

@@ -12,6 +12,7 @@ from dlrm_jax.dynamic_ids.occupants import OCCUPANT, Changes, Occupants
 from dlrm_jax.dynamic_ids.policy import EVICTIONS
 from dlrm_jax.native import id_map as native
 
+_CHANGE_BYTES = OCCUPANT.itemsize + 4
 _SLOTS_PER_ROW = 2  # half of the index is empty, so that searches are short
 
 
@@ -49,13 +50,14 @@ class NativeIdMap:
         native.index(self._map)
 
     @staticmethod
-    def index_bytes(rows: int) -> int:
-        """Bytes of the index.
+    def nbytes(state: Occupants) -> int:
+        """Bytes of the index and of the changes of a large eviction, besides the state.
 
         Args:
-            rows: rows of the table.
+            state: occupants.
         """
-        return 4 * _SLOTS_PER_ROW * rows
+        rows = len(state.by_row)
+        return 4 * _SLOTS_PER_ROW * rows + _CHANGE_BYTES * state.policy.evicted_at_once(rows)
 
     def find(self, keys: UInt64[np.ndarray, " N"]) -> Int32[np.ndarray, " N"]:
         """The rows of ids as they are; default rows of ids without one.
