@@ -106,7 +106,7 @@ def run_stream(
         def keep(state: TrainState, progress: Progress, speed: float | None) -> bool:
             file.flush()
             known = {**notes, "examples_per_second": speed, _NOTED: progress.to_json()}
-            checkpoints.save(learner, state, known, None, prequential.arrays())
+            checkpoints.save(learner, state, known, None, host_arrays=prequential.arrays())
             return True
 
         loop = StreamLoop(
