@@ -10,140 +10,12 @@ bytes of an export of the last checkpoint. ``lost`` counts the tries after which
 
 from __future__ import annotations
 
-import dataclasses
-import random
-import shutil
-import threading
-from pathlib import Path
-
 from dlrm_jax.cli.flags import FLAGS
 from dlrm_jax.cli.run import run
-from dlrm_jax.errors import UserError
-from dlrm_jax.publishing.compaction import compact
-from dlrm_jax.publishing.published import Published, newest
-from dlrm_jax.serving.export import export
-from dlrm_jax.serving.trained_model import TrainedModel
-from experiments.campaigns import harness, jobs
-from experiments.campaigns.aims import Aim
+from experiments.campaigns.publications import Target, try_published
 from experiments.campaigns.tally import Scratch, Tally, chosen_output, define_tries
 
-AIMS = (
-    Aim("at any time", None, 1, 1.0),
-    Aim("while a delta is written", "models/*.deltas/.0*.dlrm_jax", 6, 0.01),
-    Aim("when a delta is complete", "models/*.deltas/0*", 6, 0.01),
-    Aim("while a base is written", "models/.[0-9]*.dlrm_jax", 3, 0.3),
-    Aim("when a base is complete", "models/[0-9]*", 3, 0.02),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A run that publishes into ``models`` beside its workdir.
-
-    Attributes:
-        home: directory of its caches.
-        seconds: time of an unbroken run.
-    """
-
-    home: Path
-    seconds: float
-
-    @classmethod
-    def prepare(cls, scratch: Path) -> Target:
-        """Runs it without a kill, twice: everything is compiled in the second run."""
-        for name in ("first", "unbroken"):
-            (scratch / name).mkdir()
-            ended = cls(scratch, 0).job(scratch / name).run(scratch / name / "run")
-            if ended.outcome != "done":
-                raise RuntimeError(f"{ended}\n{ended.stderr}")
-        return cls(scratch, ended.seconds)
-
-    def job(self, directory: Path) -> jobs.Job:
-        """The run; a state is published whenever the one before is written."""
-        models = f"--publish={directory / 'models'}"
-        return jobs.training(self.home, "--mesh=1x2", models, "--publish_every_seconds=0")
-
-    def kill(self, directory: Path, aim: Aim, chance: random.Random) -> bool:
-        """Kills it; false if it has ended before."""
-        job, before = self.job(directory), _seen(directory, aim)
-        wanted, delay = chance.randint(1, aim.most), chance.uniform(0, aim.seconds)
-        new: set[Path] = set()
-
-        def seen() -> bool:
-            new.update(_seen(directory, aim) - before)
-            return aim.made is None or len(new) >= wanted
-
-        with harness.started(job.command(directory / "run"), job.variables) as program:
-            delay *= 1 if aim.made else self.seconds
-            if not (program.wait_for(seen) and program.sleep(delay)):
-                return False
-            program.kill()
-            program.end()
-        return True
-
-    def losses(self, directory: Path) -> list[str]:
-        """Runs it to its end; what is wrong then."""
-        ended = self.job(directory).run(directory / "run")
-        if ended.outcome != "done":
-            return [f"the run after it: {ended}"]
-        try:
-            published = newest(directory / "models")
-            assert published
-            count = len(list(published.chain.rest()))
-            found = published.directory
-            if count:
-                made: list[Published] = []
-                compact(published, count, threading.Lock(), made.append)
-                found = made[0].directory
-            checkpoint = max((directory / "run" / "checkpoints").glob("0*"))
-            export(TrainedModel.read(checkpoint), directory / "expected", "run", "float32")
-        except UserError as error:
-            return [str(error)]
-        own, expected = _files(found), _files(directory / "expected")
-        return [x for x in sorted({*own, *expected}) if own.get(x) != expected.get(x)]
-
-
-def last_published(directory: Path) -> int:
-    """The step of the newest state that is published, of which all is read; -1 if there is none.
-
-    Raises:
-        UserError: it can't be read.
-    """
-    if not (directory / "models").exists() or (found := newest(directory / "models")) is None:
-        return -1
-    for _ in found.chain.rest():
-        pass
-    return found.chain.step
-
-
-def try_published(tally: Tally, target: Target, number: int, directory: Path) -> None:
-    """Kills, the run that ends, the comparison; without a loss no files are left."""
-    chance = tally.chance("published", number)
-    aim, losses, step = AIMS[number % len(AIMS)], [], -1
-    directory.mkdir()
-    for _ in range(1 + (chance.random() < 1 / 3)):
-        target.kill(directory, aim, chance)
-        try:
-            now = last_published(directory)
-        except UserError as error:
-            losses.append(f"after the kill: {error}")
-            break
-        if now < step:
-            losses.append(f"step {now} is published after step {step}")
-        step = now
-    losses += target.losses(directory)
-    tally.count(aim.case, losses)
-    if not losses:
-        shutil.rmtree(directory)
-
-
-def _seen(directory: Path, aim: Aim) -> set[Path]:
-    return set(directory.glob(aim.made)) if aim.made else set()
-
-
-def _files(directory: Path) -> dict[str, bytes]:
-    paths = (path for path in directory.rglob("*") if path.is_file())
-    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
+define_tries(50, 60)
 
 
 def main() -> None:
@@ -158,5 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    define_tries(50, 60)
     run(main)

@@ -17,7 +17,7 @@ from dlrm_jax.serving.versions import Version, versions_in
 
 
 def no_model(_: object) -> Any:
-    return SimpleNamespace(close=lambda: None)
+    return SimpleNamespace(close=lambda: None, follow=lambda: None)
 
 
 def test_tables_that_are_written_into_while_they_are_served(
@@ -56,7 +56,7 @@ class Models:
     def load(self, version: Version) -> Any:
         if version.name in self.bad:
             raise UserError(f"{version.name} is bad")
-        return SimpleNamespace(close=lambda: self.ended.append(version.name))
+        return SimpleNamespace(close=lambda: self.ended.append(version.name), follow=lambda: None)
 
     def look(self) -> tuple[list[str], list[str], list[str]]:
         """What was loaded, what failed, and what is served."""
