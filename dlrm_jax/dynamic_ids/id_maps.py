@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from dlrm_jax.dynamic_ids.id_map import IdMap
+from dlrm_jax.dynamic_ids.id_map import IdMap, translate_all
 from dlrm_jax.dynamic_ids.occupants import Undo
 from dlrm_jax.embedding import EmbeddingCollection
 from dlrm_jax.embedding.table import Feature, Lookup, Table
@@ -80,7 +80,7 @@ class IdMaps:
         for group in self._groups:
             table = self._tables[group.tables[0]]
             assert table.ids is not None
-            self.maps[table.name] = IdMap(table.rows, table.ids, seed)
+            self.maps[table.name] = IdMap(table.rows, table.ids, seed, table.name)
 
     @property
     def tables(self) -> dict[str, tuple[Table, ...]]:
@@ -108,20 +108,16 @@ class IdMaps:
             UserError: ids have another shape or type, a table has fewer rows than the batch
                 different ids, or the clock runs backwards. All maps are as before.
         """
-        array, undo = self._array(ids), {}
-        found, fresh = self._start(array), {}
-        for group in self._groups:
-            name, own = group.tables[0], array[:, group.columns]
-            present = own != ABSENT
-            try:
-                translated = self.maps[name].translate(own[present], now)
-            except UserError as error:
-                for done, record in undo.items():
-                    self.maps[done].undo(record)
-                raise UserError(f"table {name}: {error}") from error
-            _place(found, group.columns, present, translated.rows)
-            fresh |= dict.fromkeys(group.tables, translated.fresh)
-            undo[name] = translated.undo
+        array = self._array(ids)
+        found, fresh, undo = self._start(array), {}, {}
+        own = [array[:, group.columns] for group in self._groups]
+        present = [columns != ABSENT for columns in own]
+        keys = [columns[there] for columns, there in zip(own, present, strict=True)]
+        translated = translate_all([*self.maps.values()], keys, now)
+        for group, there, of_group in zip(self._groups, present, translated, strict=True):
+            _place(found, group.columns, there, of_group.rows)
+            fresh |= dict.fromkeys(group.tables, of_group.fresh)
+            undo[group.tables[0]] = of_group.undo
         return TranslatedIds(found, fresh, undo)
 
     def find(self, ids: Any) -> Int32[np.ndarray, "B C"]:
@@ -177,7 +173,7 @@ class IdMaps:
                 )
             assert table.ids is not None
             try:
-                loaded[name] = IdMap.from_arrays(table.ids, arrays[name])
+                loaded[name] = IdMap.from_arrays(table.ids, arrays[name], name)
             except UserError as error:
                 raise UserError(f"ids of table {name}: {error}") from error
         self.maps = loaded

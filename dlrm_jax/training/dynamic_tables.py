@@ -42,8 +42,8 @@ def _read(table: str, text: str) -> DynamicRows:
                 f"dynamic_ids: expected rules of {table} among {', '.join(_KINDS)}, each once, as "
                 f"admit_count=2, got {rule!r}"
             )
-        given[name] = _number(table, name, value)
-    rows = _number(table, "rows", count)
+        given[name] = _value(table, name, value)
+    rows = _value(table, "rows", count)
     try:
         ids = DynamicIds(**given)
         ids.check_rows(rows)
@@ -52,7 +52,7 @@ def _read(table: str, text: str) -> DynamicRows:
     return DynamicRows(rows, ids)
 
 
-def _number(table: str, name: str, text: str) -> Any:
+def _value(table: str, name: str, text: str) -> Any:
     kind = _KINDS.get(name, int)
     try:
         return kind(text)
