@@ -17,13 +17,13 @@ from dlrm_jax.run_continued import Continued
 from dlrm_jax.training.build import train_batches
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.live_maps import LiveMaps, TranslatedBatches
 from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.pipelined import PipelinedStep
 from dlrm_jax.training.publication import Publication
 from dlrm_jax.training.record import Record
 from dlrm_jax.training.step import make_train_step
 from dlrm_jax.training.stopping import Stopping
-from dlrm_jax.training.translated_batches import TranslatedBatches
 
 Say = Callable[[str], None]
 """A function that shows a line of text to the user."""
@@ -145,8 +145,8 @@ class Training:
             publication.begin(state)
             batches = publication.batches(batches)
         if self.id_maps:
-            given = learner, batches, self.id_maps, config.seed
-            batches = TranslatedBatches(*given, step=int(state.step))
+            live = LiveMaps(learner, self.id_maps, config.seed, int(state.step))
+            batches = TranslatedBatches(batches, live)
         train_step: Any = PipelinedStep(learner) if config.pipelined else make_train_step(learner)
         trained = train(
             learner,
@@ -170,7 +170,7 @@ class Training:
         if publication:
             publication.end(trained.state)
         if isinstance(batches, TranslatedBatches):
-            batches.rewind(int(trained.state.step))
+            batches.maps.rewind(int(trained.state.step))
         steps, speed = int(trained.state.step), self._speed(trained.examples_per_second)
         summary = {"steps": steps, "examples_per_second": speed, "stopped_early": steps < total}
         noted = {**stopping.noted, "validation": trained.validation}
@@ -190,7 +190,7 @@ class Training:
     def _validate(self, batches: Batches | TranslatedBatches, state: TrainState) -> Metrics:
         if not isinstance(batches, TranslatedBatches):
             return self.metrics_of(state, self.sample)
-        as_ids = batches.maps_at(int(state.step)).find
+        as_ids = batches.maps.maps_at(int(state.step)).find
         return self.metrics_of(state, self.sample, as_ids=as_ids)
 
     def _keep(
@@ -211,7 +211,7 @@ class Training:
             known = {**self.notes, **stopping.noted, "examples_per_second": self._speed(speed)}
             id_maps = None
             if isinstance(batches, TranslatedBatches):
-                id_maps = batches.maps_at(int(state.step))
+                id_maps = batches.maps.maps_at(int(state.step))
             self.checkpoints.save(self.learner, state, known, validation, id_maps)
         return True
 

@@ -95,7 +95,14 @@ class IdMaps:
         """The number of rows of each map's tables, by the map's name: that of the first table."""
         return {name: self._tables[name].rows for name in self.maps}
 
-    def translate(self, ids: Any, now: int) -> TranslatedIds:
+    @property
+    def columns(self) -> Int64[np.ndarray, " c"]:
+        """The columns of the id array whose ids are dynamic."""
+        return np.setdiff1d(np.arange(self._columns), self._rows)
+
+    def translate(
+        self, ids: Any, now: int, present: Bool[np.ndarray, "B C"] | None = None
+    ) -> TranslatedIds:
         """The rows of a batch, for training: ids get rows, and others lose theirs.
 
         Args:
@@ -103,6 +110,8 @@ class IdMaps:
                 `ABSENT` for none. Those of features without dynamic ids are rows already.
             now: time of the batch, such as the step, at least the one before; see
                 `IdMap.translate`.
+            present: whether there is an id, [B, C], for ids that may be `ABSENT`; None where all
+                others are there.
 
         Raises:
             UserError: ids have another shape or type, a table has fewer rows than the batch
@@ -111,11 +120,13 @@ class IdMaps:
         array = self._array(ids)
         found, fresh, undo = self._start(array), {}, {}
         own = [array[:, group.columns] for group in self._groups]
-        present = [columns != ABSENT for columns in own]
-        keys = [columns[there] for columns, there in zip(own, present, strict=True)]
+        if present is None:
+            present = array != ABSENT
+        there = [present[:, group.columns] for group in self._groups]
+        keys = [columns[mask] for columns, mask in zip(own, there, strict=True)]
         translated = translate_all([*self.maps.values()], keys, now)
-        for group, there, of_group in zip(self._groups, present, translated, strict=True):
-            _place(found, group.columns, there, of_group.rows)
+        for group, mask, of_group in zip(self._groups, there, translated, strict=True):
+            _place(found, group.columns, mask, of_group.rows)
             fresh |= dict.fromkeys(group.tables, of_group.fresh)
             undo[group.tables[0]] = of_group.undo
         return TranslatedIds(found, fresh, undo)

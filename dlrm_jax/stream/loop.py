@@ -21,6 +21,7 @@ from dlrm_jax.stream.position import Progress
 from dlrm_jax.stream.prequential import SPLIT, Prequential
 from dlrm_jax.stream.step import PrequentialStep
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.live_maps import LiveMaps
 from dlrm_jax.training.loop import Clock, Metrics, compare_copies, finite_loss, is_due
 
 _SHOWN_EVERY = 10.0  # seconds
@@ -63,6 +64,7 @@ class StreamLoop:
         record: function that records the metrics of a step and a split.
         keep: function that saves a state with its part of the stream, and says whether it did;
             it also gets the examples per second.
+        maps: maps that have translated the batches' ids; None without dynamic ids.
 
     Attributes:
         last_window: metrics of the last window that has ended; None before.
@@ -76,10 +78,11 @@ class StreamLoop:
         intervals: Intervals,
         record: Callable[[int, str, Metrics], None],
         keep: Callable[[TrainState, Progress, float | None], bool],
+        maps: LiveMaps | None = None,
     ):
         self._learner, self._step = learner, step
         self._prequential, self._intervals = prequential, intervals
-        self._record, self._keep = record, keep
+        self._record, self._keep, self._maps = record, keep, maps
         self._ahead = learner.backend.programs_ahead
         self._started: collections.deque[tuple[int, jax.Array, jax.Array, _Placed]] = (
             collections.deque()
@@ -140,6 +143,8 @@ class StreamLoop:
                     if waited:
                         clock.go_on()
                     waited = False
+                    if self._maps:
+                        state = self._maps.begin(state, step)
                     state, loss, logits = self._step(state, item.predicted, item.trained)
                     step, progress = step + 1, item.given.progress
                     self._started.append((step, loss, logits, item))

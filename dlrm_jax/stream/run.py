@@ -12,6 +12,7 @@ from typing import Any
 from dlrm_jax.backend import describe_devices
 from dlrm_jax.config import Config
 from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.embedding.kernel_dispatch import check_processes
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_text
@@ -19,6 +20,7 @@ from dlrm_jax.processes import is_distributed
 from dlrm_jax.run_start import describe_run
 from dlrm_jax.saved_config import file_text
 from dlrm_jax.stream.batches import Encoder, stream_batches
+from dlrm_jax.stream.dynamic_rows import DynamicRows
 from dlrm_jax.stream.hashed_rows import HashedRows
 from dlrm_jax.stream.loop import Intervals, StreamLoop
 from dlrm_jax.stream.position import Consumed, Progress
@@ -27,8 +29,10 @@ from dlrm_jax.stream.settings import OF_SCHEMA, WITHOUT_EFFECT, fingerprint
 from dlrm_jax.stream.source import Source
 from dlrm_jax.stream.step import make_prequential_step
 from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.dynamic_tables import id_maps_of
 from dlrm_jax.training.host_arrays import load_host_arrays
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.live_maps import LiveMaps
 from dlrm_jax.training.model import unread
 from dlrm_jax.training.record import Record, owned, read_record, to_json
 
@@ -75,7 +79,8 @@ def run_stream(
         learner: learner of the config.
         options: see the class.
         say: function that shows a line of text to the user.
-        encoder: function that gives raw ids rows of tables; None for `HashedRows`.
+        encoder: function that gives raw ids rows of tables; None for `HashedRows`, or for
+            `DynamicRows` where tables have dynamic ids.
 
     Returns:
         What ``summary.json`` says.
@@ -95,7 +100,9 @@ def run_stream(
         identity = {"data": fingerprint(schema), **config.identity()}
         checkpoints = Checkpoints(workdir / "checkpoints", identity, config.keep_checkpoints)
         checkpoints.prepare()
-        state, progress, before = _start(config, learner, checkpoints, prequential, say)
+        maps = id_maps_of(learner.collection, config.seed)
+        state, progress, before = _start(config, learner, checkpoints, prequential, say, maps)
+        live = LiveMaps(learner, maps, config.seed, int(state.step)) if maps else None
         resumed_from = int(state.step) if before else None
         source = open_source(progress.segments)
         write_text(workdir / "config.json", _config_text(config))
@@ -106,7 +113,8 @@ def run_stream(
         def keep(state: TrainState, progress: Progress, speed: float | None) -> bool:
             file.flush()
             known = {**notes, "examples_per_second": speed, _NOTED: progress.to_json()}
-            checkpoints.save(learner, state, known, None, host_arrays=prequential.arrays())
+            of_step = live.maps_at(int(state.step)) if live else None
+            checkpoints.save(learner, state, known, None, of_step, prequential.arrays())
             return True
 
         loop = StreamLoop(
@@ -121,11 +129,14 @@ def run_stream(
             ),
             file,
             keep,
+            live,
         )
+        hashed = HashedRows(schema, config.table_rows)
+        own = DynamicRows(hashed, maps, live) if maps and live else hashed
         batches = stream_batches(
             source,
             schema,
-            encoder or HashedRows(schema, config.table_rows),
+            encoder or own,
             config.batch_size,
             progress,
             options.idle_seconds,
@@ -156,11 +167,12 @@ def _start(
     checkpoints: Checkpoints,
     prequential: Prequential,
     say: Callable[[str], None],
+    maps: IdMaps | None,
 ) -> tuple[TrainState, Progress, Mapping[str, Any]]:
     """State, part of the stream, and metadata of the checkpoint that both are from, if any."""
     if not checkpoints.steps():
         return learner.init(config.seed), Progress(), {}
-    state, step = checkpoints.restore_latest(learner)
+    state, step = checkpoints.restore_latest(learner, maps)
     checkpoints.delete_superseded()  # the run may have been killed before it did
     metadata = checkpoints.metadata(step)
     progress = Progress.from_json(metadata.get(_NOTED) or {})

@@ -21,8 +21,8 @@ from dlrm_jax.errors import CopiesDifferError, UserError
 from dlrm_jax.processes import agreed, is_process_0
 from dlrm_jax.signals import Interrupted, deferred
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.live_maps import TranslatedBatches
 from dlrm_jax.training.step import TrainStep
-from dlrm_jax.training.translated_batches import TranslatedBatches
 
 _LARGE_WEIGHTS = 1e30  # times a loss, they may be infinite
 
@@ -104,11 +104,11 @@ def train(
     validation: Metrics | None = None
     enough = saved = False
     wanted = (batches[step] for step in range(first, steps))
-    translated = batches if isinstance(batches, TranslatedBatches) else None
+    maps = batches.maps if isinstance(batches, TranslatedBatches) else None
     with (
         deferred() as requested,
         _Progress(first, steps, batches.batch_size) as progress,
-        Prefetch[Any](wanted, translated.put if translated else learner.put) as placed,
+        Prefetch(wanted, learner.put) as placed,
     ):
 
         def read_losses(unread: int) -> None:
@@ -125,9 +125,8 @@ def train(
         for step in range(first + 1, steps + 1):
             batch = next(placed)
             following = (placed.peek(default=batch),) if looks_ahead else ()
-            if translated:
-                state = translated.begin(state, batch)
-                batch, *following = (each.batch for each in (batch, *following))
+            if maps:
+                state = maps.begin(state, step - 1)
             state, loss = train_step(state, batch, *following)
             started.append((step, loss, batch.sample_weights))
             evaluating = bool(validate) and (is_due(step, intervals.evaluate) or step == steps)

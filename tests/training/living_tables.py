@@ -20,10 +20,10 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.models.dlrm import DLRM
 from dlrm_jax.models.fields import Field
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.live_maps import LiveMaps, TranslatedBatches
 from dlrm_jax.training.loop import Intervals, train
 from dlrm_jax.training.pipelined import PipelinedStep
 from dlrm_jax.training.step import make_train_step
-from dlrm_jax.training.translated_batches import TranslatedBatches
 
 SAMPLES, DENSE, WIDTH = 32, 3, 8
 FEATURES = (Feature("item"), Feature("past", 3), Feature("tag", 2), Feature("city"))
@@ -138,4 +138,4 @@ def run(
 
 
 def translated(learner: Learner, maps: IdMaps, step: int = 0) -> TranslatedBatches:
-    return TranslatedBatches(learner, Drifting(), maps, seed=5, step=step)
+    return TranslatedBatches(Drifting(), LiveMaps(learner, maps, 5, step))

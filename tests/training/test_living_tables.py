@@ -137,7 +137,7 @@ def test_interrupted_and_resumed_it_is_the_unbroken_run(mesh, placed, pipelined,
 
     def keep(state: TrainState, *_: object) -> bool:
         step = int(state.step)
-        checkpoints.save(living, state, {}, None, batches.maps_at(step))
+        checkpoints.save(living, state, {}, None, batches.maps.maps_at(step))
         if step == 10:
             raise KeyboardInterrupt  # while the next batches have been translated
         return True
@@ -168,7 +168,7 @@ def test_evaluations_see_the_maps_of_their_step():
 
     def validate(state: TrainState) -> dict[str, float]:
         step = int(state.step)
-        found[step] = batches.maps_at(step).arrays()
+        found[step] = batches.maps.maps_at(step).arrays()
         return {}
 
     run(living, living.init(SEED), batches, 9, checkpoint_every=3, validate=validate)

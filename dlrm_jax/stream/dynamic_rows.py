@@ -1,0 +1,30 @@
+"""Rows of ids that come and go: the encoder of a stream whose tables have dynamic ids."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int32
+
+from dlrm_jax.dynamic_ids.id_maps import IdMaps
+from dlrm_jax.stream.hashed_rows import HashedRows
+from dlrm_jax.stream.raw_ids import RawIds
+from dlrm_jax.training.live_maps import LiveMaps
+
+
+class DynamicRows:
+    """Gives raw ids the rows that the maps have for them, and hashed ones in other tables.
+
+    Args:
+        hashed: encoder of the tables without dynamic ids.
+        maps: maps of the collection, which say what columns have dynamic ids.
+        live: maps of the training.
+    """
+
+    def __init__(self, hashed: HashedRows, maps: IdMaps, live: LiveMaps):
+        self._hashed, self._live, self._columns = hashed, live, maps.columns
+
+    def __call__(self, raw: RawIds) -> Int32[np.ndarray, "N C"]:
+        """The rows of the ids of a batch; `ABSENT` where a bag isn't full."""
+        ids = self._hashed(raw).astype(np.int64)
+        ids[:, self._columns] = raw.ids.view(np.int64)[:, self._columns]
+        return self._live.translate(ids, present=raw.present)

@@ -1,0 +1,132 @@
+"""Maps from ids to rows that run ahead of the training which they serve.
+
+Maps change with each batch, in the loader's thread, a few batches ahead of the step. The rows of a
+batch's new ids begin afresh right before its step. A record of each batch takes copies of the maps
+back to those of an earlier step.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import threading
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from dlrm_jax.data.batches import Batch, Batches
+from dlrm_jax.dynamic_ids.id_maps import IdMaps, TranslatedIds
+from dlrm_jax.errors import UserError
+from dlrm_jax.training.learner import Learner, TrainState
+
+
+class _Ahead(NamedTuple):
+    """The ids of the batch of a step, counted from 0."""
+
+    step: int
+    translated: TranslatedIds
+
+
+class LiveMaps:
+    """The maps of a training: one thread translates batches, another one trains on them.
+
+    Args:
+        learner: learner of the tables.
+        maps: maps after the first ``step`` batches. From now on they are this object's own.
+        seed: seed of the initial values of rows.
+        step: number of batches that the maps have seen.
+
+    Raises:
+        UserError: there are several processes, each of which would have maps of its own.
+    """
+
+    def __init__(self, learner: Learner, maps: IdMaps, seed: int, step: int = 0):
+        if jax.process_count() > 1:
+            raise UserError(
+                f"dynamic ids: expected one process, whose map all devices share, got "
+                f"{jax.process_count()}; give tables ids that are rows, or start one process"
+            )
+        self._learner, self._maps, self._seed = learner, maps, seed
+        self._next = step
+        self._ahead: collections.deque[_Ahead] = collections.deque()
+        self._lock = threading.Lock()
+
+    def translate(
+        self, ids: Any, now: int | None = None, present: Bool[np.ndarray, "B C"] | None = None
+    ) -> Int32[np.ndarray, "B C"]:
+        """The rows of the next batch's ids.
+
+        Args:
+            ids: ids of the batch, see `IdMaps.translate`.
+            now: time of the batch; None for its step.
+            present: whether there is an id, see `IdMaps.translate`.
+
+        Raises:
+            UserError: see `IdMaps.translate`; the message names the step.
+        """
+        with self._lock:
+            step = self._next
+            try:
+                found = self._maps.translate(ids, step if now is None else now, present)
+            except UserError as error:
+                raise UserError(f"the batch of step {step + 1}: {error}") from error
+            self._ahead.append(_Ahead(step, found))
+            self._next += 1
+        return found.ids
+
+    def begin(self, state: TrainState, step: int) -> TrainState:
+        """The state with which a batch is trained on: the rows of its new ids begin afresh.
+
+        Args:
+            state: state before the batch; it is donated.
+            step: number of updates before the batch, the state's.
+        """
+        while self._ahead[0].step < step:  # nothing goes back there any more
+            self._ahead.popleft()
+        number, translated = self._ahead[0]
+        assert number == step, f"expected step {number}, got {step}"
+        collection = self._learner.collection
+        embedding = collection.reset_rows(state.embedding, translated.fresh, self._seed, step)
+        return dataclasses.replace(state, embedding=embedding)
+
+    def maps_at(self, step: int) -> IdMaps:
+        """A copy of the maps after so many updates, for that state's evaluation or checkpoint.
+
+        Args:
+            step: number of updates, more than that of the last batch that has begun.
+        """
+        with self._lock:
+            later = [each.translated.undo for each in self._ahead if each.step >= step]
+            return self._maps.copy(later)
+
+    def rewind(self, step: int) -> None:
+        """Takes the maps themselves back to those after so many updates; no batch may follow.
+
+        Args:
+            step: number of updates, see `maps_at`.
+        """
+        self._maps.load(self.maps_at(step).arrays())
+
+
+class TranslatedBatches:
+    """Training batches whose ids have been replaced by rows, each after the one before.
+
+    Args:
+        batches: batches of ids by step.
+        maps: maps of the training, which have seen the batches before the first one asked for.
+    """
+
+    def __init__(self, batches: Batches, maps: LiveMaps):
+        self.steps_per_epoch, self.batch_size = batches.steps_per_epoch, batches.batch_size
+        self._batches, self.maps = batches, maps
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of a step. Steps come in order.
+
+        Raises:
+            UserError: see `LiveMaps.translate`.
+        """
+        batch = self._batches[step]
+        return batch._replace(ids=self.maps.translate(batch.ids))

@@ -1,0 +1,101 @@
+"""A stream whose ids come and go: stopped and resumed, it gives the bits of an unbroken run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from main_job import arrays
+from stream_log import log, write_schema, write_segments
+
+from dlrm_jax.config import Config
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.stream.folder import Folder
+from dlrm_jax.stream.raw_ids import ids_of
+from dlrm_jax.stream.run import StreamOptions, run_stream
+from dlrm_jax.stream.settings import for_schema
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.orbax_io import load
+
+SIZES = [150, 40, 130]
+BATCH = 16
+
+
+def config(schema: Schema, **changes: Any) -> Config:
+    given = Config(
+        table_rows=(60,),
+        embedding_dim=8,
+        bottom_mlp=(8,),
+        top_mlp=(8, 1),
+        batch_size=BATCH,
+        log_every=1,
+        dynamic_ids=(f"{schema.categorical[1]}=20:evict_share=0.1",),
+        **changes,
+    )
+    return for_schema(given, schema)
+
+
+def test_stopped_and_resumed(tmp_path: Path):
+    directory = tmp_path / "segments"
+    write_segments(directory, SIZES)
+    schema = Schema.from_json(write_schema(tmp_path / "schema.json"))
+    learner = make_learner(config(schema), make_mesh("1x2"))
+
+    def train(workdir: Path, steps: int) -> dict[str, Any]:
+        return run_stream(
+            config(schema, steps=steps),
+            schema,
+            lambda consumed: Folder(directory, schema, consumed),
+            learner,
+            StreamOptions(workdir, idle_seconds=0.1, window=80),
+        )
+
+    unbroken, stopped = tmp_path / "unbroken", tmp_path / "stopped"
+    last = train(unbroken, 0)["steps"]
+    assert last == sum(SIZES) // BATCH
+    train(stopped, 7)  # some batches ahead have been translated, or not
+    train(stopped, 0)
+    assert (stopped / "metrics.jsonl").read_text() == (unbroken / "metrics.jsonl").read_text()
+    found = arrays(stopped, last)
+    for name, array in arrays(unbroken, last).items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+    # The map has the ids of the log, as they are in it: another program can read them.
+    name = schema.categorical[1]
+    path = unbroken / "checkpoints" / f"{last:08d}" / "id_maps"
+    keys = load(path, {name: {"keys": np.zeros(20, np.uint64)}}, partial=True)[name]["keys"]
+    raw = ids_of(log(sum(SIZES))[name])
+    assert len(np.unique(raw)) > 20
+    live = np.asarray(keys)[np.asarray(keys) != 0]
+    assert set(live.tolist()) <= set(raw.tolist())
+    assert set(raw[last * BATCH - BATCH : last * BATCH].tolist()) <= set(live.tolist())
+
+
+def test_a_batch_of_too_many_ids_ends_the_run(tmp_path: Path):
+    directory = tmp_path / "segments"
+    write_segments(directory, SIZES)
+    schema = Schema.from_json(write_schema(tmp_path / "schema.json"))
+    small = for_schema(
+        Config(
+            table_rows=(60,),
+            embedding_dim=8,
+            bottom_mlp=(8,),
+            top_mlp=(8, 1),
+            batch_size=BATCH,
+            dynamic_ids=(f"{schema.categorical[1]}=3",),
+        ),
+        schema,
+    )
+    learner = make_learner(small, make_mesh("1x2"))
+    with pytest.raises(UserError, match=r"the batch of step 1: table \w+: a batch of 16 ids"):
+        run_stream(
+            small,
+            schema,
+            lambda consumed: Folder(directory, schema, consumed),
+            learner,
+            StreamOptions(tmp_path / "run", idle_seconds=0.1),
+        )
