@@ -53,11 +53,6 @@ def for_schema(config: Config, schema: Schema) -> Config:
     check_unvalidated(config)
     if config.pipelined:
         raise UserError(f"pipelined: no effect with a stream: {WITHOUT_EFFECT['pipelined']}")
-    if config.dynamic_ids:
-        raise UserError(
-            f"dynamic_ids: ids of a stream are hashed to rows, got {','.join(config.dynamic_ids)}; "
-            f"leave it out"
-        )
     if column := group_column(config.loss):
         raise UserError(
             f"loss: {config.loss} compares the examples of a {column}, and a batch of a stream may "
