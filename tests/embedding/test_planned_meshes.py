@@ -119,7 +119,7 @@ def alike(count, rows, dim, shards, batch_size, ids, placement=None, limits=None
     ],
 )
 def test_a_start_counts_once(placement, problem):
-    fastest = alike(*problem, placement).total_seconds
+    fastest = alike(*problem, placement=placement).total_seconds
     assert alike(*problem).total_seconds <= 1.0001 * fastest
 
 

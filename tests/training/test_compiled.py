@@ -13,15 +13,29 @@ from drawn_batches import SAMPLES
 from jax.sharding import PartitionSpec
 from setups import DENSE, Setup
 
-from dlrm_jax.embedding import SGD, EmbeddingCollection, Feature, Lookup, Plan, Table
+from dlrm_jax.embedding import (
+    SGD,
+    EmbeddingCollection,
+    Feature,
+    Lookup,
+    Plan,
+    Table,
+    automatic_plan,
+)
 from dlrm_jax.embedding.collectives import collectives
 from dlrm_jax.embedding.plan import fully_sharded
+from dlrm_jax.embedding.planning.devices import DEVICES
+from dlrm_jax.embedding.planning.mesh_plan import planned_mesh
+from dlrm_jax.embedding.planning.temporaries import temporaries
+from dlrm_jax.presets import preset
+from dlrm_jax.training.build import workload
 from dlrm_jax.training.compiled import (
     compile_step,
     compiled_collectives,
     planned_collectives,
 )
 from dlrm_jax.training.learner import Learner
+from dlrm_jax.training.tables import describe
 
 BATCH = 4 * SAMPLES
 
@@ -133,6 +147,28 @@ def test_tables_of_the_same_rows_ask_once(trained, micro_batches):
     planned = collectives(own.layout, shape, batch, micro_batches=micro_batches)
     wanted = bytes_by_kind([(each.kind, each.nbytes) for each in planned])
     assert bytes_by_kind(compiled_collectives(compiled)) == wanted
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_plan_counts_the_whole_batch_as_the_program_does(steps):
+    config = dataclasses.replace(preset("small"), batch_size=4096, accumulation_steps=steps)
+    described = describe(config)
+    named = described.tables, described.features, described.lookups
+    reads = workload(config, described, 2)
+    plan = automatic_plan(
+        described.tables,
+        4,
+        optimizer=described.optimizer,
+        workload=reads,
+        device=DEVICES["cpu"],
+    )
+    found = planned_mesh(*named, plan, described.optimizer, reads, DEVICES["cpu"])
+    tables = EmbeddingCollection(*named, "2x4", described.optimizer, plan, None, "jax")
+    shape = {"data": 2, "model": 4}
+    moved = collectives(tables.layout, shape, config.batch_size, micro_batches=steps)
+    assert found.collectives == moved
+    assert found.temporaries == temporaries(tables.layout, moved, shape, config.batch_size)
+    assert sum(each.starts > 1 for each in moved) == (3 if steps > 1 else 0)
 
 
 def check(setup: Setup, weighted: bool):
