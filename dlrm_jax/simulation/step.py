@@ -79,7 +79,7 @@ def simulate(
         options: settings of the step.
 
     Raises:
-        UserError: the devices don't divide the batch.
+        UserError: the devices don't divide the batch, or no parameter that should be split.
     """
     samples, left = divmod(config.batch_size, groups * plan.shards)
     if left or not samples:
@@ -133,6 +133,8 @@ def _dense_update(
     is_sharded, is_rounded = config.shard_dense_optimizer, config.dense_comm_dtype == "bfloat16"
     devices = groups * plan.shards
     split = 0
+    if is_sharded and devices > 1:
+        dense_split.check_split(groups, plan.shards, model.shapes)
     if is_sharded or is_rounded:
         split = sum(
             math.prod(shape)

@@ -27,16 +27,16 @@ def is_split(axes: MeshAxes, shape: Shape) -> bool:
     return _places(axes, shape) is not None
 
 
-def check_split(axes: MeshAxes, shapes: Sequence[Shape]) -> None:
-    """Checks that some parameters of these shapes are split.
+def check_split(groups: int, shards: int, shapes: Sequence[Shape]) -> None:
+    """Checks that some parameters of these shapes are split over D groups of M shards.
 
     Raises:
         UserError: none is.
     """
-    if not any(is_split(axes, shape) for shape in shapes):
+    if not any(split_axes(groups, shards, shape) for shape in shapes):
         raise UserError(
-            f"shard_dense_optimizer: expected layers with a width that {axes.device_count} devices "
-            f"divide, or two that the {axes.groups} groups and {axes.shards} shards divide, got "
+            f"shard_dense_optimizer: expected layers with a width that {groups * shards} devices "
+            f"divide, or two that the {groups} groups and {shards} shards divide, got "
             f"parameters of the shapes {', '.join(map(str, sorted(map(tuple, shapes))))}; choose "
             f"other widths or another mesh, or leave it out"
         )

@@ -145,7 +145,7 @@ class Learner:
         check_keys(self._rng_specs)
         if self.shard_dense_optimizer:
             params = jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-            dense_split.check_split(self.axes, [x.shape for x in params])
+            dense_split.check_split(self.axes.groups, self.axes.shards, [x.shape for x in params])
         self.has_model_state = bool(jax.tree.leaves(nnx.state(model, nnx.Not(nnx.Param))))
         model.eval()
         self._graph = self._graph_of(model, training=False)

@@ -16,6 +16,7 @@ from dlrm_jax.embedding.planning.devices import DEVICES
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.program import FUSED
 from dlrm_jax.embedding.planning.search import Search
+from dlrm_jax.errors import UserError
 from dlrm_jax.presets import preset
 from dlrm_jax.simulation.dense import Product, dense_model
 from dlrm_jax.simulation.schedule import seconds_of
@@ -187,13 +188,13 @@ def test_what_copies_gather_is_sent_after_the_backward_pass(dtype):
 
 def test_parameters_that_no_device_count_divides_stay_whole():
     config = dataclasses.replace(preset("small"), batch_size=480)
-    described, plan = planned(3, 4, config=config)
-    changes = {"shard_dense_optimizer": True, "dense_comm_dtype": "bfloat16"}
-    slots = [
-        simulate(each, described, plan, 3, H100, Options())
-        for each in (config, dataclasses.replace(config, **changes))
-    ]
+    described, plan = planned(3, 4, "fully_sharded", config)
+    rounded = dataclasses.replace(config, dense_comm_dtype="bfloat16")
+    slots = [simulate(each, described, plan, 3, H100, Options()) for each in (config, rounded)]
     assert slots[0] == slots[1]
+    split = dataclasses.replace(config, shard_dense_optimizer=True)
+    with pytest.raises(UserError, match=r"shard_dense_optimizer: expected layers .* 12 devices"):
+        simulate(split, described, plan, 3, H100, Options())
 
 
 def test_one_device_has_no_links():
