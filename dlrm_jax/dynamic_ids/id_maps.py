@@ -120,9 +120,8 @@ class IdMaps:
         array = self._array(ids)
         found, fresh, undo = self._start(array), {}, {}
         own = [array[:, group.columns] for group in self._groups]
-        if present is None:
-            present = array != ABSENT
-        there = [present[:, group.columns] for group in self._groups]
+        whole = array != ABSENT if present is None else present
+        there = [whole[:, group.columns] for group in self._groups]
         keys = [columns[mask] for columns, mask in zip(own, there, strict=True)]
         translated = translate_all([*self.maps.values()], keys, now)
         for group, mask, of_group in zip(self._groups, there, translated, strict=True):
