@@ -160,6 +160,11 @@ def check_hostile_ids() -> None:
     assert len(nothing.rows) == len(nothing.fresh) == len(nothing.undo.rows) == 0
     assert ids.translate(np.full(3000, 2), 7).fresh.tolist() == [6]
 
+    other, was = copy.deepcopy(ids), ids.arrays()
+    assert_same(other.arrays(), was)
+    assert other.translate(np.array([3, 2]), 8).rows.tolist() == [7, 6]
+    assert_same(ids.arrays(), was)
+
     one = IdMap(2, DynamicIds(), 3)
     for now, key in enumerate([0, 2**63, 2**64 - 1, 0]):
         found = one.translate(np.full(5, key, np.uint64), now)

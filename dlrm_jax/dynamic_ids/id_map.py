@@ -80,6 +80,10 @@ class IdMap:
         made._start(Occupants.from_arrays(policy, arrays), name)
         return made
 
+    def __reduce__(self):
+        # Kernels know addresses: a copy, pickled or not, has arrays and an index of its own.
+        return IdMap.from_arrays, (self._state.policy, self.arrays(), self.name)
+
     @property
     def live(self) -> int:
         """The number of ids that have a row."""
