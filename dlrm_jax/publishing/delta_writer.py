@@ -25,6 +25,9 @@ from dlrm_jax.publishing.touched_rows import Numbers
 _BASES = 2
 """Bases that are kept: a server may be about to load the one before the last."""
 
+_LEAST = 16
+"""Deltas that are never too large together: small tables change as a whole in each."""
+
 _AGAIN = 16
 """Deltas after which a new base is tried again."""
 
@@ -51,7 +54,8 @@ class DeltaWriter:
     """The newest base and its deltas. A context manager, whose end waits for the threads.
 
     Args:
-        share: a new base is made when the deltas have more bytes than this share of the base.
+        share: a new base is made when 16 deltas or more have more bytes than this share of the
+            tables of the base.
         deltas: a new base is made after so many deltas.
 
     Attributes:
@@ -121,8 +125,8 @@ class DeltaWriter:
             return
         _, manifest, chain = self.published
         size = sum(manifest.files[table.file].bytes for table in manifest.tables)
-        is_due = chain.number >= self._deltas or chain.bytes > self._share * size
-        if is_due and chain.number >= max(1, self._again):
+        is_large = chain.number >= _LEAST and chain.bytes > self._share * size
+        if (is_large or chain.number >= self._deltas) and chain.number >= self._again:
             self._again = chain.number + _AGAIN
             self._compacting = self._compactor.submit(self._compact, self.published, chain.number)
 

@@ -54,7 +54,8 @@ class Target:
     def job(self, directory: Path) -> jobs.Job:
         """The run; a state is published whenever the one before is written."""
         models = f"--publish={directory / 'models'}"
-        return jobs.training(self.home, "--mesh=1x2", models, "--publish_every_seconds=0")
+        often = ("--publish_every_seconds=0", "--steps=120", "--checkpoint_every=15")
+        return jobs.training(self.home, "--mesh=1x2", models, *often)
 
     def kill(self, directory: Path, aim: Aim, chance: random.Random) -> bool:
         """Kills it; false if it has ended before."""
