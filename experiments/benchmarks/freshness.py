@@ -182,10 +182,10 @@ def measure(config: Config, row_format: RowFormat, scratch: Path) -> dict[str, A
             wanted = (noted[step] for step in range(warm, warm + steps))
             with Prefetch(wanted, learner.put) as placed:
                 for step, batch in enumerate(placed, warm):
-                    state, _ = train_step(state, batch)
+                    state, loss = train_step(state, batch)
+                    jax.block_until_ready(loss)  # a loop may not run ahead of what it computes
                     if publisher.step_done(state, step + 1):
                         taken.append((step + 1, time.monotonic()))
-            jax.block_until_ready(state)
             behind = time.monotonic() - arrivals.times(warm + steps - 1)[-1]
             publisher.end(state)
             taken.append((warm + steps, time.monotonic()))
