@@ -143,7 +143,7 @@ def read_note(directory: Path) -> tuple[DeltaNote, str]:
         DamagedArtifactError: it isn't there, or isn't as it was written.
     """
     try:
-        content = (directory / DELTA).read_bytes()
+        content = _read(directory / DELTA)
         number = msgspec.json.decode(content, type=_Format).format
         if number > FORMAT:
             raise UserError(
@@ -188,12 +188,17 @@ def read_delta(directory: Path, manifest: Manifest) -> Delta:
         raise DamagedArtifactError(str(directory), DELTA, str(error)) from error
 
 
+def _read(path: Path) -> bytes:
+    """The bytes of a file of a delta; no link leads out of it, and a pipe would wait for ever."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OSError("expected a file, found none")
+    return path.read_bytes()
+
+
 def _checked(directory: Path, name: str, noted: FileNote) -> bytes:
     """The bytes of a file, which are those that were written."""
     try:
-        if not (directory / name).is_file():  # a pipe would wait for ever
-            raise DamagedArtifactError(str(directory), name, "it is missing")
-        content = (directory / name).read_bytes()
+        content = _read(directory / name)
     except OSError as error:
         raise DamagedArtifactError(str(directory), name, f"it can't be read: {error}") from error
     if len(content) != noted.bytes:

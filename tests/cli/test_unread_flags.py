@@ -65,6 +65,14 @@ def test_steps_of_a_run_that_is_evaluated(program: ModuleType, name: str):
 
 
 @TRAIN
+@pytest.mark.parametrize("given", ["publish_every_seconds=5", "publish_tables=int8"])
+def test_settings_of_publications(program: ModuleType, given: str):
+    cli_flags.parse(["train", f"--{given}"])
+    with pytest.raises(UserError, match=f"--{given.split('=')[0]} has no effect without --publish"):
+        program.check_flags()
+
+
+@TRAIN
 def test_copies_of_one_device(program: ModuleType):
     cli_flags.parse(["train", "--mesh=1x1", "--check_copies_every=10"])
     with pytest.raises(UserError, match="--check_copies_every has no effect on a mesh of one dev"):
