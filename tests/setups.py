@@ -72,7 +72,7 @@ def by_columns(shards: int) -> dict[str, str]:
 
 def over_devices(shards: int) -> dict[str, str]:
     """Further placements: rows over all devices, beside others, also of tables of one width."""
-    return {**PLACEMENTS, **dict.fromkeys(("words", "items", "cities", "sites"), "fully_sharded")}
+    return {**PLACEMENTS, **dict.fromkeys(("words", "items", "cities"), "fully_sharded")}
 
 
 _PLACED = {"rows": lambda shards: PLACEMENTS, "columns": by_columns, "devices": over_devices}

@@ -209,11 +209,11 @@ def test_ids_that_another_collection_has_routed_are_refused(changed):
     if changed == "capacity":  # of the messages, which later rounds depend on
         tables, other = two_tables("fully_sharded"), two_tables("fully_sharded", distinct=0.01)
     state, ids = tables.state_specs(), jnp.zeros((64, 2), jnp.int32)
-    wrong, vectors = other.route(ids), {name: jnp.zeros((64, 4)) for name in "ab"}
+    wrong, vectors = jax.eval_shape(other.route, ids), dict.fromkeys("ab", jnp.zeros((64, 4)))
     for use in (
         lambda: jax.eval_shape(tables.pool, state, wrong),
         lambda: jax.eval_shape(tables.send_cotangents, wrong, vectors),
-        lambda: jax.eval_shape(lambda s: tables.update(s, wrong, vectors, 0), state),
+        lambda: jax.eval_shape(lambda *x: tables.update(*x, 0), state, wrong, vectors),
     ):
         with pytest.raises(UserError, match=r"^routed: expected ids that this collection has"):
             use()
@@ -245,7 +245,7 @@ def test_descriptions_may_come_one_by_one_and_the_mesh_as_its_shape():
     [
         ("d", (8, 2), r"lookup d to have the shape of its result, \(8, 1\), got \(8, 2\)"),
         ("d", (16, 1), r"\(8, 1\), got \(16, 1\)"),
-        ("c_sequence", (8, 16), r"lookup c_sequence .*, \(8, 3, 16\), got \(8, 16\)"),
+        ("a_sequence", (8, 8), r"lookup a_sequence .*, \(8, 3, 8\), got \(8, 8\)"),
     ],
 )
 def test_cotangents_have_the_shape_of_what_was_looked_up(name, shape, message):
@@ -259,7 +259,7 @@ def test_cotangents_have_the_shape_of_what_was_looked_up(name, shape, message):
         jax.eval_shape(update, tables.state_specs(), jnp.zeros((8, 9), jnp.int32))
 
 
-@pytest.mark.parametrize("plan", ["mixed", "fully_sharded", "column_wise"])
+@pytest.mark.parametrize("plan", ["mixed", "half_fully_sharded", "column_wise"])
 def test_ids_can_be_routed_in_another_program_before_the_tables_are_read(plan):
     tables = collection("2x4", plan)
     state = built(tables, random_arrays())

@@ -7,15 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from small_collection import FEATURES, PLANS, TABLES, random_arrays, random_batch
-from small_collection import LOOKUPS as ALL_LOOKUPS
+from small_collection import FEATURES, LOOKUPS, PLANS, TABLES, random_arrays, random_batch
 
 from dlrm_jax.embedding import SGD, EmbeddingCollection, automatic_plan
 from dlrm_jax.errors import UserError
 
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
-# One for each table, and one without pooling.
-LOOKUPS = [x for x in ALL_LOOKUPS if x.name in ("a", "a_sequence", "b", "c_halves", "d", "e", "f")]
 
 
 def mesh_of(shape, names, axis_type=AUTO):

@@ -135,12 +135,12 @@ def problem(weighted):
                 ("row_wise", True, True),
                 ("table_wise", False, False),
                 ("replicated", True, True),
-                ("half_fully_sharded", True, False),
+                ("fully_sharded", True, False),
             )
         ),
         ("column_wise", True, True),
         ("on_some_shards", True, False),
-        ("fully_sharded", True, True),
+        ("half_fully_sharded", True, True),
     ],
 )
 def test_row_gradients_are_those_of_dense_autodiff(plan, weighted, sums):

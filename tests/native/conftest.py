@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,9 @@ from dlrm_jax.native import library
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the library is built, for these tests alone: once for all workers of pytest-xdist."""
-    own = tmp_path_factory.getbasetemp()
-    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "native"
+def cache(pytestconfig: pytest.Config) -> Path:
+    """Where the library is built, for these tests alone: once for all workers and later runs."""
+    return pytestconfig.cache.mkdir("native")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,7 +23,6 @@ def built(cache: Path) -> Iterator[None]:
         pytest.skip("there is no C++ compiler")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
-        cache.mkdir(exist_ok=True)
         with FileLock(cache / "lock"):
             if not library.is_built():
                 library.build()

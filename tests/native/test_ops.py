@@ -54,9 +54,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def collection(kernels: Kernels, optimizer: RowOptimizer, mesh: str, placement: str):
-    plan = automatic_plan(
-        TABLES, make_mesh(mesh).shape["model"], {table.name: placement for table in TABLES}
-    )
+    placed = {table.name: placement for table in TABLES}
+    if placement == "fully_sharded":  # each slab that is would take long to compile
+        placed |= {"narrow": "row_wise", "adam": "row_wise"}
+    plan = automatic_plan(TABLES, make_mesh(mesh).shape["model"], placed)
     return EmbeddingCollection(
         TABLES, FEATURES, LOOKUPS, make_mesh(mesh), optimizer, plan, kernels=kernels
     )

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from setups import step_of
 
 from dlrm_jax.data.batches import Batch, Batches
 from dlrm_jax.dynamic_ids.id_maps import ABSENT, IdMaps
@@ -23,7 +24,6 @@ from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps, TranslatedBatches
 from dlrm_jax.training.loop import Intervals, train
 from dlrm_jax.training.pipelined import PipelinedStep
-from dlrm_jax.training.step import make_train_step
 
 SAMPLES, DENSE, WIDTH = 32, 3, 8
 FEATURES = (Feature("item"), Feature("past", 3), Feature("tag", 2), Feature("city"))
@@ -121,7 +121,7 @@ def run(
         if split == "train":
             losses.append(metrics["loss"])
 
-    step: Any = PipelinedStep(learner) if pipelined else make_train_step(learner)
+    step: Any = PipelinedStep(learner) if pipelined else step_of(learner)
     trained = train(
         learner,
         step,

@@ -28,7 +28,6 @@ MESHES_AND_OPTIMIZERS = [
     (MESHES[i % len(MESHES)], list(OPTIMIZERS)[i % len(OPTIMIZERS)])
     for i in range(max(len(MESHES), len(OPTIMIZERS)))
 ]
-WHOLE = ("1x1", "8x1")  # no table is split
 STEPS = 50
 
 
@@ -48,8 +47,12 @@ def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray], 
 
 def check_training(setup: Setup, *, weighted: bool = True, tolerance: float = 1e-9) -> None:
     """Trains both sides from the same weights, and compares them."""
-    learner = setup.learner()
-    compare(setup, learner, start(learner, initial_arrays(setup)), None, weighted, tolerance)
+    learner, initial = setup.learner(), initial_arrays(setup)
+    if setup.clip_norm:
+        batches = make_batches(setup.dtype, weighted=weighted, labels=len(setup.label_weights))
+        _, gradients = setup.oracle(initial).gradients(**oracle_arguments(batches[0]))
+        assert global_norm(gradients) > 2 * setup.clip_norm, "nothing to clip"
+    compare(setup, learner, start(learner, initial), None, weighted, tolerance)
 
 
 def compare(
@@ -134,15 +137,11 @@ def test_float64_training_is_the_oracles(mesh, optimizer, ways_taken):
 @pytest.mark.parametrize(
     ("mesh", "optimizer", "placed"),
     [
-        # Each mesh that splits columns; `test_processes.py --thorough` has all pairs.
-        *(
-            pytest.param(*pair, "columns", marks=pytest.mark.thorough if pair[0] in WHOLE else ())
-            for pair in MESHES_AND_OPTIMIZERS
-        ),
-        # `fully-sharded-clipped` below has as many devices.
+        # Other meshes have these placements below; `test_processes.py --thorough` has all pairs.
         pytest.param("2x4", "rowwise_adagrad", "devices", marks=pytest.mark.thorough),
         *(
-            pytest.param(*pair, "devices", marks=pytest.mark.thorough if pair[0] != "1x8" else ())
+            pytest.param(*pair, placed, marks=pytest.mark.thorough if pair[0] != "1x8" else ())
+            for placed in ("columns", "devices")
             for pair in MESHES_AND_OPTIMIZERS
         ),
     ],
@@ -249,16 +248,11 @@ def test_accumulation_is_one_step_of_the_whole_batch(optimizer):
     check_training(Setup(optimizer=optimizer, accumulation_steps=4))
 
 
+@pytest.mark.thorough  # by default with other options, above
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    ("optimizer", "accumulation_steps"),
-    [("sgd", 1), pytest.param("adagrad", 4, marks=pytest.mark.thorough)],
-)
+@pytest.mark.parametrize(("optimizer", "accumulation_steps"), [("sgd", 1), ("adagrad", 4)])
 def test_clipping_by_the_global_norm(optimizer, accumulation_steps):
     setup = Setup(optimizer=optimizer, clip_norm=0.15, accumulation_steps=accumulation_steps)
-    first = oracle_arguments(make_batches(setup.dtype)[0])
-    _, gradients = setup.oracle(initial_arrays(setup)).gradients(**first)
-    assert global_norm(gradients) > 2 * setup.clip_norm, "nothing to clip"
     check_training(setup)
 
 
