@@ -18,7 +18,7 @@ from dlrm_jax.errors import UserError
     ],
 )
 def test_they_are_those_of_whole_tables(mesh: str, plan: str):
-    own, arrays = collection(mesh, "replicated" if mesh == "x" else plan), random_arrays()
+    own, arrays = collection(mesh, plan), random_arrays()
     state = own.from_arrays(lambda table: arrays[table.name], seed=0)
     random = np.random.default_rng(0)
     rows = {x.name: random.integers(0, x.rows, 20).astype(np.int32) for x in TABLES}
