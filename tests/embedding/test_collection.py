@@ -213,7 +213,12 @@ def test_ids_that_another_collection_has_routed_are_refused(changed):
     for use in (
         lambda: jax.eval_shape(tables.pool, state, wrong),
         lambda: jax.eval_shape(tables.send_cotangents, wrong, vectors),
-        lambda: jax.eval_shape(lambda *x: tables.update(*x, 0), state, wrong, vectors),
+        lambda: jax.eval_shape(
+            lambda state, routed, vectors: tables.update(state, routed, vectors, 0),
+            state,
+            wrong,
+            vectors,
+        ),
     ):
         with pytest.raises(UserError, match=r"^routed: expected ids that this collection has"):
             use()
