@@ -117,8 +117,18 @@ def test_no_more_is_sent_where_ids_are_routed_before_the_step(setup):
     check_learner(setup.learner(), True, pipelined=True)
 
 
-@pytest.mark.parametrize("trained", [(0,), (1,), (0, 1)], ids=str)
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize(
+    ("micro_batches", "trained"),
+    [
+        (1, (1,)),
+        (2, (1,)),
+        (2, (0, 1)),
+        *(
+            pytest.param(*case, marks=pytest.mark.thorough)
+            for case in ((1, (0,)), (1, (0, 1)), (2, (0,)))
+        ),
+    ],
+)
 def test_tables_of_the_same_rows_ask_once(trained, micro_batches):
     """The first table asks for both. The first one that is trained asks for what is merged."""
     tables = [Table(f"t{i}", 100, dim, trainable=i in trained) for i, dim in enumerate((8, 1))]
