@@ -43,6 +43,8 @@ def pytest_configure(config: pytest.Config):
     """
     # A shell lets programs in its background ignore it, and some tests send it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # With it, each program that a test starts would compile all modules of the package again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("home"))
     os.environ["DLRM_JAX_BUILD"] = "never"
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
