@@ -194,18 +194,23 @@ def _too_few(shape: tuple[int, int]) -> UserError:
     )
 
 
-def check_batch_size(mesh: Mesh, name: str, size: int) -> None:
-    """Every device must get as many samples of a batch.
+def check_batch_size(mesh: Mesh, name: str, size: int, micro_batches: int = 1) -> None:
+    """Every device must get as many samples of a batch, and of each of its micro-batches.
 
     Raises:
         UserError: naming the size and the mesh.
     """
-    if size % mesh.size:
+    if size % (micro_batches * mesh.size):
         shape = "x".join(str(n) for n in mesh.devices.shape)
         raise UserError(
             f"{name}: {size} samples can't be split evenly over the {mesh.size} devices of mesh "
-            f"{shape}"
+            f"{shape}{in_micro_batches(micro_batches)}"
         )
+
+
+def in_micro_batches(count: int) -> str:
+    """The end of a message on the size of a batch."""
+    return f", in {count} micro-batches" if count > 1 else ""
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:

@@ -48,7 +48,7 @@ def main() -> None:
     if config.kernels == "auto":
         # The step of another machine doesn't depend on what has been built on this one.
         config = dataclasses.replace(config, kernels="jax")
-    check_batch_size(mesh, "batch_size", config.batch_size)
+    check_batch_size(mesh, "batch_size", config.batch_size, config.accumulation_steps)
     print(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     learner = make_learner(config, mesh)
     begun = time.perf_counter()

@@ -46,7 +46,7 @@ from dlrm_jax.embedding.planning.mesh_plan import MeshPlan, planned_mesh
 from dlrm_jax.embedding.planning.meshes import plan_meshes, plan_on_mesh
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating
-from dlrm_jax.mesh import MOST_DEVICES, check_device_count, parse_mesh
+from dlrm_jax.mesh import MOST_DEVICES, check_device_count, in_micro_batches, parse_mesh
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import (
     check_shared,
@@ -106,12 +106,12 @@ def main() -> None:
         refuse(["mesh", "plan"], "with --devices: the mesh and its plan are searched")
     devices = FLAGS.devices or math.prod(parse_mesh(FLAGS.mesh))
     check_device_count(devices, "devices in --mesh")
-    micro_batch = config.batch_size // config.accumulation_steps
-    if micro_batch % devices:
+    size, micro_batches = config.batch_size, config.accumulation_steps
+    if size % (micro_batches * devices):
         where = "" if FLAGS.devices else f" of mesh {FLAGS.mesh}"
         raise UserError(
-            f"batch_size: {micro_batch} samples can't be split evenly over the {devices} "
-            f"devices{where}"
+            f"batch_size: {size} samples can't be split evenly over the {devices} devices{where}"
+            f"{in_micro_batches(micro_batches)}"
         )
     if FLAGS.memory_gib is not None and not 1e-9 <= FLAGS.memory_gib < float("inf"):
         raise UserError(

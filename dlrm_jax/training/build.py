@@ -148,7 +148,7 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
     Raises:
         UserError: the config contradicts itself or the mesh.
     """
-    _check_training_batch(config, mesh)
+    check_batch_size(mesh, "batch_size", config.batch_size, config.accumulation_steps)
     described = describe(config)
     return Learner(
         _place(config, described, mesh),
@@ -178,7 +178,7 @@ def check_config(config: Config, mesh: Mesh) -> None:
     _loss(config)
     check_metrics(config)
     row_optimizer(config.optimizer, config.learning_rate)
-    _check_training_batch(config, mesh)
+    check_batch_size(mesh, "batch_size", config.batch_size, config.accumulation_steps)
     check_batch_size(mesh, "evaluation_batch_size", config.evaluation_batch_size)
 
 
@@ -197,12 +197,6 @@ def _loss(config: Config) -> Loss | RankingLoss:
             f"labels, got {','.join(f'{x:g}' for x in config.class_weights)}"
         )
     return loss
-
-
-def _check_training_batch(config: Config, mesh: Mesh) -> None:
-    micro_batch = config.batch_size // config.accumulation_steps
-    name = "batch_size" if config.accumulation_steps == 1 else "batch_size / accumulation_steps"
-    check_batch_size(mesh, name, micro_batch)
 
 
 def workload(config: Config, descriptions: Descriptions, data_groups: int) -> Workload:

@@ -117,7 +117,8 @@ def main() -> None:
     mesh = start(FLAGS.mesh)
     config = config_of_flags()
     if against_shape:  # checked before the rest, which takes long
-        check_batch_size(make_mesh(against_shape), "batch_size", config.batch_size)
+        against = make_mesh(against_shape)
+        check_batch_size(against, "batch_size", config.batch_size, config.accumulation_steps)
     # `dlrm_jax train` has another default preset.
     names = ["preset", "mesh", *(name for name in FIELD_TYPES if FLAGS[name].present)]
     run_flags = [FLAGS[name].serialize() for name in names]

@@ -156,6 +156,10 @@ def test_memory_that_is_too_small_is_refused():
             ([f"--memory_gib={x}"], f"--memory_gib: expected .* of at least 1e-9, .*, got {x}")
             for x in ("0.0", "1e-300")
         ),
+        (
+            ["--mesh=1x8", "--batch_size=248", "--accumulation_steps=2"],
+            "--batch_size: 248 samples can't be split .* devices of mesh 1x8, in 2 micro-batches",
+        ),
         (["--mesh=1x8192"], "expected at most 4,096 devices in --mesh, got 8,192; .*"),
         (["--memory_gib=nan"], "--memory_gib: expected a finite number, got nan"),
         (["--output=."], "--output: . exists; remove it, or give another name"),
