@@ -303,5 +303,5 @@ def as_path(name: str, given: Any) -> Path:
 
 def cache_directory() -> Path:
     """The directory for files that can be made again: compiled programs, data, libraries."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "dlrm_jax"
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))  # its specification ignores relative ones
+    return (home if home.is_absolute() else Path.home() / ".cache") / "dlrm_jax"

@@ -311,3 +311,12 @@ def test_json_of_too_many_levels_is_no_json(tmp_path):
         files.read_json(tmp_path / "deep.json")
     files.write_json(tmp_path / "a.json", {"ä": [1]})
     assert files.read_json(tmp_path / "a.json") == {"ä": [1]}
+
+
+@pytest.mark.parametrize("relative", ["", "relative", "./cache", "~/cache"])
+def test_a_cache_directory_that_is_relative_is_ignored(tmp_path, monkeypatch, relative):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", relative)
+    assert files.cache_directory() == tmp_path / ".cache" / "dlrm_jax"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert files.cache_directory() == tmp_path / "other" / "dlrm_jax"
