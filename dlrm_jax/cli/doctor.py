@@ -17,6 +17,7 @@ import jax
 
 from dlrm_jax import processor
 from dlrm_jax.console import status
+from dlrm_jax.errors import UserError
 from dlrm_jax.native import layers, library
 from dlrm_jax.native.thread_count import processors
 from dlrm_jax.text_table import text_table
@@ -36,46 +37,58 @@ Row = tuple[str, str, str]
 
 def main() -> None:
     """Prints the table."""
-    rows = [*_machine(), *_kernels(), *_memory(), *_packages()]
+    kernels, hint = _kernels()
+    rows = [
+        *_machine(bool(kernels)),
+        _compiler(),
+        ("native kernels", kernels or "none", hint),
+        *_memory(),
+        *_packages(),
+    ]
     status(text_table(("part", "found", "what it brings, or what to do"), rows, left=(0, 1, 2)))
 
 
-def _machine() -> list[Row]:
+def _machine(kernels: bool) -> list[Row]:
     devices = jax.devices()
     kinds = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
     cpu = devices[0].platform == "cpu"
     hint = "JAX trains here" + ("; BUILD.md says how to install it for a GPU or TPU" if cpu else "")
     return [
         ("processor", processor.name(), f"{processors()} cores for this program"),
-        ("instructions", " ".join(processor.instruction_sets()) or "unknown", _bfloat16()),
+        ("instructions", " ".join(processor.instruction_sets()) or "unknown", _bfloat16(kernels)),
         ("devices", kinds, hint),
     ]
 
 
-def _bfloat16() -> str:
-    if layers.supports_bfloat16():
+def _bfloat16(kernels: bool) -> str:
+    if kernels and layers.supports_bfloat16():
         return "--compute_dtype=bfloat16 is fast: its MLPs are native"
-    return "--compute_dtype=bfloat16 brings little here: no native products of bfloat16"
+    sets = processor.instruction_sets()
+    lacks = kernels or (sets and "avx512_bf16" not in sets)
+    what = "products of bfloat16 in this processor" if lacks else "native kernels, see below"
+    return f"--compute_dtype=bfloat16 brings little here: no {what}"
 
 
-def _kernels() -> list[Row]:
-    command = library.compiler()[0]
-    compiler = shutil.which(command)
-    built = library.version()
-    if built:
-        hint = "lookups, updates, interaction, bfloat16 MLPs, serving"
-    elif setting := library.forbidden():
-        hint = f"not used: {setting}; XLA does their work, more slowly"
-    else:
-        hint = "python -m dlrm_jax.native says why; XLA does their work, more slowly"
-    return [
-        (
-            "C++ compiler",
-            compiler or f"no {command}",
-            "builds the native kernels" if compiler else "install g++ or clang++, or set CXX",
-        ),
-        ("native kernels", built or "none", hint),
-    ]
+def _compiler() -> Row:
+    try:
+        command = library.compiler()[0]
+    except UserError as error:
+        return "C++ compiler", "none", str(error)
+    found = shutil.which(command)
+    hint = "builds the native kernels" if found else "install g++ or clang++, or set CXX"
+    return "C++ compiler", found or f"no {command}", hint
+
+
+def _kernels() -> tuple[str | None, str]:
+    """The name of the native kernels, None if there are none, and what is to be said of them."""
+    try:
+        if built := library.version():
+            return built, "lookups, updates, interaction, bfloat16 MLPs, serving"
+        setting = library.forbidden()
+        why = f"not used: {setting}" if setting else "python -m dlrm_jax.native says why"
+    except UserError as error:  # a setting is misspelt, which ends all other commands
+        why = str(error)
+    return None, f"{why}; XLA does their work, more slowly"
 
 
 def _memory() -> list[Row]:

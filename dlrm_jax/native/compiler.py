@@ -6,7 +6,6 @@ import concurrent.futures
 import os
 import shlex
 import subprocess
-import tempfile
 from pathlib import Path
 
 import jax
@@ -32,30 +31,29 @@ def compile_library(library: Path) -> None:
     """Compiles it with ``$CXX`` or else c++, file by file side by side.
 
     Args:
-        library: file to make.
+        library: file to make; its directory gets the objects, too.
 
     Raises:
         UserError: there is no compiler, or it reports an error.
     """
-    with tempfile.TemporaryDirectory(dir=library.parent) as directory:
-        objects = [Path(directory) / f"{source.stem}.o" for source in SOURCES]
-        # -isystem, not -I: users can't fix warnings of the header.
-        include = ("-isystem", jax.ffi.include_dir())
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-            compiled = [
-                threads.submit(_compile, *include, "-c", str(source), "-o", str(made))
-                for source, made in zip(SOURCES, objects, strict=True)
-            ]
-            for each in compiled:
-                each.result()
-        _compile("-shared", *map(str, objects), "-o", str(library))
+    objects = [library.with_name(f"{source.stem}.o") for source in SOURCES]
+    # -isystem, not -I: users can't fix warnings of the header.
+    include = ("-isystem", jax.ffi.include_dir())
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        compiled = [
+            threads.submit(_compile, *include, "-c", str(source), "-o", str(made))
+            for source, made in zip(SOURCES, objects, strict=True)
+        ]
+        for each in compiled:
+            each.result()
+    _compile("-shared", *map(str, objects), "-o", str(library))
 
 
 def _compile(*arguments: str) -> None:
     whole = [*compiler(), *OPTIONS, *arguments]
     try:
         subprocess.run(whole, check=True, capture_output=True, text=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         raise UserError(
             f"no C++ compiler named {whole[0]}; install one, such as g++ or clang++, or name it "
             f"in CXX"
@@ -72,11 +70,16 @@ def compiler() -> list[str]:
         UserError: ``$CXX`` is no command line.
     """
     try:
-        return shlex.split(command())
+        words = shlex.split(command())
+        if not words[0]:
+            raise ValueError("No name")
+        return words
     except ValueError as error:
-        raise UserError(f"CXX: {error}, got {command()!r}") from None
+        raise UserError(
+            f"CXX: expected the command of a C++ compiler, such as g++, got {command()!r}: {error}"
+        ) from None
 
 
 def command() -> str:
     """The text of `compiler`."""
-    return os.environ.get("CXX") or "c++"
+    return os.environ.get("CXX", "").strip() or "c++"

@@ -9,14 +9,13 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import tempfile
 from pathlib import Path
 
 import jax
 
 from dlrm_jax.console import status
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import cache_directory, locked, move_into_place
+from dlrm_jax.files import cache_directory, locked, move_into_place, scratch_directory
 from dlrm_jax.native.compiler import HEADERS, OPTIONS, SOURCES, command, compile_library, compiler
 
 SETTING = "DLRM_JAX_BUILD"
@@ -83,8 +82,8 @@ def build() -> Path:
     """
     target = path()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as directory:
-        library = Path(directory) / target.name
+    with scratch_directory(target.with_name("kernels")) as directory:  # one name for all versions
+        library = directory / target.name
         compile_library(library)
         try:
             ctypes.CDLL(str(library))
@@ -116,8 +115,8 @@ def _note(error: Exception) -> None:
     )
 
 
-def _built() -> bool:
-    """Whether the library exists, after it has been built if it can be.
+def _built(may_build: bool) -> bool:
+    """Whether the library exists, after it has been built if it may and can be.
 
     Processes that start together wait for the first one's.
     """
@@ -125,7 +124,7 @@ def _built() -> bool:
         return True
     target = path()
     damaged = f"{target} isn't as it was built, or {_sum_file(target).name} beside it is missing"
-    if _setting(SETTING, "auto", "never") == "never":
+    if not may_build:
         if target.exists():
             status(
                 f"note: without the native kernels: {damaged}; python -m dlrm_jax.native builds it "
@@ -157,6 +156,20 @@ def forbidden() -> str | None:
     return f"{USE}=jax" if _setting(USE, "auto", "jax") == "jax" else None
 
 
+def absence() -> str:
+    """Why `load` has found none, and what to do, for messages.
+
+    Raises:
+        UserError: see `forbidden`.
+    """
+    if setting := forbidden():
+        return f"{setting} forbids the native ones; unset it to use them"
+    return (
+        "the native ones are not built for this machine and version of jaxlib; run python -m "
+        "dlrm_jax.native"
+    )
+
+
 @functools.cache
 def load() -> bool:
     """Registers the functions with XLA and returns whether there are any.
@@ -169,7 +182,8 @@ def load() -> bool:
     Raises:
         UserError: a setting has another value.
     """
-    if forbidden() or not _built():
+    may_build = _setting(SETTING, "auto", "never") == "auto"  # first, so that no typo stays unseen
+    if forbidden() or not _built(may_build):
         return False
     try:
         library = _library()
@@ -190,9 +204,8 @@ def functions() -> ctypes.CDLL:
     """
     if not load():
         raise UserError(
-            f"native kernels: expected them on this machine, found none; build them by python -m "
-            f"dlrm_jax.native (without {USE}=jax), or load the artifact here, in place of what was "
-            f"pickled where they are: it runs without them"
+            f"native kernels: expected them on this machine, found none: {absence()}, or load the "
+            f"artifact here, in place of what was pickled where they are: it runs without them"
         )
     return _library()
 

@@ -36,8 +36,7 @@ def available(kernels: str, backend: Backend) -> bool:
     found = backend.native_kernels and library.load()
     if kernels == "native" and not found:
         raise UserError(
-            f"kernels: the native ones are not built for this machine and version of jaxlib; run "
-            f"python -m dlrm_jax.native, without {library.USE}=jax"
+            f"kernels: {library.absence()}"
             if backend.native_kernels
             else f"kernels: the native ones are for CPUs, the mesh is of {backend.platform}"
         )

@@ -20,11 +20,12 @@ def test_what_is_missing_comes_with_what_to_do(
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("GLIBC_TUNABLES", "")
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "onnx" else "1.2.3")
+    monkeypatch.setattr(doctor.processor, "instruction_sets", lambda: ["avx512_bf16"])
     found = rows(capsys)
     assert "no no-such-compiler" in found["C++ compiler"]
     assert library.version() is None  # tests do without them
     assert "python -m dlrm_jax.native says why" in found["native kernels"]
-    assert "brings little here" in found["instructions"]
+    assert "brings little here: no native kernels, see below" in found["instructions"]
     assert "commands set them" in found["allocator"]
     assert "pip install -e '.[onnx]' in the checkout, for convert" in found["onnx"]
     assert "jax 1.2.3" in found["packages"]
@@ -41,3 +42,41 @@ def test_what_is_there_says_what_it_is_for(
     assert "its MLPs are native" in found["instructions"]
     assert "hugetlb=1" in found["allocator"]
     assert "8 x cpu" in found["devices"]
+
+
+def test_a_processor_without_products_of_bfloat16(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(doctor.processor, "instruction_sets", lambda: ["avx2"])
+    assert "no products of bfloat16 in this processor" in rows(capsys)["instructions"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "row", "said"),
+    [
+        ("CXX", "'unclosed", "C++ compiler", "CXX: expected the command of a C++ compiler"),
+        (library.USE, "off", "native kernels", "DLRM_JAX_KERNELS: expected auto or jax"),
+        (library.SETTING, "Never", "native kernels", "DLRM_JAX_BUILD: expected auto or never"),
+    ],
+)
+def test_a_wrong_setting_stands_in_its_row(
+    setting: str,
+    value: str,
+    row: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv(setting, value)
+    library.load.cache_clear()
+    assert said in rows(capsys)[row]
+    library.load.cache_clear()
+
+
+def test_a_blank_name_of_the_compiler_is_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CXX", "c++")
+    usual = rows(capsys)["C++ compiler"]
+    monkeypatch.setenv("CXX", " ")
+    assert rows(capsys)["C++ compiler"] == usual

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,30 @@ def test_without_a_compiler_a_note_says_so_and_jax_takes_over(
 
 def test_a_setting_that_there_is_not(nothing_built: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(library.SETTING, "no")
+    monkeypatch.setattr(library, "is_built", lambda: True)
     with pytest.raises(UserError, match="DLRM_JAX_BUILD: expected auto or never, got 'no'"):
         library.load()
+
+
+def test_a_build_deletes_what_a_killed_one_has_left(
+    nothing_built: None, monkeypatch: pytest.MonkeyPatch
+):
+    directory = library.path().parent
+    code = (
+        "import os, signal\n"
+        "from dlrm_jax.native import library\n"
+        "library.compile_library = lambda made: (\n"
+        "    made.touch(), os.kill(os.getpid(), signal.SIGKILL))\n"
+        "library.build()"
+    )
+    ended = run(program=("-c", code), XDG_CACHE_HOME=str(directory.parents[1]), CXX="g++ -g")
+    assert ended.returncode == -signal.SIGKILL
+    (left,) = directory.iterdir()
+    monkeypatch.setattr(library, "compile_library", lambda made: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        library.build()
+    assert not left.exists()
+    assert not list(directory.iterdir())
 
 
 @pytest.fixture

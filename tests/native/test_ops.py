@@ -204,12 +204,22 @@ def test_what_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(library, "load", lambda: False)
     with pytest.raises(UserError, match=r"not built for this .* run python -m dlrm_jax.native"):
         available("native", CPU)
+    monkeypatch.setenv(library.USE, "jax")
+    with pytest.raises(UserError, match=r"^kernels: DLRM_JAX_KERNELS=jax forbids the native ones"):
+        available("native", CPU)
+    monkeypatch.delenv(library.USE)
     assert not available("auto", CPU)
 
 
 @pytest.mark.parametrize(
     ("compiler", "message"),
-    [("no-such-compiler", r"no C\+\+ compiler named no-such-compiler"), ("false", "failed")],
+    [
+        ("no-such-compiler", r"no C\+\+ compiler named no-such-compiler"),
+        ("/", r"no C\+\+ compiler named /"),
+        ("false", "failed"),
+        ("'unclosed", "CXX: expected the command of .*'unclosed.*: No closing quotation"),
+        ("''", "CXX: expected the command of .*: No name"),
+    ],
 )
 def test_compilers_that_fail(
     compiler: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
