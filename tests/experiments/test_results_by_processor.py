@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from pathlib import Path
 
@@ -71,6 +73,68 @@ def test_a_file_with_other_columns_is_refused(tmp_path: Path):
         results.read(path)
     with pytest.raises(UserError, match="found none; see --add"):
         results.strongest([])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "got"),
+    [
+        ("3.0,3.0,3.0,false", ",,,false", "row 1, small, 128, .*, None"),
+        ("3.0,3.0,3.0,false", "NaN,,,false", "row 1, .*, nan"),
+        ("3.0,3.0,3.0,false", "inf,,,false", "row 1, .*, inf"),
+        ("3.0,3.0,3.0,false", "-3.0,,,false", "row 1, .*, -3.0"),
+        ("3.0,3.0,3.0,false", "3.0,3.0,0.0,false", "row 1, .*, 0.0, False"),
+        (",3.0,3.0,3.0,false\n", "", "row 1, .*, None"),  # cut within a row
+        (",false\n", ",", "row 1, .*, None"),
+        ("small,128,", ",128,", "row 1, None, 128"),
+        ('small,128,"train, sgd",float32,a,1000.0,3000.0,3.0,3.0,3.0,false\n', "", "no rows"),
+    ],
+)
+def test_a_match_that_cannot_be_is_refused(tmp_path: Path, old: str, new: str, got: str):
+    path = tmp_path / "one.csv"
+    steady = report("a", 1, 3)
+    steady["matches"][0]["ratio_quartiles"] = [3.0, 3.0]
+    add(path, steady)
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(UserError, match=f"one.csv: expected matches with .* got {got}"):
+        results.least([path])
+
+
+def test_columns_in_another_order_are_read_by_name(tmp_path: Path):
+    path = tmp_path / "one.csv"
+    add(path, report("a", 1, 3))
+    whole = results.read(path)
+    whole.select(whole.columns[::-1]).write_csv(path)
+    assert results.read(path).equals(whole)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "5", '{"matches": [{}]}', '{"matches": 1}', '{"matches": []}', "\udcff"],
+)
+def test_a_run_of_another_kind_is_refused(tmp_path: Path, text: str):
+    path = tmp_path / "peers.json"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(UserError, match=r"peers\.json: expected"):
+        results.of_run(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"ratio": None}, {"ratio": math.nan}, {"ratio": "three"}, {"our_seconds": "1"}, {"peer": None},
+     {"ratio_quartiles": []}, {"batch_size": 2**70}, {"batch_size": 0}, {"is_unsteady": None}],
+    ids=str,
+)  # fmt: skip
+def test_a_match_of_a_run_that_cannot_be_is_refused(tmp_path: Path, change: dict):
+    path = tmp_path / "peers.json"
+    right = report("a", 1, 3)
+    path.write_text(json.dumps(right), encoding="utf-8")
+    assert len(results.of_run(path)) == 1
+    right["matches"][0] |= change
+    path.write_text(json.dumps(right), encoding="utf-8")
+    with pytest.raises(UserError, match=r"peers\.json: expected"):
+        results.of_run(path)
 
 
 def test_the_page_shows_the_tables_of_the_files():

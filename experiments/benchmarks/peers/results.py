@@ -13,7 +13,6 @@ star marks a ratio whose quartiles were more than a tenth of it apart.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from absl import flags
 from dlrm_jax.cli.flags import FLAGS, refuse
 from dlrm_jax.cli.run import run
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import write_text
+from dlrm_jax.files import read_json, write_text
 
 DIRECTORY = Path("docs/results")
 """One CSV file for each processor, with a row for each match."""
@@ -41,6 +40,23 @@ SCHEMA = {
 """Milliseconds of a step, the median ratio of the rounds, its quartiles; some may be unknown."""
 
 _OF_CASE = ["precision", "preset", "batch", "work"]
+_FLOATS = [name for name, kind in SCHEMA.items() if kind == pl.Float64]
+
+
+def of_run(path: Path) -> pl.DataFrame:
+    """The matches of a run's JSON file, as rows.
+
+    Raises:
+        UserError: it is no such file, or has a match that can't be.
+    """
+    try:
+        found = matches_of(read_json(path))
+    except (ValueError, TypeError, LookupError, OverflowError, pl.exceptions.PolarsError) as error:
+        raise UserError(
+            f"{path}: expected a file by --output of experiments.benchmarks.peers; "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return _checked(path, found)
 
 
 def matches_of(report: dict[str, Any]) -> pl.DataFrame:
@@ -63,20 +79,41 @@ def matches_of(report: dict[str, Any]) -> pl.DataFrame:
                 "unsteady": match["is_unsteady"],
             }
         )
-    digits = [pl.col(name).round_sig_figs(4) for name, kind in SCHEMA.items() if kind == pl.Float64]
-    return pl.DataFrame(rows, SCHEMA).with_columns(digits)
+    return pl.DataFrame(rows, SCHEMA).with_columns(pl.col(_FLOATS).round_sig_figs(4))
 
 
 def read(path: Path) -> pl.DataFrame:
     """The matches on one processor.
 
     Raises:
-        UserError: the file has other columns.
+        UserError: the file has other columns, no match, or one that can't be.
     """
     try:
-        return pl.read_csv(path, schema=SCHEMA)
+        # By names: a schema alone would count columns, whatever the header says.
+        found = pl.read_csv(path, schema_overrides=SCHEMA).select(*SCHEMA)
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{path}: expected the columns {', '.join(SCHEMA)}; {error}") from error
+    return _checked(path, found)
+
+
+def _checked(path: Path, found: pl.DataFrame) -> pl.DataFrame:
+    """The matches of a file, each of which counts: a lost or damaged one could raise the claim.
+
+    Raises:
+        UserError: there are none; or one lacks more than milliseconds or quartiles, or has a number
+            that isn't positive and finite.
+    """
+    lacks = pl.any_horizontal(pl.col(*KEY, "ratio", "unsteady").is_null())
+    numbers = pl.col(_FLOATS)
+    wrong = pl.any_horizontal(~(numbers.is_finite() & (numbers > 0)), pl.col("batch") < 1)
+    bad = found.with_row_index("row", 1).filter(lacks | wrong.fill_null(False))
+    if len(bad) or found.is_empty():
+        got = f"row {', '.join(map(str, bad.row(0)))}" if len(bad) else "no rows"
+        raise UserError(
+            f"{path}: expected matches with their ratio, of positive finite numbers, got {got}; "
+            f"restore the file, or measure again"
+        )
+    return found
 
 
 def add(path: Path, found: pl.DataFrame) -> None:
@@ -135,7 +172,7 @@ def main() -> None:
         if not FLAGS.processor:
             raise UserError("--processor: expected a name for the processor, such as amd-epyc-zen4")
         path = DIRECTORY / f"{FLAGS.processor}.csv"
-        found = matches_of(json.loads(Path(FLAGS.add).read_text(encoding="utf-8")))
+        found = of_run(Path(FLAGS.add))
         add(path, found)
         print(f"{path}: {len(found)} matches of {FLAGS.add} added")
         return
