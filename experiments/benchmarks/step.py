@@ -39,7 +39,7 @@ from dlrm_jax.cli.config_flags import OF_WHOLE_RUNS, define_run_flags, with_flag
 from dlrm_jax.cli.flags import FLAGS, refuse
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
-from dlrm_jax.config import FIELD_TYPES, Config
+from dlrm_jax.config import Config
 from dlrm_jax.files import cache_directory
 from dlrm_jax.mesh import check_batch_size, make_mesh, parse_mesh
 from dlrm_jax.presets import preset
@@ -50,7 +50,7 @@ from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.record import versions
 from experiments.benchmarks import roofline
 from experiments.benchmarks.cores import extremes, round_trip_us
-from experiments.benchmarks.first_step import seconds_to_first_step
+from experiments.benchmarks.first_step import run_flags, seconds_to_first_step
 from experiments.benchmarks.peers import lineup, products
 from experiments.benchmarks.peers.problem import Precision
 from experiments.benchmarks.steps import BATCHES, Steps
@@ -119,10 +119,7 @@ def main() -> None:
     if against_shape:  # checked before the rest, which takes long
         against = make_mesh(against_shape)
         check_batch_size(against, "batch_size", config.batch_size, config.accumulation_steps)
-    # `dlrm_jax train` has another default preset.
-    names = ["preset", "mesh", *(name for name in FIELD_TYPES if FLAGS[name].present)]
-    run_flags = [FLAGS[name].serialize() for name in names]
-    first_step = seconds_to_first_step(run_flags) if FLAGS.first_step else None
+    first_step = seconds_to_first_step(run_flags()) if FLAGS.first_step else None
 
     learner = make_learner(config, mesh)
     steps = Steps(config, learner, FLAGS.mode == "train")

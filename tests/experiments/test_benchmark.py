@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
 import pytest
 from main_job import run
@@ -58,9 +59,24 @@ def test_predictions_in_lines():
 
 def test_seconds_to_the_first_step():
     flags = [*TABLES, "--examples=2000", "--batch_size=64", "--evaluation_batch_size=64"]
-    found = seconds_to_first_step(flags)
+    result = run(*flags, program=("-m", "experiments.benchmarks.first_step"))
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = json.loads(result.stdout)
     assert found.keys() == {"cold", "warm"}
     assert 0 < found["warm"] < found["cold"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--rounds=0", "there is no flag --rounds"),
+        ("--eval_every=5", "--eval_every .*the first step"),
+    ],
+)
+def test_flags_that_the_first_step_does_not_read_are_refused(flag: str, message: str):
+    result = run(flag, program=("-m", "experiments.benchmarks.first_step"))
+    assert result.returncode == 2
+    assert re.match(f"error: {message}", result.stderr)
 
 
 def test_a_main_job_that_fails_says_why():
