@@ -23,6 +23,7 @@ from dlrm_jax.models.fields import Field
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps, TranslatedBatches
 from dlrm_jax.training.loop import Intervals, train
+from dlrm_jax.training.penalty import NO_PENALTY, Penalty
 from dlrm_jax.training.pipelined import PipelinedStep
 
 SAMPLES, DENSE, WIDTH = 32, 3, 8
@@ -72,6 +73,7 @@ def learner(
     ids: DynamicIds | None = DynamicIds(evict_share=0.1),  # noqa: B008
     optimizer: str = "rowwise_adagrad",
     dtype: str = "float64",
+    penalty: Penalty = NO_PENALTY,
 ) -> Learner:
     made = make_mesh(mesh)
     tables = [
@@ -87,7 +89,7 @@ def learner(
         fields = [Field(lookup.name, WIDTH) for lookup in LOOKUPS]
         return DLRM(DENSE, fields, (6, WIDTH), (10, 1), rngs=rngs, dtype=dtype, param_dtype=dtype)
 
-    return Learner(collection, make_model, optax.sgd(0.1))
+    return Learner(collection, make_model, optax.sgd(0.1), penalty=penalty)
 
 
 learner_on = functools.lru_cache(maxsize=8)(learner)
