@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Integer, Shaped, UInt8, UInt64
+from jaxtyping import Int32, Shaped, UInt8, UInt64
 
 from dlrm_jax.console import status
 from dlrm_jax.dynamic_ids import native_id_map
+from dlrm_jax.dynamic_ids.id_arrays import as_keys
 from dlrm_jax.dynamic_ids.native_id_map import NativeIdMap
 from dlrm_jax.dynamic_ids.occupants import MOST_TIME, OCCUPANT, Changes, Occupants, Undo
 from dlrm_jax.dynamic_ids.plain_id_map import PlainIdMap
@@ -105,32 +106,35 @@ class IdMap:
         state = self._state
         return state.by_row.nbytes + state.sketch.nbytes + NativeIdMap.nbytes(state)
 
-    def translate(self, ids: Integer[np.ndarray, " N"], now: int) -> Translated:
+    def translate(self, ids: Any, now: int) -> Translated:
         """The rows of a batch; ids without a row get one if the policy admits them.
 
         A known id is counted and seen now. Where rows are lacking, ids that aren't in this batch
         lose theirs. Ids that aren't admitted read a default row.
 
         Args:
-            ids: ids of 64 bits or less, in the order in which they count.
+            ids: integers of 64 bits or less, [N], in the order in which they count.
             now: time of the batch, in any unit, such as steps or seconds; at least the last one.
 
         Raises:
-            UserError: the batch needs more rows than there are, or the clock runs backwards. The
-                map is as before.
+            UserError: ids are no integers, [N], the batch needs more rows than there are, or the
+                clock runs backwards. The map is as before.
         """
         return translate_all([self], [ids], now)[0]
 
-    def find(self, ids: Integer[np.ndarray, " N"]) -> Int32[np.ndarray, " N"]:
+    def find(self, ids: Any) -> Int32[np.ndarray, " N"]:
         """The rows of ids, for evaluation and serving; nothing changes.
 
         Args:
-            ids: ids of 64 bits or less.
+            ids: integers of 64 bits or less, [N].
 
         Returns:
             Rows; that of an id without one is a default, a row below ``policy.defaults``.
+
+        Raises:
+            UserError: ids are no integers, [N].
         """
-        return self._engine.find(as_keys(ids))
+        return self._engine.find(as_keys(ids, f"table {self.name}: ids"))
 
     def undo(self, undo: Undo) -> None:
         """Takes the map itself back to before its last batch.
@@ -184,7 +188,7 @@ class IdMap:
 
 def translate_all(
     maps: Sequence[IdMap],
-    ids: Sequence[Integer[np.ndarray, " _"]],
+    ids: Sequence[Any],
     now: int,
     threads: int | None = None,
 ) -> list[Translated]:
@@ -194,15 +198,16 @@ def translate_all(
 
     Args:
         maps: maps, each once.
-        ids: ids of each map.
+        ids: ids of each map, [N] integers each.
         now: time of the batch, at least the last one of each map.
         threads: most threads to use; None for one on each processor.
 
     Raises:
-        UserError: a map has too few rows, or its clock runs backwards. All maps are as before.
+        UserError: ids are no integers, [N], a map has too few rows, or its clock runs backwards.
+            All maps are as before.
     """
-    keys = [as_keys(x) for x in ids]
-    assert len(maps) == len(keys) == len({id(x) for x in maps})
+    keys = [as_keys(x, f"table {of.name}: ids") for of, x in zip(maps, ids, strict=True)]
+    assert len(maps) == len({id(x) for x in maps})
     for of in maps:
         of._check_clock(now)
     now = int(now)
@@ -258,14 +263,3 @@ def _announce() -> None:
         f"aren't built, or not allowed ({library.SETTING}, {library.USE})",
         error=True,
     )
-
-
-def as_keys(ids: Integer[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:
-    """Ids as unsigned integers of 64 bits, by their bits.
-
-    Args:
-        ids: ids.
-    """
-    if ids.dtype == np.uint64:
-        return np.ascontiguousarray(ids)
-    return np.ascontiguousarray(ids, np.int64).view(np.uint64)

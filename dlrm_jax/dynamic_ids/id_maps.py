@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
+from dlrm_jax.dynamic_ids.id_arrays import integers
 from dlrm_jax.dynamic_ids.id_map import IdMap, translate_all
 from dlrm_jax.dynamic_ids.occupants import Undo
 from dlrm_jax.embedding import EmbeddingCollection
@@ -276,10 +277,5 @@ def _padded(feature: Feature, ids: Any) -> Int64[np.ndarray, "B L"]:
 
 def _integers(name: str, ids: Any) -> Int64[np.ndarray, "..."]:
     """Integers as signed ones of 64 bits, by their bits."""
-    array = ids if isinstance(ids, np.ndarray) else np.asarray(ids)
-    if isinstance(ids, np.ma.MaskedArray) or array.dtype.kind not in "iu":
-        kind = "a masked array" if isinstance(ids, np.ma.MaskedArray) else array.dtype
-        raise UserError(
-            f"{name}: expected an array of integers, with {ABSENT} for absent ids, got {kind}"
-        )
+    array = integers(name, ids, f", with {ABSENT} for absent ids")
     return array.view(np.int64) if array.dtype == np.uint64 else array.astype(np.int64, copy=False)

@@ -115,6 +115,10 @@ def test_bad_ids():
         (np.zeros((2, 4), int), r"ids: expected \[B, 5\].*got \[2, 4\]"),
         (np.zeros((2, 5)), "array of integers.*float64"),
         (np.ma.masked_equal(np.zeros((2, 5), int), 0), "masked array"),
+        (
+            {"item": [1, 2], "day": [1, 2], "past": [[1], [1, 2]], "user": [1, 2]},
+            "feature past: expected an array of integers, with -1 for absent ids, got .*inhomogen",
+        ),
         (np.full((2, 5), 2**40), "rows of 32 bits.*1099511627776"),
         ({"item": np.zeros(2, int)}, "features item, day, past, user, got item"),
         (
