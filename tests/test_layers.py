@@ -31,7 +31,7 @@ BELOW = {
     "files": {"errors", "workspaces"},
     "data": {"errors", "files", "workspaces", "feature_names"},
     "native": {"errors", "files", "backend", "console"},
-    "dynamic_ids": {"errors", "console", "native", "embedding"},
+    "dynamic_ids": {"errors", "console", "native", "processes", "embedding"},
     "embedding": {
         "errors",
         "dynamic_ids",

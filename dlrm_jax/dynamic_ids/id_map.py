@@ -11,11 +11,11 @@ from jaxtyping import Int32, Shaped, UInt8, UInt64
 
 from dlrm_jax.console import status
 from dlrm_jax.dynamic_ids import native_id_map
-from dlrm_jax.dynamic_ids.id_arrays import as_keys
 from dlrm_jax.dynamic_ids.native_id_map import NativeIdMap
 from dlrm_jax.dynamic_ids.occupants import MOST_TIME, OCCUPANT, Changes, Occupants, Undo
 from dlrm_jax.dynamic_ids.plain_id_map import PlainIdMap
 from dlrm_jax.dynamic_ids.policy import DynamicIds
+from dlrm_jax.embedding.integer_arrays import vector
 from dlrm_jax.errors import UserError, shown
 from dlrm_jax.native import id_map as native
 from dlrm_jax.native import library
@@ -263,3 +263,19 @@ def _announce() -> None:
         f"aren't built, or not allowed ({library.SETTING}, {library.USE})",
         error=True,
     )
+
+
+def as_keys(ids: Any, name: str) -> UInt64[np.ndarray, " N"]:
+    """Ids as unsigned integers of 64 bits, by their bits.
+
+    Args:
+        ids: ids, [N].
+        name: name of the array, for messages.
+
+    Raises:
+        UserError: see `vector`.
+    """
+    array = vector(name, ids)
+    if array.dtype == np.uint64:
+        return np.ascontiguousarray(array)
+    return np.ascontiguousarray(array, np.int64).view(np.uint64)

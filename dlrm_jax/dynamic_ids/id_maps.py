@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from dlrm_jax.dynamic_ids.id_arrays import integers
 from dlrm_jax.dynamic_ids.id_map import IdMap, translate_all
 from dlrm_jax.dynamic_ids.occupants import Undo
 from dlrm_jax.embedding import EmbeddingCollection
+from dlrm_jax.embedding.integer_arrays import integers
 from dlrm_jax.embedding.table import Feature, Lookup, Table
 from dlrm_jax.errors import UserError
+from dlrm_jax.processes import check_one_process
 
 ABSENT = -1
 """The number that stands for an absent id, also in features with dynamic ids: all 64 bits are 1.
@@ -116,8 +117,10 @@ class IdMaps:
 
         Raises:
             UserError: ids have another shape or type, a table has fewer rows than the batch
-                different ids, or the clock runs backwards. All maps are as before.
+                different ids, the clock runs backwards, or there are several processes, each of
+                which would have maps of its own. All maps are as before.
         """
+        check_one_process()
         array = self._array(ids)
         found, fresh, undo = self._start(array), {}, {}
         own = [array[:, group.columns] for group in self._groups]

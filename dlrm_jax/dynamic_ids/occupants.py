@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped, UInt8
 
-from dlrm_jax.dynamic_ids.policy import DynamicIds
+from dlrm_jax.dynamic_ids.policy import DynamicIds, whole
 from dlrm_jax.errors import UserError
 
 OCCUPANT = np.dtype(
@@ -90,9 +90,7 @@ class Occupants:
 
     def __init__(self, rows: int, policy: DynamicIds, seed: int):
         policy.check_rows(rows)
-        if not 0 <= seed < 2**63:
-            raise UserError(f"seed: expected an integer from 0 to 2^63 - 1, got {seed}")
-        self.policy, self.seed = policy, seed
+        self.policy, self.seed = policy, whole("seed", seed, 0, 2**63 - 1)
         self.by_row = np.zeros(rows, OCCUPANT)
         self.sketch = np.zeros(policy.sketch_cells(rows), np.uint8)
         self.live, self.lowest_free = 0, policy.defaults

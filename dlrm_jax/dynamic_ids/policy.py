@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 from dlrm_jax.errors import UserError, shown
 
 EVICTIONS = ("lru", "lfu", "distance_lfu")
@@ -44,13 +46,15 @@ class DynamicIds:
     defaults: int = 1
 
     def __post_init__(self):
-        _check_whole("admit_count", self.admit_count, 1, _MOST_COUNT)
-        _check_whole("defaults", self.defaults, 1, 2**30)
-        if self.max_age is not None:
-            _check_whole("max_age", self.max_age, 1, 2**62)
+        # Python's own types, which JSON has, too.
+        limits = {"admit_count": _MOST_COUNT, "defaults": 2**30, "max_age": 2**62}
+        for name, most in limits.items():
+            if (value := getattr(self, name)) is not None or name != "max_age":
+                object.__setattr__(self, name, whole(name, value, 1, most))
         for name in ("admit_probability", "evict_share"):
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and 0 < value <= 1):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and 0 < value <= 1):
                 raise UserError(f"{name}: expected a number above 0, up to 1, got {shown(value)}")
         if self.evict not in EVICTIONS:
             names = ", ".join(EVICTIONS)
@@ -65,7 +69,7 @@ class DynamicIds:
         Raises:
             UserError: it has fewer, or more than 2^30.
         """
-        _check_whole("rows of a table with dynamic ids", rows, self.defaults + 1, 2**30)
+        whole("rows of a table with dynamic ids", rows, self.defaults + 1, 2**30)
 
     def sketch_cells(self, rows: int) -> int:
         """The number of cells, one byte each, of the sketch that counts ids without a row.
@@ -97,6 +101,19 @@ class DynamicIds:
         return None if self.max_age is None else max(1, self.max_age // 8)
 
 
-def _check_whole(name: str, value: object, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+def whole(name: str, value: object, least: int, most: int) -> int:
+    """An integer of Python's, from one of Python's or NumPy's.
+
+    Args:
+        name: name of the value, for messages.
+        value: value.
+        least: smallest allowed integer.
+        most: largest allowed integer.
+
+    Raises:
+        UserError: it is none, or out of range.
+    """
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or not least <= value <= most:
         raise UserError(f"{name}: expected an integer from {least} to {most}, got {shown(value)}")
+    return int(value)

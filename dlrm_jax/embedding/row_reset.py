@@ -10,23 +10,26 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, Int32, Integer, Key, Shaped, UInt32
+from jaxtyping import Array, Float, Int, Int32, Key, Shaped, UInt32
 
 from dlrm_jax.embedding import row_split
+from dlrm_jax.embedding.integer_arrays import vector
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.reshard import shard_axes, slab_spec, slot_ndims
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import EmbeddingState
 from dlrm_jax.embedding.storage_dtype import encode
-from dlrm_jax.embedding.table import Table
+from dlrm_jax.embedding.table import Table, check_whole
 from dlrm_jax.embedding.table_io import state_specs
 from dlrm_jax.errors import UserError
+from dlrm_jax.processes import check_one_process
 
 CHUNK = 1024
 """Rows that one call of the program resets; a call with fewer takes as long."""
@@ -34,8 +37,6 @@ CHUNK = 1024
 _GENERATOR = "threefry2x32"  # the default one may differ from backend to backend
 
 _NO_ROW = np.iinfo(np.int32).max
-
-Rows = Mapping[str, Integer[np.ndarray, " F"]]
 
 
 class RowReset:
@@ -57,9 +58,14 @@ class RowReset:
         shardings = jax.tree.map(lambda x: x.sharding, self._part(state_specs(axes, layout)))
         self._run = jax.jit(self._reset, donate_argnums=0, out_shardings=shardings)
 
-    def __call__(self, state: EmbeddingState, rows: Rows, seed: int, step: int) -> EmbeddingState:
+    def __call__(
+        self, state: EmbeddingState, rows: Mapping[str, Any], seed: int, step: int
+    ) -> EmbeddingState:
         """See `EmbeddingCollection.reset_rows`."""
         self._layout.check(state)
+        check_one_process()
+        check_whole("seed", seed, -(2**63), 2**63 - 1)
+        check_whole("step, the number of updates", step, 0, 2**32 - 1)
         key = _key_data(seed)
         for chunk in self._chunks(rows):
             new = self._run(self._part(state), chunk, key, np.uint32(step))
@@ -79,17 +85,17 @@ class RowReset:
         slots = {name: state.slots[name] for name in tables if name in state.slots}
         return EmbeddingState(tables, slots, state.layout)
 
-    def _chunks(self, rows: Rows) -> Iterator[Int32[np.ndarray, "2 K"]]:
+    def _chunks(self, rows: Mapping[str, Any]) -> Iterator[Int32[np.ndarray, "2 K"]]:
         """Numbers of tables, and rows of these tables, padded with `_NO_ROW`."""
         names = list(self._tables)
         pairs = [np.zeros((2, 0), np.int32)]
-        for name, own in rows.items():
+        for name, given in rows.items():
             if name not in self._tables:
                 raise UserError(
                     f"rows: expected those of tables with dynamic ids "
                     f"({', '.join(names) or 'there are none'}), got table {name!r}"
                 )
-            end = self._tables[name].rows
+            own, end = vector(f"rows of table {name}", given), self._tables[name].rows
             if own.size and not 0 <= own.min() <= own.max() < end:
                 raise UserError(
                     f"rows: expected those of table {name} to lie in 0..{end - 1}, got "

@@ -33,21 +33,25 @@ def is_floating(dtype: str) -> bool:
         return False
 
 
-def check_whole(name: str, value: object, least: int | None = None) -> None:
+def check_whole(
+    name: str, value: object, least: int | None = None, most: int | None = None
+) -> None:
     """Checks that a value is an integer, Python's or NumPy's.
 
     Args:
         name: name of the value, for messages.
         value: value.
         least: smallest allowed integer; None for none.
+        most: largest allowed integer, with ``least``; None for none.
 
     Raises:
-        UserError: it is none, or too small.
+        UserError: it is none, or out of range.
     """
     if isinstance(value, int | np.integer) and not isinstance(value, bool):  # noqa: SIM102
-        if least is None or value >= least:
+        if (least is None or value >= least) and (most is None or value <= most):
             return
-    allowed = "" if least is None else f" from {least} on"
+    end = "on" if most is None else f"to {most}"
+    allowed = "" if least is None else f" from {least} {end}"
     raise UserError(f"{name}: expected an integer{allowed}, got {shown(value)}")
 
 
@@ -113,6 +117,11 @@ class Table:
         if not is_floating(self.dtype) or jnp.dtype(self.dtype).itemsize < 2:
             raise UserError(
                 f"table {self.name}: expected a floating dtype of 16 bits or more, got {self.dtype}"
+            )
+        if not isinstance(self.ids, DynamicIds | None):
+            raise UserError(
+                f"table {self.name}: ids: expected DynamicIds, such as DynamicIds(evict='lru'), or "
+                f"None, got {shown(self.ids)}"
             )
         if self.ids and self.rows <= self.ids.defaults:
             raise UserError(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Integer
+from jaxtyping import Array
 
 from dlrm_jax.embedding import kernel_dispatch, reshard, row_reads, table_io
 from dlrm_jax.embedding.layout import Layout
@@ -119,7 +120,7 @@ class WholeTables:
     def reset_rows(
         self,
         state: EmbeddingState,
-        rows: Mapping[str, Integer[np.ndarray, " F"]],
+        rows: Mapping[str, Any],
         seed: int,
         step: int,
     ) -> EmbeddingState:
@@ -130,11 +131,12 @@ class WholeTables:
 
         Args:
             state: tables and their optimizer state; it is donated.
-            rows: rows that have new ids, by table name, each once.
-            seed: seed of the initial values.
-            step: number of updates done so far.
+            rows: rows that have new ids, [F] integers by table name, each once.
+            seed: seed of the initial values, -2^63 to 2^63 - 1.
+            step: number of updates done so far, below 2^32.
 
         Raises:
-            UserError: a table has no dynamic ids, or no such row.
+            UserError: a table has no dynamic ids, or no such row; a number is out of range; or
+                there are several processes, each of which would reset rows of its own.
         """
         return self._row_reset(state, rows, seed, step)

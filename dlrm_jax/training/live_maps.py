@@ -12,13 +12,13 @@ import dataclasses
 import threading
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Int32
 
 from dlrm_jax.data.batches import Batch, Batches
 from dlrm_jax.dynamic_ids.id_maps import IdMaps, TranslatedIds
 from dlrm_jax.errors import UserError
+from dlrm_jax.processes import check_one_process
 from dlrm_jax.training.learner import Learner, TrainState
 
 
@@ -43,11 +43,7 @@ class LiveMaps:
     """
 
     def __init__(self, learner: Learner, maps: IdMaps, seed: int, step: int = 0):
-        if jax.process_count() > 1:
-            raise UserError(
-                f"dynamic ids: expected one process, whose map all devices share, got "
-                f"{jax.process_count()}; give tables ids that are rows, or start one process"
-            )
+        check_one_process()  # before the first batch, in the loader's thread
         self._learner, self._maps, self._seed = learner, maps, seed
         self._next = step
         self._ahead: collections.deque[_Ahead] = collections.deque()

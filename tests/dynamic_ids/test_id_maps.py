@@ -134,6 +134,15 @@ def test_bad_ids():
             maps.find(ids)
 
 
+def test_several_processes_are_refused_but_may_look_ids_up(monkeypatch: pytest.MonkeyPatch):
+    """Each would give the same rows to other ids."""
+    maps, ids = IdMaps(collection()), np.array([[1, 0, 2, ABSENT, 3]])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=r"expected one process.*got 2"):
+        maps.translate(ids, 0)
+    assert maps.find(ids).tolist() == [[0, 0, 0, -1, 0]]
+
+
 def test_maps_of_other_rows_or_tables_are_refused():
     arrays = IdMaps(collection()).arrays()
     with pytest.raises(UserError, match="users: expected a map of 40 rows, got one of 50"):

@@ -234,5 +234,37 @@ def test_errors():
         small.reset_rows(state, {"b": np.array([1])}, 0, 0)
     with pytest.raises(UserError, match=r"table a to lie in 0\.\.9, got 10\.\.10"):
         small.reset_rows(state, {"a": np.array([10])}, 0, 0)
+    for rows, message in (
+        (np.array([[1, 2]]), r"shape \[N\], got \[1, 2\]"),
+        (np.array([1.0]), "integers, got float64"),
+        ("all", "integers, got <U3"),
+    ):
+        with pytest.raises(UserError, match=f"rows of table a: expected .*{message}"):
+            small.reset_rows(state, {"a": rows}, 0, 0)
+    for name, numbers in (
+        ("step", (0, -1)),
+        ("step", (0, 2**32)),
+        ("seed", (2**63, 0)),
+    ):
+        with pytest.raises(UserError, match=f"{name}.*: expected an integer from"):
+            small.reset_rows(state, {"a": np.array([1])}, *numbers)
     with pytest.raises(UserError, match=r"its 2 default\(s\)"):
         Table("c", 2, 4, ids=DynamicIds(defaults=2))
+
+
+def test_rows_may_be_lists():
+    table = Table("a", 10, 4, ids=DynamicIds())
+    small = EmbeddingCollection(
+        [table], [Feature("one")], [Lookup("a", "one", "a")], "1x1", SGD(1.0)
+    )
+    expected = read(small, small.reset_rows(small.init(0), {"a": np.array([2, 5])}, 2**40, 7))
+    found = read(small, small.reset_rows(small.init(0), {"a": [2, 5]}, 2**40, 7))
+    assert_same(found, expected)
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch):
+    small = collection("1x1", "replicated")
+    state = built(small, random_arrays(DYNAMIC))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=r"expected one process.*got 2"):
+        small.reset_rows(state, ROWS, 0, 0)

@@ -53,6 +53,12 @@ def test_sizes_are_integers(kind, arguments, message):
         inspect.unwrap(kind.__init__)(object.__new__(kind), *arguments)
 
 
+def test_ids_are_dynamic_by_a_policy():
+    plain = inspect.unwrap(Table.__init__)
+    with pytest.raises(UserError, match=r"table ads: ids: expected DynamicIds, .* got 'lru'"):
+        plain(object.__new__(Table), "ads", 100, 4, ids="lru")
+
+
 F, G = Feature("f"), Feature("g", 2)
 A, B = Table("a", 3, 2), Table("b", 4, 2)
 READ_A, READ_B = Lookup("la", "f", "a"), Lookup("lb", "g", "b")

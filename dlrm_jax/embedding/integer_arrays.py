@@ -1,11 +1,11 @@
-"""Ids and rows as callers give them, checked: integers of 64 bits or less."""
+"""Arrays of integers as callers give them, such as ids and rows, checked."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, UInt64
+from jaxtyping import Integer
 
 from dlrm_jax.errors import UserError
 
@@ -16,7 +16,7 @@ def integers(name: str, given: Any, hint: str = "") -> Integer[np.ndarray, "..."
     Args:
         name: name of the array, for messages.
         given: array, or nested lists.
-        hint: what else to say of the integers that are expected.
+        hint: more words on the integers that are expected.
 
     Raises:
         UserError: it is no array of integers, such as of floats, strings or ragged lists.
@@ -45,19 +45,3 @@ def vector(name: str, given: Any) -> Integer[np.ndarray, " N"]:
     if array.ndim != 1:
         raise UserError(f"{name}: expected integers of shape [N], got {list(array.shape)}")
     return array
-
-
-def as_keys(ids: Any, name: str = "ids") -> UInt64[np.ndarray, " N"]:
-    """Ids as unsigned integers of 64 bits, by their bits.
-
-    Args:
-        ids: ids, [N].
-        name: name of the array, for messages.
-
-    Raises:
-        UserError: see `vector`.
-    """
-    array = vector(name, ids)
-    if array.dtype == np.uint64:
-        return np.ascontiguousarray(array)
-    return np.ascontiguousarray(array, np.int64).view(np.uint64)
