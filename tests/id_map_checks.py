@@ -96,7 +96,8 @@ class Model:
         for key, (row, count, seen) in self.of.items():
             arrays["keys"][row], arrays["counts"][row], arrays["last_seen"][row] = key, count, seen
         numbers = [self.clock, self.swept, self.added, self.seed]
-        return {**arrays, "sketch": self.cells, "numbers": numbers}
+        arrays |= {"sketch": self.cells} if len(self.cells) else {}
+        return {**arrays, "numbers": numbers}
 
 
 def mixed(x: int) -> int:

@@ -139,7 +139,8 @@ class Occupants:
 
         Returns:
             ``keys`` uint64, ``counts`` uint32 and ``last_seen`` int64, [rows] each, zeros in free
-            rows; ``sketch`` uint8; ``numbers`` int64: clock, last sweep, additions, seed.
+            rows; ``sketch`` uint8, if the policy has one; ``numbers`` int64: clock, last sweep,
+            additions, seed. None is empty, which not every format can write.
         """
         by_row, sketch = self.by_row.copy(), self.sketch.copy()
         numbers = self.numbers
@@ -149,13 +150,13 @@ class Occupants:
             by_row[undo.rows[::-1]] = undo.before[::-1]
             _restore_cells(sketch, undo)
             numbers = undo.numbers
-        return {
+        found = {
             "keys": by_row["key"].copy(),
             "counts": by_row["count"].copy(),
             "last_seen": by_row["last_seen"].copy(),
-            "sketch": sketch,
             "numbers": np.array([*numbers, self.seed], np.int64),
         }
+        return found | {"sketch": sketch} if len(sketch) else found
 
     @classmethod
     def from_arrays(cls, policy: DynamicIds, arrays: Mapping[str, np.ndarray]) -> Occupants:
@@ -174,7 +175,8 @@ class Occupants:
         state.by_row["key"] = keys
         state.by_row["count"] = _array(arrays, "counts", np.uint32, len(keys))
         state.by_row["last_seen"] = _array(arrays, "last_seen", np.int64, len(keys))
-        state.sketch = _array(arrays, "sketch", np.uint8, len(state.sketch)).copy()
+        if len(state.sketch) or "sketch" in arrays:  # earlier commits wrote empty ones, too
+            state.sketch = _array(arrays, "sketch", np.uint8, len(state.sketch)).copy()
         state.clock, state.swept, state.additions = map(int, numbers[:3])
         _check(state)
         state.count_rows()

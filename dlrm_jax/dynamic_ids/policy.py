@@ -113,7 +113,8 @@ def whole(name: str, value: object, least: int, most: int) -> int:
     Raises:
         UserError: it is none, or out of range.
     """
-    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_whole or not least <= value <= most:
-        raise UserError(f"{name}: expected an integer from {least} to {most}, got {shown(value)}")
-    return int(value)
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        found = int(value)
+        if least <= found <= most:
+            return found
+    raise UserError(f"{name}: expected an integer from {least} to {most}, got {shown(value)}")

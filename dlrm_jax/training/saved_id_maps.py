@@ -46,8 +46,8 @@ def save_id_maps(path: Path, maps: IdMaps | None, sums: SavedSums) -> dict[str, 
                 for key, array in arrays.items()
             },
         }
-        written[name] = {key: array for key, array in arrays.items() if array.size}
-        for key, array in written[name].items():  # Orbax writes no empty ones
+        written[name] = arrays
+        for key, array in arrays.items():
             sums.add(f"{NAME}/{name}/{key}", array)
     if written:
         orbax().save(path / NAME, written)
@@ -126,6 +126,7 @@ def _load(path: Path, noted: Mapping[str, Any], name: str, sums: LoadedSums) -> 
     """The arrays of one map."""
     specs = noted[name]["arrays"]
     found = {key: np.zeros(spec["shape"], spec["dtype"]) for key, spec in specs.items()}
+    # Earlier commits noted an empty sketch, which Orbax can't write.
     abstract = {key: array for key, array in found.items() if array.size}
     loaded = orbax().load(path / NAME, {name: abstract}, partial=True)[name]
     for key, array in loaded.items():

@@ -54,6 +54,20 @@ def test_damage_is_named(damage, message):
         IdMap.from_arrays(POLICY, damaged)
 
 
+def test_without_a_sketch_there_is_no_empty_array():
+    ids = IdMap(8, DynamicIds(), seed=3)
+    ids.translate(np.array([5, 6]), 9)
+    saved = ids.arrays()
+    assert "sketch" not in saved
+    of_earlier_commits = saved | {"sketch": np.zeros(0, np.uint8)}
+    for kept in (saved, of_earlier_commits):
+        assert IdMap.from_arrays(DynamicIds(), kept).find(np.array([6, 5])).tolist() == [2, 1]
+    with pytest.raises(UserError, match="there is no array sketch"):
+        IdMap.from_arrays(POLICY, saved)
+    with pytest.raises(UserError, match=r"sketch: expected uint8 of shape .0,."):
+        IdMap.from_arrays(DynamicIds(), saved | {"sketch": np.zeros(64, np.uint8)})
+
+
 def test_another_table_of_defaults_is_refused():
     with pytest.raises(UserError, match="default rows"):
         IdMap.from_arrays(DynamicIds(admit_count=2, defaults=3), arrays())
