@@ -31,7 +31,7 @@ from dlrm_jax.cli.flags import (
     require,
 )
 from dlrm_jax.cli.model_flags import chosen_model, define_model_flags
-from dlrm_jax.cli.predicting_model import PredictingModel, check_class
+from dlrm_jax.cli.predicting_model import PredictingModel, check_class, without_vocabularies
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
 from dlrm_jax.data.arrays import Dataset, Split
@@ -44,7 +44,7 @@ from dlrm_jax.inference.fade_schedule import FadeSchedule
 from dlrm_jax.inference.faded_metrics import FadedMetrics
 from dlrm_jax.inference.part import Part
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.inference.vocabularies import check_same_data, no_vocabularies
+from dlrm_jax.inference.vocabularies import check_same_data
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.metrics import METRICS
@@ -86,7 +86,7 @@ def main() -> None:
     if not model.vocabularies and (schedule or not is_directory):
         raise UserError(
             f"--{'fade' if is_directory else 'data'}: it isn't known what a missing value is, nor "
-            f"what the ids of raw values are: {no_vocabularies(model.path, model.fingerprint)}"
+            f"what the ids of raw values are: {without_vocabularies(model)}"
         )
     mesh = start(FLAGS.mesh)
     check_batch_size(mesh, "--batch_size", FLAGS.batch_size)

@@ -45,6 +45,7 @@ from dlrm_jax.cli.predicting_model import (
     PredictingModel,
     check_class,
     table_names,
+    without_vocabularies,
 )
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
@@ -65,7 +66,7 @@ from dlrm_jax.inference.part import Part
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.probabilities import PROBABILITY, probability_columns
 from dlrm_jax.inference.table_files import write_table
-from dlrm_jax.inference.vocabularies import check_same_data, no_vocabularies, read_values
+from dlrm_jax.inference.vocabularies import check_same_data, read_values
 from dlrm_jax.mesh import check_batch_size
 
 flags.DEFINE_string(
@@ -193,7 +194,7 @@ def check_logs(model: PredictingModel) -> None:
     if logs[0].is_dir():
         return
     if not model.vocabularies:
-        why = no_vocabularies(model.path, model.fingerprint)
+        why = without_vocabularies(model)
         raise UserError(f"raw logs can't be mapped to ids: {why}; or give arrays of ids as --data")
     options = serving_options(Metadata.read(model.vocabularies))
     check_keys(probability_columns(model.inputs.labels))

@@ -17,10 +17,11 @@ from dlrm_jax.inference.checkpoint_scorer import inputs_of_config
 from dlrm_jax.inference.loading import check_model
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.scorer import Inputs
-from dlrm_jax.inference.vocabularies import check_same_data
+from dlrm_jax.inference.vocabularies import check_same_data, no_vocabularies
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.kept_data import find_kept
 from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.rows_by_id import STREAM, check_vocabulary
 from dlrm_jax.training.sampling import noted_correction, noted_shift
 
 
@@ -98,6 +99,21 @@ def _of_checkpoint(path: Path) -> PredictingModel:
         find_kept(path),
         Trained(metadata, config),
     )
+
+
+def without_vocabularies(model: PredictingModel) -> str:
+    """Why a model has no vocabularies, and what the user can do; see `no_vocabularies`.
+
+    Raises:
+        UserError: the model has dynamic ids of a stream, so it takes no ids either.
+    """
+    if model.trained and STREAM in model.trained.metadata:
+        check_vocabulary(model.path, model.trained.metadata)
+        return (
+            f"{model.path} was trained on a stream, whose values are hashed to rows without "
+            f"vocabularies. Hash them by dlrm_jax.stream.hashed_rows"
+        )
+    return no_vocabularies(model.path, model.fingerprint)
 
 
 def check_class(model: PredictingModel, named: str | None) -> None:

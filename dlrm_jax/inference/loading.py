@@ -20,7 +20,7 @@ from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.losses import own_function
 from dlrm_jax.training.memory import release_memory
 from dlrm_jax.training.metadata import read_metadata
-from dlrm_jax.training.rows_by_id import load_table
+from dlrm_jax.training.rows_by_id import check_vocabulary, load_table
 from dlrm_jax.training.sampling import noted_shift
 from dlrm_jax.training.serialization import load_model
 
@@ -55,6 +55,7 @@ def load_checked(
     checkpoint: Path, metadata: Mapping[str, Any], config: Config, mesh: Mesh, batch_size: int
 ) -> Trained:
     """As `load_trained`, of a checkpoint that has been read and whose model may be imported."""
+    check_vocabulary(checkpoint, metadata)
     learner = make_learner(for_prediction(config, batch_size), mesh)
     release_memory()
     specs = learner.state_specs()

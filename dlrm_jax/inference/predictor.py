@@ -88,8 +88,8 @@ class Predictor(TrainedParts, RawRowParts):
 
         Raises:
             UserError: there is no checkpoint and no artifact, or it is damaged or of another kind;
-                it names a class that ``model`` doesn't; the mesh doesn't divide the batch; the
-                vocabularies are of other data.
+                it names a class that ``model`` doesn't; it has dynamic ids of a stream; the mesh
+                doesn't divide the batch; the vocabularies are of other data.
         """
         given = Path(preprocessing) if preprocessing else None
         path = as_path("run_or_checkpoint", run_or_checkpoint)

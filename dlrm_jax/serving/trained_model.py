@@ -24,7 +24,7 @@ from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.kept_data import find_kept
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.metadata import read_metadata
-from dlrm_jax.training.rows_by_id import load_table
+from dlrm_jax.training.rows_by_id import check_vocabulary, load_table
 from dlrm_jax.training.sampling import noted_shift
 from dlrm_jax.training.serialization import load_model
 
@@ -56,13 +56,14 @@ class TrainedModel:
             model: class of the user's own that the checkpoint names, which is imported.
 
         Raises:
-            UserError: there is no checkpoint, it is damaged or of two towers, or it names a class
-                that ``model`` doesn't.
+            UserError: there is no checkpoint, it is damaged or of two towers, it names a class
+                that ``model`` doesn't, or it has dynamic ids of a stream.
         """
         checkpoint = find_checkpoint(run_or_checkpoint)
         metadata = read_metadata(checkpoint)
         config = trained_config(checkpoint, metadata)
         check_model(checkpoint, config, model)
+        check_vocabulary(checkpoint, metadata)
         jaxs = dataclasses.replace(for_prediction(config, 1), kernels="jax")
         vocabularies = find_kept(checkpoint)
         if vocabularies:

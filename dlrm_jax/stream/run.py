@@ -35,9 +35,7 @@ from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps
 from dlrm_jax.training.model import unread
 from dlrm_jax.training.record import Record, owned, read_record, to_json
-
-_NOTED = "stream"
-"""The name of the progress in a checkpoint's metadata."""
+from dlrm_jax.training.rows_by_id import STREAM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +110,7 @@ def run_stream(
 
         def keep(state: TrainState, progress: Progress, speed: float | None) -> bool:
             file.flush()
-            known = {**notes, "examples_per_second": speed, _NOTED: progress.to_json()}
+            known = {**notes, "examples_per_second": speed, STREAM: progress.to_json()}
             of_step = live.maps_at(int(state.step)) if live else None
             checkpoints.save(learner, state, known, None, of_step, prequential.arrays())
             return True
@@ -175,7 +173,7 @@ def _start(
     state, step = checkpoints.restore_latest(learner, maps)
     checkpoints.delete_superseded()  # the run may have been killed before it did
     metadata = checkpoints.metadata(step)
-    progress = Progress.from_json(metadata.get(_NOTED) or {})
+    progress = Progress.from_json(metadata.get(STREAM) or {})
     path = checkpoints.directory / f"{step:08d}"
     prequential.restore(load_host_arrays(path, metadata))
     say(f"resuming from step {step} in {checkpoints.directory}, behind {progress.position}")

@@ -19,6 +19,9 @@ from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.saved_id_maps import NAME, load_id_map, map_of_table
 from dlrm_jax.training.serialization import load_rows
 
+STREAM = "stream"
+"""The key in a checkpoint's metadata of the part of a stream that it was trained on."""
+
 
 def load_table(
     path: Path,
@@ -58,6 +61,24 @@ def load_table(
         sharding = getattr(spec, "sharding", None)
         found[key] = put_whole(array, sharding) if sharding is not None else array
     return found
+
+
+def check_vocabulary(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Checks that the dynamic ids of a checkpoint, if any, are those of a vocabulary: 0, 1, ….
+
+    Args:
+        path: directory of the checkpoint.
+        metadata: result of `metadata.read_metadata`.
+
+    Raises:
+        UserError: they are those of a stream.
+    """
+    if STREAM in metadata and (names := ", ".join(metadata.get(NAME, {}))):
+        raise UserError(
+            f"{path}: expected a run of prepared data: ids of a stream are 64-bit values, which "
+            f"neither prediction nor an artifact can look up yet, and those of {names} are "
+            f"dynamic there; train on the stream without --dynamic_ids, or on prepared data"
+        )
 
 
 def check_static(path: Path, metadata: Mapping[str, Any], does: str) -> None:
