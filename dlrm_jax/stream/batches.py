@@ -27,13 +27,15 @@ class StreamBatch:
     """A batch of a stream.
 
     Attributes:
-        batch: B examples.
+        batch: B examples, with rows of tables in place of their ids.
+        raw: ids of the categorical columns.
         groups: codes of the schema's groups, by name, [B] each.
         time: latest time of a row, in seconds since 1970; 0 without a timestamp.
         progress: part of the stream up to the end of the batch.
     """
 
     batch: Batch
+    raw: RawIds
     groups: Mapping[str, Int64[np.ndarray, " B"]]
     time: float
     progress: Progress
@@ -98,4 +100,4 @@ def stream_batches(
 
 def _batch(rows: Rows, encoder: Encoder, progress: Progress) -> StreamBatch:
     batch = Batch(rows.dense, encoder(rows.raw), rows.labels, rows.sample_weights)
-    return StreamBatch(batch, rows.groups, float(rows.times.max()) / 1e6, progress)
+    return StreamBatch(batch, rows.raw, rows.groups, float(rows.times.max()) / 1e6, progress)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import xxhash
-from jaxtyping import Int32, UInt64
+from jaxtyping import Int32
 
 from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.data.preprocessing.schema import Schema
-from dlrm_jax.stream.raw_ids import RawIds
+from dlrm_jax.stream.raw_ids import RawIds, mixed
 
 
 class HashedRows:
@@ -31,12 +31,5 @@ class HashedRows:
 
     def __call__(self, raw: RawIds) -> Int32[np.ndarray, "N C"]:
         """The rows of the ids of a batch; `ABSENT` where a bag isn't full."""
-        rows = (_mixed(raw.ids ^ self._salts) % self._rows).astype(np.int32)
+        rows = (mixed(raw.ids ^ self._salts) % self._rows).astype(np.int32)
         return np.where(raw.present, rows, np.int32(ABSENT))
-
-
-def _mixed(x: UInt64[np.ndarray, "N C"]) -> UInt64[np.ndarray, "N C"]:
-    """Bits that all depend on all bits of x (the finalizer of MurmurHash3)."""
-    x = (x ^ (x >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-    x = (x ^ (x >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-    return x ^ (x >> np.uint64(33))

@@ -19,6 +19,7 @@ from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.stream.batches import StreamBatch
+from dlrm_jax.stream.raw_ids import group_codes
 from dlrm_jax.training.extra_metrics import extra_metrics
 from dlrm_jax.training.measures import Measures, check_grouping
 
@@ -81,7 +82,8 @@ class Prequential:
         batch = given.batch
         part = {"logits": logits, "labels": batch.labels, "sample_weights": batch.sample_weights}
         for column, place in self._places.items():
-            codes = given.groups[column] if place is None else batch.ids[:, place].astype(np.int64)
+            # The batch's own ids are rows, which several values may share.
+            codes = given.groups[column] if place is None else group_codes(given.raw, place)
             part[_GROUP + column] = codes
         self._parts.append(part)
         self._time = max(self._time, given.time)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 import xxhash
-from jaxtyping import Bool, UInt64
+from jaxtyping import Bool, Int64, UInt64
 
 from dlrm_jax.data.preprocessing.hashed_values import WITHOUT_TEXT, as_text
 from dlrm_jax.data.preprocessing.schema import Schema
@@ -85,6 +85,23 @@ def ids_of(values: pl.Series) -> UInt64[np.ndarray, " N"]:
     of_value = pl.DataFrame({"value": known, "id": _of_texts(as_text(known))})
     found = values.to_frame().join(of_value, on="value", how="left", maintain_order="left")["id"]
     return found.fill_null(MISSING).to_numpy()
+
+
+def group_codes(raw: RawIds, place: int) -> Int64[np.ndarray, " N"]:
+    """The code of the group that each example is in by its id at one place.
+
+    A group is an id; two share a code with a probability of about n²/2^64. A code isn't negative,
+    as -1 is no group: that of an empty bag.
+    """
+    codes = (mixed(raw.ids[:, place]) >> np.uint64(1)).view(np.int64)
+    return np.where(raw.present[:, place], codes, -1)
+
+
+def mixed(x: UInt64[np.ndarray, "*_"]) -> UInt64[np.ndarray, "*_"]:
+    """Bits that all depend on all bits of x (the finalizer of MurmurHash3)."""
+    x = (x ^ (x >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    x = (x ^ (x >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return x ^ (x >> np.uint64(33))
 
 
 def _of_texts(texts: pl.Series) -> UInt64[np.ndarray, " N"]:

@@ -13,6 +13,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.stream.batches import StreamBatch
 from dlrm_jax.stream.position import Progress
 from dlrm_jax.stream.prequential import Prequential
+from dlrm_jax.stream.raw_ids import RawIds
 from dlrm_jax.training.metrics import binary_metrics
 
 CONFIG = Config(batch_size=8, metrics=("gauc:user", "calibration_by:item"))
@@ -27,7 +28,8 @@ def given(step: int) -> tuple[np.ndarray, StreamBatch]:
     progress = Progress(examples=8 * step)
     groups = {"user": rng.integers(-1, 3, 8)}
     logits = rng.normal(size=8).astype(np.float32)
-    return logits, StreamBatch(batch, groups, 1e9 + step, progress)
+    raw = RawIds(rng.integers(-5, 5, (8, 4)).view(np.uint64), np.ones((8, 4), bool))
+    return logits, StreamBatch(batch, raw, groups, 1e9 + step, progress)
 
 
 def windows(prequential: Prequential, steps: range) -> dict[int, dict[str, Any]]:
@@ -52,6 +54,26 @@ def test_windows_have_the_metrics_of_their_examples():
     assert expected.items() <= found[6].items()
     assert found[6]["examples"] == 24
     assert np.isfinite(found[6]["calibration_by:item"])
+
+
+def test_groups_of_a_categorical_column_are_its_values():
+    """The rows of hashed ids are shared, and ids without a row of their own share a default."""
+    config = Config(batch_size=8, metrics=("gauc:item", "calibration_by:item", "gauc:tags"))
+    prequential, (logits, batch) = Prequential(config, SCHEMA, 8), given(1)
+    items = batch.raw.ids[:, 1].view(np.int64)
+    assert (items < 0).any()
+    tagged = np.arange(8) % 4 > 0
+    batch.raw.present[:, 2] = tagged
+    found = prequential.add(1, logits, batch)
+    assert found
+    labels, weights = batch.batch.labels, batch.batch.sample_weights
+    assert found["gauc:item"] == grouped_auc(logits, labels, items, weights)
+    rows = logits, labels, batch.raw.ids[:, 2], weights
+    assert found["gauc:tags"] == grouped_auc(*(x[tagged] for x in rows))
+    values = [items == item for item in np.unique(items)]
+    far = weights * (1 / (1 + np.exp(-logits.astype(np.float64))) - labels)
+    expected = sum(abs(far[own].sum()) for own in values) / weights.sum()
+    assert found["calibration_by:item"] == pytest.approx(expected)
 
 
 def test_a_window_goes_on_from_its_arrays():
