@@ -101,7 +101,8 @@ class Folder:
             if after and name < after.segment:
                 raise UserError(
                     f"stream: {path} sorts before {after.segment}, which was read already, so its "
-                    f"rows would never be trained on; rename it so that it sorts behind"
+                    f"rows would never be trained on; rename it so that it sorts behind; or if its "
+                    f"rows were trained on before, move it out of the folder"
                 )
         elif file != _File(known.size, known.changed):
             # Another time alone is that of a copy.
