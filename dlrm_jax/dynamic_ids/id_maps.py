@@ -98,6 +98,11 @@ class IdMaps:
         return {name: self._tables[name].rows for name in self.maps}
 
     @property
+    def widths(self) -> dict[str, int]:
+        """The largest number of ids that a sample has for each map, by the map's name."""
+        return {group.tables[0]: len(group.columns) for group in self._groups}
+
+    @property
     def columns(self) -> Int64[np.ndarray, " c"]:
         """The columns of the id array whose ids are dynamic."""
         return np.setdiff1d(np.arange(self._columns), self._rows)

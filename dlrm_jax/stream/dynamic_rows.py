@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Int32
 
@@ -28,3 +30,23 @@ class DynamicRows:
         ids = self._hashed(raw).astype(np.int64)
         ids[:, self._columns] = raw.ids.view(np.int64)[:, self._columns]
         return self._live.translate(ids, present=raw.present)
+
+
+def warn_of_few_rows(maps: IdMaps, batch_size: int, say: Callable[[str], None]) -> None:
+    """Says which tables a batch may ask for more rows than they have, which would end the run.
+
+    It is no error: a column may have few values.
+
+    Args:
+        maps: maps of the run.
+        batch_size: number of examples of a batch.
+        say: function that shows a line of text to the user.
+    """
+    for name, width in maps.widths.items():
+        rows, most = maps.maps[name].capacity, batch_size * width
+        if rows < most:
+            say(
+                f"warning: table {name} has rows for {rows:,} ids, and a batch may have {most:,} "
+                f"different ones, which would end the run for good; unless there are few, begin "
+                f"with more rows or smaller batches"
+            )

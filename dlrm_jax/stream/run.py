@@ -20,7 +20,7 @@ from dlrm_jax.processes import is_distributed
 from dlrm_jax.run_start import describe_run
 from dlrm_jax.saved_config import file_text
 from dlrm_jax.stream.batches import Encoder, stream_batches
-from dlrm_jax.stream.dynamic_rows import DynamicRows
+from dlrm_jax.stream.dynamic_rows import DynamicRows, warn_of_few_rows
 from dlrm_jax.stream.hashed_rows import HashedRows
 from dlrm_jax.stream.loop import Intervals, StreamLoop
 from dlrm_jax.stream.position import Consumed, Progress
@@ -99,6 +99,8 @@ def run_stream(
         checkpoints = Checkpoints(workdir / "checkpoints", identity, config.keep_checkpoints)
         checkpoints.prepare()
         maps = id_maps_of(learner.collection, config.seed)
+        if maps:
+            warn_of_few_rows(maps, config.batch_size, say)
         state, progress, before = _start(config, learner, checkpoints, prequential, say, maps)
         live = LiveMaps(learner, maps, config.seed, int(state.step)) if maps else None
         resumed_from = int(state.step) if before else None

@@ -14,11 +14,13 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.stream.dynamic_rows import warn_of_few_rows
 from dlrm_jax.stream.folder import Folder
 from dlrm_jax.stream.raw_ids import ids_of
 from dlrm_jax.stream.run import StreamOptions, run_stream
 from dlrm_jax.stream.settings import for_schema
 from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.dynamic_tables import id_maps_of
 from dlrm_jax.training.orbax_io import load
 
 SIZES = [150, 40, 130]
@@ -91,11 +93,31 @@ def test_a_batch_of_too_many_ids_ends_the_run(tmp_path: Path):
         schema,
     )
     learner = make_learner(small, make_mesh("1x2"))
-    with pytest.raises(UserError, match=r"the batch of step 1: table \w+: a batch of 16 ids"):
+    said: list[str] = []
+    message = r"the batch of step 1: table \w+: a batch of 16 ids .* with another workdir"
+    with pytest.raises(UserError, match=message):
         run_stream(
             small,
             schema,
             lambda consumed: Folder(directory, schema, consumed),
             learner,
             StreamOptions(tmp_path / "run", idle_seconds=0.1),
+            said.append,
         )
+    assert said[0].startswith(
+        "warning: table item has rows for 2 ids, and a batch may have 16 different ones"
+    )
+
+
+def test_tables_with_rows_for_any_batch_have_no_warning(tmp_path: Path):
+    schema = Schema.from_json(write_schema(tmp_path / "schema.json"))
+    given = Config(
+        table_rows=(60,), embedding_dim=8, bottom_mlp=(8,), batch_size=BATCH,
+        dynamic_ids=("item=17", "tags=32"),
+    )  # fmt: skip
+    maps = id_maps_of(make_learner(for_schema(given, schema), make_mesh("1x1")).collection, 0)
+    assert maps
+    said: list[str] = []
+    warn_of_few_rows(maps, BATCH, said.append)
+    assert len(said) == 1  # a row is that of ids without one
+    assert said[0].startswith("warning: table tags has rows for 31 ids, and a batch may have 32")
