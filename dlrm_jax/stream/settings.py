@@ -75,7 +75,7 @@ def for_schema(config: Config, schema: Schema) -> Config:
         dense_features=len(schema.dense),
         labels=schema.labels if len(schema.labels) > 1 else (),
     )
-    check_takes(config, schema.labels)
+    check_takes(config, schema.labels, "leave all but {} out of the schema's label")
     return config
 
 

@@ -100,8 +100,13 @@ def _on_embedded_numbers(
     return NumericEmbedding(model, numeric, rngs=rngs)
 
 
-def check_takes(config: Config, labels: Sequence[str]) -> None:
+def check_takes(config: Config, labels: Sequence[str], alone: str = "labels={}") -> None:
     """Checks that the model of a config takes so many labels: one, or several if it has heads.
+
+    Args:
+        config: config of the run.
+        labels: names of the labels.
+        alone: how the user trains one of them, for the message; ``{}`` is its name.
 
     Raises:
         UserError: it doesn't.
@@ -111,7 +116,7 @@ def check_takes(config: Config, labels: Sequence[str]) -> None:
         raise UserError(
             f"model: {config.model} has one logit, and the data have the labels "
             f"{', '.join(labels)}; {taking} take several, or train one of them alone: "
-            f"labels={labels[0]}"
+            f"{alone.format(labels[0])}"
         )
 
 
