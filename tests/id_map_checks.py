@@ -201,3 +201,16 @@ def check_saturation() -> None:
     found = ids.translate(np.full(4, 5), 0)
     assert ids.arrays()["counts"].tolist() == [0, 2**32 - 1]
     assert ids.arrays([found.undo])["counts"].tolist() == [0, 2**32 - 2]
+
+
+def check_copies_are_undone() -> None:
+    """A record takes a copy back as it does the map that it was made by."""
+    ids = IdMap(6, DynamicIds())
+    ids.translate(np.arange(1, 6), 0)
+    last = ids.translate(np.array([1]), 1)
+    copied = copy.deepcopy(ids)
+    for of in (ids, copied):
+        of.undo(last.undo)
+        found = of.translate(np.arange(11, 16), 1)
+        assert found.rows.tolist() == found.fresh.tolist() == [1, 2, 3, 4, 5]
+    assert_same(copied.arrays(), {x: y.tolist() for x, y in ids.arrays().items()})

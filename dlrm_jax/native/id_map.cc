@@ -253,6 +253,7 @@ extern "C" void DlrmJaxRestoreRows(Map* map, const int32_t* rows, const Occupant
     const bool same = x.count > 0 && before[i].count > 0 && x.key == before[i].key;
     if (!same && x.count > 0) id_map::Erase(*map, rows[i]);
     x = before[i];
+    x.batch = 0;  // batches count within one map, and the record may be of the one copied from
     if (!same && x.count > 0) id_map::Insert(*map, rows[i]);
   }
 }

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -15,15 +16,19 @@ struct Lowest {
   int64_t equal;
 };
 
-// The threshold of the `wanted` lowest among the numbers that each(visit) visits, at least as many.
+// The threshold of the `wanted` lowest among the numbers that each(visit) visits, or of all if
+// there are fewer.
 // Counts by 16 bits at a time, from the highest that differ on.
 template <typename Each>
 Lowest FindLowest(int64_t wanted, const Each& each) {
   uint64_t low = ~uint64_t{0}, high = 0;
+  int64_t visited = 0;
   each([&](uint64_t x) {
+    ++visited;
     low = x < low ? x : low;
     high = x > high ? x : high;
   });
+  wanted = std::min(wanted, visited);
   int shift = 0;
   while (shift < 48 && (high - low) >> shift >> 16) shift += 16;
   for (std::vector<int64_t> counts(1 << 16);; shift -= 16) {

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from id_map_checks import (
     POLICIES,
     check_against_model,
+    check_copies_are_undone,
     check_hostile_ids,
     check_refused,
     check_saturation,
@@ -35,6 +36,10 @@ def test_what_is_refused_changes_nothing():
 
 def test_counts_saturate():
     check_saturation()
+
+
+def test_copies_are_undone_by_the_same_records():
+    check_copies_are_undone()
 
 
 def test_plain_python_is_announced_once(capsys):

@@ -10,6 +10,7 @@ from id_map_checks import (
     POLICIES,
     assert_same,
     check_against_model,
+    check_copies_are_undone,
     check_hostile_ids,
     check_refused,
     check_saturation,
@@ -45,6 +46,10 @@ def test_what_is_refused_changes_nothing():
 
 def test_counts_saturate():
     check_saturation()
+
+
+def test_copies_are_undone_by_the_same_records():
+    check_copies_are_undone()
 
 
 def in_python(rows: int, policy: DynamicIds, seed: int) -> IdMap:
