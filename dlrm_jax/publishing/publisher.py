@@ -97,6 +97,9 @@ class Publisher:
         """Goes on from what is published. Call it before the first batch is read.
 
         Rows that differ from it, as after a crash, belong to the next delta.
+
+        Raises:
+            UserError: what is published is of another model and of a later step.
         """
         settings, step = self._settings, int(state.step)
         self._due = self._clock() + settings.seconds
@@ -105,16 +108,27 @@ class Publisher:
             if (published := newest(settings.directory)) is None:
                 return
             model = self._models.of(state, step)
-            if not fits(published.manifest, model, settings.name, settings.row_format):
-                self._say(f"publish: {published.directory} is of another model; a new base follows")
-                return
-            differing = differing_rows(published, model)
+            is_ours = fits(published.manifest, model, settings.name, settings.row_format)
+            differing = differing_rows(published, model) if is_ours else {}
         except (UserError, OSError) as error:
             self._say(f"warning: publish: a new base follows: {error}")
+            return
+        if not is_ours:
+            self._follow_other(published.directory, step)
             return
         self._touched.mark(differing)
         self._writer.published, self._step = published, published.chain.step
         self._say(f"publish: goes on after step {self._step} in {settings.directory}")
+
+    def _follow_other(self, base: Path, step: int) -> None:
+        """Tells of another model's base; a server would never load one of an earlier step."""
+        if step < self._step:
+            raise UserError(
+                f"publish: expected a run at step {self._step} or later, or an empty directory, "
+                f"got step {step}, and {base} of another model or row format; give --publish "
+                f"another name"
+            )
+        self._say(f"publish: {base} is of another model; a new base follows")
 
     def step_done(self, state: TrainState, step: int) -> bool:
         """Publishes a state if one is due; says whether that has taken time.

@@ -178,12 +178,29 @@ def test_another_model_gets_a_new_base(tmp_path: Path):
     with run_of(tmp_path) as run:
         run.begin()
         run.publish()
+        state = run.arrays()
     with run_of(tmp_path, "int4") as run:
-        run.begin()
-        run.train(1)
+        run.begin(state)
         assert "is of another model; a new base follows" in run.said[0]
         run.publish()
         assert [x.name for x in run.bases()] == ["1", "2"]
+
+
+def test_an_earlier_step_is_refused_of_another_model_only(tmp_path: Path):
+    with run_of(tmp_path) as run:
+        run.begin()
+        run.train(2)
+        run.publish()
+    expected = r"expected a run at step 3 or later, .* got step 0, and .*/3 of another model"
+    with run_of(tmp_path, "int4") as run, pytest.raises(UserError, match=expected):
+        run.begin()
+    with run_of(tmp_path) as run:
+        run.begin()
+        assert "goes on after step 3" in run.said[0]
+        run.train(3)
+        run.publish()
+        assert [x.name for x in run.bases()] == ["3"]
+        assert [x.note.step for x in run.deltas()] == [4]
 
 
 def test_a_directory_of_others_is_refused(tmp_path: Path):
