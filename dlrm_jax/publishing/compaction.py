@@ -54,9 +54,10 @@ def compact(
             manifest = _write(directory, source, before, last)
             flush_all(directory)
             stack.enter_context(writing)
-            # Of a process that was killed between the deltas and the base.
-            delete_directory(deltas_of(output))
+            failed = stack.enter_context(contextlib.ExitStack())
+            failed.callback(delete_directory, deltas_of(output))
             chain = _with_later_deltas(published.chain, directory, manifest, last, output)
+        failed.pop_all()
         done(Published(output, manifest, chain))
 
 

@@ -58,9 +58,21 @@ def publications(directory: Path) -> Iterator[None]:
             )
         with locked(directory / _LOCK, f"directory {directory}"):
             sweep(directory)
+            _sweep_deltas(directory)
             yield
     except OSError as error:
         raise UserError(f"publish: cannot publish in {directory}: {error}") from error
+
+
+def _sweep_deltas(directory: Path) -> None:
+    """Deletes deltas without a base: a killed process wrote them before it, or deleted it first.
+
+    They are read by nobody, and would be in the way of those of a later base of that step.
+    """
+    for path in sorted(directory.glob("*.deltas")):
+        base = path.with_suffix("")
+        if base.name.isdecimal() and not base.exists():
+            delete_directory(path)
 
 
 def bases_in(directory: Path) -> list[Path]:

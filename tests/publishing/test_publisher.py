@@ -18,6 +18,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.publishing import delta_writer
 from dlrm_jax.publishing.compaction import compact
+from dlrm_jax.publishing.published import newest
 
 
 @pytest.mark.parametrize(
@@ -172,6 +173,25 @@ def test_a_damaged_chain_is_followed_by_a_new_base(damage: str, tmp_path: Path):
         run.publish()
         assert [x.name for x in run.bases()] == ["1", "5"]
         assert files_in(run.bases()[-1]) == files_in(run.exported(tmp_path / "expected"))
+
+
+def test_deltas_without_a_base_are_deleted(tmp_path: Path):
+    models, wanted = tmp_path / "models", ["1", "1.deltas", "publishing.lock"]
+    with run_of(tmp_path, share=1e9) as run:
+        run.begin()
+        for _ in range(4):
+            run.publish()
+        published = newest(models)
+        assert published
+        assert len(list(published.chain.rest())) == 3
+        (models / "1.deltas" / "000003" / "rows.bytes").unlink()
+        with pytest.raises(UserError, match=r"cannot write .*000002"):
+            compact(published, 1, threading.Lock(), lambda _: None)
+        assert sorted(x.name for x in models.iterdir()) == wanted, "of a new base that failed"
+    shutil.copytree(models / "1.deltas", models / "2.deltas")  # of one that was killed
+    (models / "notes.deltas").mkdir()
+    with run_of(tmp_path):
+        assert sorted(x.name for x in models.iterdir()) == [*wanted[:2], "notes.deltas", wanted[2]]
 
 
 def test_another_model_gets_a_new_base(tmp_path: Path):
