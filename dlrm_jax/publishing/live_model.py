@@ -56,12 +56,15 @@ class LiveModels:
         data: fingerprint of the data of training.
         kept_negatives: share of the training examples of label 0 that preparation has kept.
         workdir: directory of the run.
+
+    Attributes:
+        workdir: directory of the run.
     """
 
     def __init__(
         self, config: Config, learner: Learner, data: str, kept_negatives: float, workdir: Path
     ):
-        self._config, self._trained, self._workdir = config, learner.collection, workdir
+        self._config, self._trained, self.workdir = config, learner.collection, workdir
         self._noted: Mapping[str, object] = {
             "identity": {"data": data},
             KEPT_NEGATIVES: kept_negatives,
@@ -71,7 +74,7 @@ class LiveModels:
 
     def of(self, state: TrainState, step: int) -> LiveModel:
         """The model of a state after so many steps."""
-        checkpoint = self._workdir / "checkpoints" / f"{step:08d}"
+        checkpoint = self.workdir / "checkpoints" / f"{step:08d}"
         return LiveModel(
             checkpoint,
             {"step": step, **self._noted},

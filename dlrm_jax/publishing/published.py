@@ -12,7 +12,7 @@ import numpy as np
 
 from dlrm_jax.artifact.delta_chain import DeltaChain, deltas_of
 from dlrm_jax.artifact.files import check_present
-from dlrm_jax.artifact.manifest import Manifest
+from dlrm_jax.artifact.manifest import Manifest, is_artifact
 from dlrm_jax.artifact.row_formats import RowFormat, encode
 from dlrm_jax.artifact.tables import map_rows
 from dlrm_jax.errors import UserError
@@ -42,13 +42,23 @@ class Published(NamedTuple):
 
 
 @contextlib.contextmanager
-def publications(directory: Path) -> Iterator[None]:
+def publications(directory: Path, workdir: Path) -> Iterator[None]:
     """Context in which this process alone publishes into a directory, which is made.
 
+    Args:
+        directory: directory of the publications.
+        workdir: directory of the run, which has files of its own.
+
     Raises:
-        UserError: another process does, it can't be made, or something else is in it: versions that
-            a user has put there would be deleted some day.
+        UserError: another process does, it can't be made, it is the workdir, in it or above it, or
+            something else is in it: versions that a user has put there would be deleted some day.
     """
+    own, other = directory.resolve(), workdir.resolve()
+    if own.is_relative_to(other) or other.is_relative_to(own):
+        raise UserError(
+            f"publish: expected a directory apart from the workdir {workdir}, got {directory}; "
+            f"what is old in it is deleted, so give one beside the workdir"
+        )
     try:
         is_ours = (directory / _LOCK).is_file()
         if not is_ours and directory.exists() and any(directory.iterdir()):
@@ -76,9 +86,14 @@ def _sweep_deltas(directory: Path) -> None:
 
 
 def bases_in(directory: Path) -> list[Path]:
-    """The bases in a directory, the newest last."""
-    found = (x for x in directory.iterdir() if x.name.isdecimal() and x.is_dir())
+    """The bases in a directory, the newest last: artifacts, of which the names are steps."""
+    found = (x for x in directory.iterdir() if _is_step(x.name) and is_artifact(x))
     return sorted(found, key=lambda x: int(x.name))
+
+
+def _is_step(name: str) -> bool:
+    """Whether a name is a number as it is written here; a checkpoint's has zeros before it."""
+    return name.isdecimal() and str(int(name)) == name
 
 
 def delete_base(base: Path) -> None:

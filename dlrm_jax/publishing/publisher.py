@@ -76,10 +76,11 @@ class Publisher:
         """Locks the directory.
 
         Raises:
-            UserError: another process publishes into it, or something else is in it.
+            UserError: another process publishes into it, something else is in it, or it isn't
+                apart from the run's.
         """
         with contextlib.ExitStack() as stack:
-            stack.enter_context(publications(self._settings.directory))
+            stack.enter_context(publications(self._settings.directory, self._models.workdir))
             writer = DeltaWriter(self._settings.share, self._settings.deltas)
             self._writer = stack.enter_context(writer)
             self._stack = stack.pop_all()

@@ -232,6 +232,25 @@ def test_a_directory_of_others_is_refused(tmp_path: Path):
         pass
 
 
+@pytest.mark.parametrize("name", ["run", "run/checkpoints", "."])
+def test_a_directory_of_the_run_is_refused(name: str, tmp_path: Path):
+    refused = pytest.raises(UserError, match="expected a directory apart from the workdir")
+    with refused, run_of(tmp_path, directory=tmp_path / name):
+        pass
+    assert not list(tmp_path.rglob("publishing.lock"))
+
+
+def test_only_artifacts_named_by_steps_are_bases(tmp_path: Path):
+    """What else has a decimal name is never deleted, such as a checkpoint."""
+    with run_of(tmp_path) as run:
+        run.begin()
+        run.publish()
+    models = tmp_path / "models"
+    shutil.copytree(models / "1", models / "00000009")
+    (models / "7").mkdir()
+    assert run.bases() == [models / "1"]
+
+
 def test_numbers_that_are_not_finite_are_not_published(tmp_path: Path):
     with run_of(tmp_path) as run:
         run.begin()
