@@ -67,13 +67,19 @@ def _size(directory: Path, name: str) -> int:
     return status.st_size
 
 
-def check_content(directory: Path, name: str, note: FileNote) -> None:
+def check_content(directory: Path, name: str, note: FileNote, copy: Path | None = None) -> None:
     """Reads a file and compares its checksum.
+
+    Args:
+        directory: directory of the artifact.
+        name: name of the file.
+        note: size and checksum that it was written with.
+        copy: copy of the file that is read in its place; None to read itself.
 
     Raises:
         DamagedArtifactError: it is another one.
     """
-    found = file_hash(directory / name)
+    found = file_hash(copy or directory / name)
     if found != note.xxh3_128:
         raise DamagedArtifactError(
             str(directory), name, f"expected the checksum {note.xxh3_128}, its bytes have {found}"

@@ -15,8 +15,8 @@ import numpy as np
 from dlrm_jax.artifact.artifact import Artifact, write_layer
 from dlrm_jax.artifact.delta import FILES, read_note, write_note
 from dlrm_jax.artifact.delta_chain import DeltaChain, delta_path, deltas_of
-from dlrm_jax.artifact.files import note_files
-from dlrm_jax.artifact.manifest import MANIFEST, Manifest
+from dlrm_jax.artifact.files import check_content, note_files
+from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.artifact.row_formats import row_bytes
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating, delete_directory, flush_all
@@ -45,6 +45,7 @@ def compact(
 
     Raises:
         UserError: a file can't be read or written. Nothing is left of the new base.
+        DamagedArtifactError: a file of the base or of a delta isn't as it was written.
     """
     source, before = published.directory, published.manifest
     step = read_note(delta_path(published.chain.directory, last))[0].step
@@ -63,7 +64,13 @@ def compact(
 
 def _write(directory: Path, source: Path, before: Manifest, last: int) -> Manifest:
     """Writes the files of the new base; returns its manifest."""
-    shutil.copytree(source, directory, ignore=shutil.ignore_patterns(MANIFEST, "golden"))
+    directory.mkdir()
+    for name in before.files:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, directory / name)
+        # The new base has checksums of its own: damage would get one that fits.
+        check_content(source, name, before.files[name], copy=directory / name)
+    examples = golden.Golden.read(directory, before).examples
     chain, layers = DeltaChain(source, before), {}
     tables = {
         x.name: np.memmap(
@@ -86,7 +93,8 @@ def _write(directory: Path, source: Path, before: Manifest, last: int) -> Manife
     manifest = dataclasses.replace(before, step=chain.step)
     scorer = ArtifactScorer(Artifact.open(directory, manifest))
     predictor = Predictor(scorer, GOLDEN_BATCH, shift=manifest.shift)
-    golden.write(directory, predictor, golden.Golden.read(source, before).examples)
+    shutil.rmtree(directory / golden.DIRECTORY)
+    golden.write(directory, predictor, examples)
     manifest = dataclasses.replace(manifest, files=note_files(directory))
     manifest.write(directory)
     return manifest

@@ -16,7 +16,7 @@ from dlrm_jax.artifact.delta import DeltaNote, Rows, write_delta
 from dlrm_jax.artifact.delta_chain import delta_path
 from dlrm_jax.artifact.row_formats import encode
 from dlrm_jax.console import once, status
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.files import creating
 from dlrm_jax.publishing.compaction import compact
 from dlrm_jax.publishing.published import Published, bases_in, delete_base
@@ -109,26 +109,36 @@ class DeltaWriter:
                 note, content = write_delta(directory, note, rows, taken.layers)
             chain.append(note, content)
 
-    def compact_if_due(self, wait: bool = False) -> None:
+    def compact_if_due(self, wait: bool = False) -> Published | None:
         """Begins a new base if the deltas are many or large, and tells of one that has failed.
+
+        No delta may be being written.
 
         Args:
             wait: whether to wait for one that was begun, and begin none.
+
+        Returns:
+            What was published, if it has turned out to be damaged: it isn't gone on with.
         """
         if self._compacting and (wait or self._compacting.done()):
+            compacting, self._compacting = self._compacting, None
             try:
-                self._compacting.result()
+                compacting.result()
+            except DamagedArtifactError as error:
+                self._warn(f"warning: publish: a new base of the whole state follows: {error}")
+                damaged, self.published, self._again = self.published, None, 0
+                return damaged
             except (UserError, OSError) as error:
                 self._warn(f"warning: publish: deltas go on without a new base: {error}")
-            self._compacting = None
         if wait or self._compacting or self.published is None:
-            return
+            return None
         _, manifest, chain = self.published
         size = sum(manifest.files[table.file].bytes for table in manifest.tables)
         is_large = chain.number >= _LEAST and chain.bytes > self._share * size
         if (is_large or chain.number >= self._deltas) and chain.number >= self._again:
             self._again = chain.number + _AGAIN
             self._compacting = self._compactor.submit(self._compact, self.published, chain.number)
+        return None
 
     def _compact(self, published: Published, last: int) -> None:
         def done(new: Published) -> None:

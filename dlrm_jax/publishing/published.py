@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dlrm_jax.artifact.delta_chain import DeltaChain, deltas_of
-from dlrm_jax.artifact.files import check_present
+from dlrm_jax.artifact.files import check_content, check_present
 from dlrm_jax.artifact.manifest import Manifest, is_artifact
 from dlrm_jax.artifact.row_formats import RowFormat, encode
 from dlrm_jax.artifact.tables import map_rows
@@ -140,9 +140,11 @@ def differing_rows(published: Published, model: LiveModel) -> Numbers:
     be from before or after the last publication, or of a run on another mesh.
 
     Raises:
-        UserError: the base or a delta can't be read.
+        UserError: the base or a delta can't be read, or isn't as it was written.
     """
     directory, manifest, chain = published
+    for name, note in manifest.files.items():
+        check_content(directory, name, note)
     tables = {x.name: map_rows(directory, x, private=True) for x in manifest.tables}
     for delta in chain.rest():
         for name, (numbers, rows) in delta.rows.items():

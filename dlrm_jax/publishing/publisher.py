@@ -150,9 +150,10 @@ class Publisher:
         self._settle(wait=True)
         step = int(state.step)
         self._touched.done(step)
-        if step > self._step:
-            self._publish(state, step)
-        self._settle(wait=True)
+        for _ in range(2):  # again if what the delta is of turns out to be damaged
+            if step > self._step:
+                self._publish(state, step)
+                self._settle(wait=True)
 
     def _publish(self, state: TrainState, step: int) -> None:
         """Takes a state and has its delta written; or writes a base, if there is none."""
@@ -195,7 +196,8 @@ class Publisher:
             except (UserError, OSError) as error:
                 self._touched.mark(taken.numbers)
                 self._failed(taken.step, error)
-        self._writer.compact_if_due(wait)
+        if damaged := self._writer.compact_if_due(wait):
+            self._step = damaged.manifest.step  # later states are to be published, as a whole
         return True
 
     def _failed(self, step: int, error: Exception) -> None:

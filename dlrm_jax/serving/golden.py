@@ -31,9 +31,9 @@ SHORT_TOLERANCE = Tolerance(4e-2, BFLOAT16)
 _LEAST_SPREAD = 1e-6
 """Least p(1-p) that differences are divided by: of what is close to 1, float64 has few digits."""
 
-_DIRECTORY = "golden"
+DIRECTORY = "golden"
 _DENSE, _IDS, _PREDICTIONS = FILES = tuple(
-    f"{_DIRECTORY}/{name}.npy" for name in ("dense", "ids", "probabilities")
+    f"{DIRECTORY}/{name}.npy" for name in ("dense", "ids", "probabilities")
 )
 
 
@@ -73,7 +73,7 @@ def write(directory: Path, predictor: Predictor, examples: Examples) -> None:
     Raises:
         UserError: a prediction isn't finite.
     """
-    (directory / _DIRECTORY).mkdir()
+    (directory / DIRECTORY).mkdir()
     write_npy(directory / _DENSE, examples.dense)
     write_npy(directory / _IDS, np.asarray(examples.ids))
     write_npy(directory / _PREDICTIONS, predictor.predict(examples))

@@ -194,6 +194,44 @@ def test_deltas_without_a_base_are_deleted(tmp_path: Path):
         assert sorted(x.name for x in models.iterdir()) == [*wanted[:2], "notes.deltas", wanted[2]]
 
 
+def test_a_damaged_base_isnt_gone_on_with(tmp_path: Path):
+    """Not all of its files are compared with the state: layers come with each delta."""
+    with run_of(tmp_path) as run:
+        run.begin()
+        run.publish()
+        state = run.arrays()
+    _flip(tmp_path / "models" / "1" / "golden" / "ids.npy")
+    with run_of(tmp_path) as run:
+        run.begin(state)
+        (line,) = run.said
+        assert "a new base follows: " in line
+        assert "golden/ids.npy: expected the checksum" in line
+
+
+@pytest.mark.parametrize("file", ["tables/C2.rows", "golden/ids.npy"])
+def test_a_damaged_base_isnt_made_a_new_one(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with run_of(tmp_path, deltas=2, share=1e9) as run:
+        run.begin()
+        run.publish()
+        _flip(tmp_path / "models" / "1" / file)
+        for _ in range(2):
+            run.publish()
+        run.publisher.end(run.state)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("warning: publish: a new base of the whole state follows: ")
+        assert f"1 is damaged: {file}: expected the checksum" in line
+        assert [x.name for x in run.bases()] == ["1", "3"]
+        assert files_in(run.bases()[-1]) == files_in(run.exported(tmp_path / "expected"))
+
+
+def _flip(path: Path) -> None:
+    """Changes the last bit of a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
 def test_another_model_gets_a_new_base(tmp_path: Path):
     with run_of(tmp_path) as run:
         run.begin()
