@@ -44,6 +44,19 @@ class Prefetch(Generic[Host, Placed], Iterator[Placed]):
         self.close()
         raise end
 
+    def poll(self, seconds: float, default: Placed) -> Placed:
+        """The next batch; the default if there is none after some seconds.
+
+        Raises:
+            StopIteration: there are no more batches.
+        """
+        if not self._closed.is_set():
+            try:
+                self._next = self._next or self._ready.get(timeout=seconds)
+            except queue.Empty:
+                return default
+        return next(self)
+
     def peek(self, default: Placed) -> Placed:
         """The batch that `next` is going to return; the default if it is going to raise."""
         if self._closed.is_set():

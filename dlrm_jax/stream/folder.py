@@ -118,23 +118,29 @@ class Folder:
             )
 
     def _files(self) -> dict[str, _File]:
-        found: dict[str, _File] = {}
         try:
-            for path in self._directory.iterdir():
-                if path.name.startswith(".") or path.name.endswith(".tmp"):
-                    continue
-                try:
-                    status = path.stat()
-                except FileNotFoundError:  # deleted meanwhile, or a link to nothing
-                    continue
-                if stat.S_ISDIR(status.st_mode):
-                    raise UserError(
-                        f"stream: expected files alone in {self._directory}, got the directory "
-                        f"{path.name}; move it out of the way"
-                    )
-                found[path.name] = _File(status.st_size, status.st_mtime_ns)
+            paths = list(self._directory.iterdir())
         except OSError as error:
             raise UserError(f"stream: cannot list {self._directory}: {error}") from error
+        found: dict[str, _File] = {}
+        for path in paths:
+            if path.name.startswith(".") or path.name.endswith(".tmp"):
+                continue
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # deleted meanwhile, or a link to nothing
+                continue
+            except OSError as error:
+                raise UserError(
+                    f"stream: cannot read {path}: {error}; move it out of the way"
+                ) from error
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe may wait for ever
+                kind = "directory" if stat.S_ISDIR(status.st_mode) else "pipe, device or socket"
+                raise UserError(
+                    f"stream: expected files alone in {self._directory}, got the {kind} "
+                    f"{path.name}; move it out of the way"
+                )
+            found[path.name] = _File(status.st_size, status.st_mtime_ns)
         return found
 
     def _bytes(self, path: Path) -> bytes:

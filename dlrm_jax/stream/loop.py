@@ -25,6 +25,7 @@ from dlrm_jax.training.live_maps import LiveMaps
 from dlrm_jax.training.loop import Clock, Metrics, compare_copies, finite_loss, is_due
 
 _SHOWN_EVERY = 10.0  # seconds
+_PATIENCE = 1.0  # seconds without a batch after which signals and checkpoints get their turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,7 @@ class StreamLoop:
         step = saved_step = int(state.step)
         saved_at = shown_at = time.monotonic()
         clock: Clock | None = None
-        waited, end = True, object()
+        waited = True
         with deferred() as requested, Prefetch(batches, self._place) as placed:
 
             def save() -> bool:
@@ -132,12 +133,12 @@ class StreamLoop:
 
             while not steps or step < steps:
                 try:
-                    item: Any = next(placed, end)
+                    item: Any = placed.poll(_PATIENCE, None)
+                except StopIteration:
+                    break
                 except UserError:
                     save()
                     raise
-                if item is end:
-                    break
                 if isinstance(item, _Placed):
                     clock = clock or Clock(len(item.given.batch.labels))
                     if waited:

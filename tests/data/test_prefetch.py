@@ -127,3 +127,22 @@ def test_closing_while_the_thread_waits_for_room_or_works():
 def test_no_batches():
     with Prefetch(first(0), lambda batch: batch) as placed:
         assert list(placed) == []
+
+
+def test_a_batch_that_isnt_there_yet_is_waited_for_a_while():
+    come = threading.Event()
+
+    def source():
+        yield 1
+        come.wait(10)
+        yield 2
+
+    with Prefetch(source(), lambda batch: batch) as placed:
+        assert placed.poll(10, 0) == 1
+        assert placed.poll(0.01, 0) == 0
+        come.set()
+        assert placed.peek(0) == 2
+        assert placed.poll(10, 0) == 2
+        for _ in range(2):
+            with pytest.raises(StopIteration):
+                placed.poll(10, 0)

@@ -110,13 +110,23 @@ def test_segments_that_were_read_may_be_deleted_and_are_forgotten(tmp_path: Path
             lambda path: log(2).with_columns(price=pl.lit([1])).write_parquet(path),
             "x, column price: expected numbers",
         ),
-        (lambda path: path.mkdir(), "expected files alone in"),
+        (lambda path: path.mkdir(), "expected files alone in .* got the directory x"),
+        (os.mkfifo, "expected files alone in .* got the pipe, device or socket x"),
+        (lambda path: path.symlink_to("/dev/zero"), "got the pipe, device or socket x"),
+        (lambda path: path.symlink_to("x"), "cannot read .*x: .*symbolic links"),
     ],
 )
 def test_wrong_files_are_named(tmp_path: Path, write, message: str):
     write(tmp_path / "x")
     with pytest.raises(UserError, match=message):
         Folder(tmp_path, SCHEMA).next(None)
+
+
+def test_a_link_to_a_file_is_a_segment(tmp_path: Path):
+    (tmp_path / "segments").mkdir()
+    log(3).write_parquet(tmp_path / "file")
+    (tmp_path / "segments" / "x").symlink_to(tmp_path / "file")
+    assert names(read(Folder(tmp_path / "segments", SCHEMA))) == ["x"]
 
 
 def test_a_truncated_segment_is_named(tmp_path: Path):
