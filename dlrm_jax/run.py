@@ -24,6 +24,7 @@ from dlrm_jax.run_data import is_new
 from dlrm_jax.run_start import (
     Options,
     check_splits,
+    check_start,
     checkpoints_of,
     config_text,
     describe_run,
@@ -86,7 +87,10 @@ def run(
         Interrupted: a signal came; the state was saved if there is a workdir.
     """
     inherited = bool(options.continue_from or options.evaluate_only)
-    absent = check_splits(config, data, inherited, is_new(options.workdir))
+    new = is_new(options.workdir)
+    absent = check_splits(config, data, inherited, new)
+    if new:
+        check_start(config, options)
     if absent:
         say(f"no examples for {' and '.join(absent)}: there are no metrics of them")
     if correction := correction_of(config, data.kept_negatives.get("train", 1.0)):

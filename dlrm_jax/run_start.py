@@ -160,6 +160,20 @@ def config_text(config: Config, data: Dataset) -> str:
     return file_text(dataclasses.replace(config, shared_tables=own), decided)
 
 
+def check_start(config: Config, options: Options) -> None:
+    """Checks that a new run can take values from another one, before its workdir is made.
+
+    Raises:
+        UserError: it has dynamic ids, and takes some.
+    """
+    if config.dynamic_ids and (options.continue_from or options.warm_start):
+        flag = "continue_from" if options.continue_from else "warm_start"
+        raise UserError(
+            f"{flag}: expected a run without dynamic ids, whose rows are those of the other run, "
+            f"got dynamic_ids={','.join(config.dynamic_ids)}; leave one of the two out"
+        )
+
+
 def first_state(
     config: Config,
     learner: Learner,
@@ -192,12 +206,6 @@ def first_state(
         return checkpoints.restore(learner, step, id_maps), step, None
     if options.evaluate_only:
         raise UserError(f"--eval_only: there is no checkpoint in {options.workdir}/checkpoints")
-    if id_maps and (options.continue_from or options.warm_start):
-        flag = "continue_from" if options.continue_from else "warm_start"
-        raise UserError(
-            f"{flag}: expected a run without dynamic ids, whose rows are those of the other run, "
-            f"got dynamic_ids={','.join(config.dynamic_ids)}; leave one of the two out"
-        )
     if options.continue_from:
         state, continued = start_from(options.continue_from, learner, config.seed, data.directory)
         say(f"continuing step {continued.step} of {continued.checkpoint}")

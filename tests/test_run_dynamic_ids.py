@@ -95,7 +95,8 @@ def test_what_is_not_for_dynamic_ids_says_so(trained, tmp_path):
         with pytest.raises(UserError, match="ids of C2 are dynamic there"):
             run(static, DATA, learner, Options(None, **start), lambda line: None)
         with pytest.raises(UserError, match="expected a run without dynamic ids"):
-            run(DYNAMIC, DATA, LEARNER, Options(None, **start), lambda line: None)
+            run(DYNAMIC, DATA, LEARNER, Options(tmp_path / "new", **start), lambda line: None)
+        assert not (tmp_path / "new").exists()
     other = dataclasses.replace(DYNAMIC, dynamic_ids=("C2=300",))
     with pytest.raises(UserError, match=r"its dynamic_ids is .*C2=250"):
         run_in(workdir, other, make_learner(other, make_mesh("2x2")))

@@ -107,7 +107,7 @@ def main() -> None:
     """Mesh, data, learner, then what `dlrm_jax.run.run` does."""
     workdir = chosen_workdir("train")
     check_flags()
-    config, schema = stream_config() if FLAGS.stream else (chosen_config(workdir), None)
+    config, schema = stream_config(workdir) if FLAGS.stream else (chosen_config(workdir), None)
     if FLAGS.processes > 1 and not FLAGS.coordinator:
         sys.exit(launch(FLAGS.processes, workdir))
     mesh = start(FLAGS.mesh, FLAGS.processes)

@@ -15,7 +15,7 @@ from dlrm_jax.console import status
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.saved_config import file_fields
-from dlrm_jax.stream.folder import Folder
+from dlrm_jax.stream.folder import Folder, check_folder
 from dlrm_jax.stream.run import StreamOptions, run_stream
 from dlrm_jax.stream.settings import OF_SCHEMA, WITHOUT_EFFECT, for_schema
 from dlrm_jax.text_table import text_table
@@ -84,8 +84,13 @@ def check_stream_flags() -> None:
         )
 
 
-def stream_config() -> tuple[Config, Schema]:
-    """The config of the flags with what the schema decides, and the schema."""
+def stream_config(workdir: Path) -> tuple[Config, Schema]:
+    """The config of the flags with what the schema decides, and the schema.
+
+    Raises:
+        UserError: see `check_folder` and `for_schema`.
+    """
+    check_folder(Path(FLAGS.stream), workdir)
     schema = Schema.from_json(Path(FLAGS.schema))
     config = for_schema(config_of_flags(), schema)
     check_table_settings(config)

@@ -32,6 +32,28 @@ class _File:
     changed: int  # nanoseconds since 1970
 
 
+def check_folder(directory: Path, workdir: Path) -> None:
+    """Checks that a folder is there, and that a run on it writes nothing among its segments.
+
+    Args:
+        directory: the folder.
+        workdir: directory of the run, which needn't exist.
+
+    Raises:
+        UserError: there is no such directory, or the workdir is the folder or inside it.
+    """
+    if not directory.is_dir():
+        raise UserError(
+            f"stream: expected a directory of segments, there is no {directory}; make it, or "
+            f"name another one"
+        )
+    if workdir.resolve().is_relative_to(directory.resolve()):
+        raise UserError(
+            f"workdir: expected a directory outside of the stream's folder {directory}, where all "
+            f"is read as segments, got {workdir}; give another one"
+        )
+
+
 class Folder:
     """The files of a folder, in the order of their names.
 
@@ -43,17 +65,9 @@ class Folder:
         directory: the folder.
         schema: meaning of the columns; the others aren't read.
         consumed: segments that were read before, as a checkpoint notes them.
-
-    Raises:
-        UserError: there is no such directory.
     """
 
     def __init__(self, directory: Path, schema: Schema, consumed: Iterable[Consumed] = ()):
-        if not directory.is_dir():
-            raise UserError(
-                f"stream: expected a directory of segments, there is no {directory}; make it, or "
-                f"name another one"
-            )
         self._directory, self._schema = directory, schema
         self._consumed = {each.name: each for each in consumed}
         self._waiting: collections.deque[str] = collections.deque()

@@ -8,7 +8,7 @@ import pytest
 from stream_log import SCHEMA, log, publish, write_segments
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.stream.folder import Folder
+from dlrm_jax.stream.folder import Folder, check_folder
 from dlrm_jax.stream.position import Position
 from dlrm_jax.stream.source import Segment
 
@@ -142,4 +142,13 @@ def test_a_truncated_segment_is_named(tmp_path: Path):
 
 def test_without_a_directory(tmp_path: Path):
     with pytest.raises(UserError, match="expected a directory of segments, there is no"):
-        Folder(tmp_path / "none", SCHEMA)
+        check_folder(tmp_path / "none", tmp_path / "run")
+
+
+def test_a_run_among_the_segments(tmp_path: Path):
+    (tmp_path / "segments").mkdir()
+    (tmp_path / "link").symlink_to("segments")
+    for workdir in ("segments", "segments/run", "link/run", "segments/../link"):
+        with pytest.raises(UserError, match="expected a directory outside of the stream's folder"):
+            check_folder(tmp_path / "segments", tmp_path / workdir)
+    check_folder(tmp_path / "segments", tmp_path / "run")

@@ -182,6 +182,13 @@ def test_flags_that_nothing_reads_are_refused(tmp_path: Path, given, message: st
     assert message in result.stderr
 
 
+def test_a_folder_that_isnt_there_leaves_no_workdir(tmp_path: Path):
+    result = run(*flags(tmp_path / "none", tmp_path / "run"), program=PROGRAM)
+    assert result.returncode == 2
+    assert f"expected a directory of segments, there is no {tmp_path}/none" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_flags_of_streams_need_one(tmp_path: Path):
     result = run("--stream_window=5", f"--workdir={tmp_path}", program=PROGRAM)
     assert "--stream_window has no effect without --stream" in result.stderr
