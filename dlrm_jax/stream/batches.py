@@ -17,6 +17,7 @@ from dlrm_jax.stream.rows import Rows, rows_of
 from dlrm_jax.stream.source import Source
 
 _PAUSE = 0.2  # seconds between two looks for a new segment
+_LEAST_WEIGHT = np.finfo(np.float32).tiny  # devices take smaller ones for 0
 
 Encoder = Callable[[RawIds], Int32[np.ndarray, "B C"]]
 """A function of a batch's raw ids that gives rows of tables. Batches come to it in order."""
@@ -49,12 +50,13 @@ def stream_batches(
     progress: Progress,
     idle_seconds: float,
     pause: Callable[[float], None] = time.sleep,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[StreamBatch | None]:
     """Yields the batches behind a position, in order, across the borders of segments.
 
     Which rows are in a batch depends on the stream and the batch size alone, however the rows are
     cut into segments. Rows at the end that don't fill a batch wait for more; they aren't part of
-    any progress.
+    any progress. A batch whose examples all have weight 0 has no loss, and is left out.
 
     Args:
         source: the stream.
@@ -64,6 +66,7 @@ def stream_batches(
         progress: part of the stream that was trained on before.
         idle_seconds: seconds without a new segment after which the batches end; 0 for never.
         pause: function that waits so many seconds before the next look for a segment.
+        say: function that shows a line of text to the user.
 
     Yields:
         None where there is no new segment yet, after every look for one.
@@ -91,8 +94,11 @@ def stream_batches(
                 place = row - (len(rows) - end)  # less than a batch waited, so it's in this part
                 position = Position(note.name, place, place == note.rows)
                 examples += batch_size
-                reached = Progress(position, consumed, examples)
-                yield _batch(rows[start:end], encoder, reached)
+                given = rows[start:end]
+                if given.sample_weights.max() < _LEAST_WEIGHT:
+                    say(f"the {batch_size} examples up to {position} all have weight 0: left out")
+                    continue
+                yield _batch(given, encoder, Progress(position, consumed, examples))
             waiting = [rows[full:]]
         read = Position(note.name, note.rows, ended=True)
         last = time.monotonic()

@@ -140,6 +140,7 @@ def run_stream(
             config.batch_size,
             progress,
             options.idle_seconds,
+            say=say,
         )
         loop.last_window = _last_window(workdir)
         state, progress, speed = loop(state, progress, batches, config.steps)

@@ -84,6 +84,24 @@ def test_every_position_goes_on_with_the_same_batches(tmp_path: Path):
         assert [x.progress for x in rest] == [x.progress for x in whole[done:]]
 
 
+def test_a_batch_of_weight_0_is_left_out_and_counted(tmp_path: Path):
+    row = pl.int_range(pl.len())
+    rows = log(40).with_columns(w=pl.when(row.is_between(8, 23)).then(0.0).otherwise("w"))
+    write_segments(tmp_path, [20, 20], rows)
+    said: list[str] = []
+    folder = Folder(tmp_path, SCHEMA)
+    given = stream_batches(folder, SCHEMA, ENCODER, 8, Progress(), 1e-9, say=said.append)
+    found = [batch for batch in given if batch]
+    assert [batch.progress.examples for batch in found] == [8, 32, 40]
+    assert found[1].batch.labels.tolist() == rows["click"][24:32].to_list()
+    assert said == [
+        "the 8 examples up to s000.parquet, row 16 all have weight 0: left out",
+        "the 8 examples up to s001.parquet, row 4 all have weight 0: left out",
+    ]
+    again = batches(tmp_path, 8, found[0].progress)
+    assert [x.progress for x in again] == [x.progress for x in found[1:]]
+
+
 def test_rows_that_fill_no_batch_wait_for_more(tmp_path: Path):
     rows = log(20)
     write_segments(tmp_path, [13], rows[:13])

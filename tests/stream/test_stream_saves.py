@@ -7,9 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stream_log import SCHEMA, write_segments
+import polars as pl
+import pytest
+from stream_log import SCHEMA, log, write_segments
 
 from dlrm_jax.config import Config
+from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.stream.folder import Folder
 from dlrm_jax.stream.position import Position
@@ -26,7 +29,7 @@ CONFIG = for_schema(
         top_mlp=(8, 1),
         batch_size=16,
         log_every=1,
-        dynamic_ids=("item=40",),
+        dynamic_ids=("item=10",),
     ),
     SCHEMA,
 )
@@ -38,8 +41,22 @@ def train(workdir: Path, source: Any, **options: Any) -> dict[str, Any]:
     return run_stream(CONFIG, SCHEMA, source, learner, chosen)
 
 
+def test_a_batch_of_too_many_ids_ends_the_run_after_the_steps_before_it_are_saved(tmp_path: Path):
+    row = pl.int_range(64)
+    rows = log(64).with_columns(item=pl.when(row < 48).then(row % 4).otherwise(row))
+    write_segments(tmp_path / "segments", [64], rows)
+    with pytest.raises(UserError, match="the batch of step 4"):
+        train(
+            tmp_path / "run",
+            lambda consumed: Folder(tmp_path / "segments", SCHEMA, consumed),
+            window=16,
+        )
+    assert (tmp_path / "run/checkpoints/00000003/metadata.json").exists()
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2 * 3
+
+
 def test_a_read_that_blocks_doesnt_keep_states_from_being_saved(tmp_path: Path):
-    write_segments(tmp_path / "segments", [50])
+    write_segments(tmp_path / "segments", [50], log(50).with_columns(item=pl.int_range(50) % 4))
     last = tmp_path / "run/checkpoints/00000003/metadata.json"
     found: list[bool] = []
 
