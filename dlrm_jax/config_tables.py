@@ -50,8 +50,12 @@ class TableSettings:
         names, items = self.table_names, getattr(self, field)
         if self.features:
             for item in items:
-                if not any(item.startswith(f"{name}=") for name in names):
+                if any(item.startswith(f"{name}=") for name in names):
+                    continue
+                if item not in names:
                     raise self.no_table(field, item)
+                value = "ROWS" if field == "dynamic_ids" else "VALUE"
+                raise UserError(f"{field}: expected {item}={value}, got {item!r} alone")
         expected = f"TABLE=VALUE with a table of {listed(names)}"
         return read_settings(field, items, names, expected)
 

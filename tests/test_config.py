@@ -139,6 +139,10 @@ def test_settings_name_tables_as_their_features():
             UserError, match=rf"'{item}' names no table; there are item, a=b, a{end}$"
         ):
             bad.per_table("placements")
+    for field, value in (("placements", "VALUE"), ("dynamic_ids", "ROWS")):
+        bad = dataclasses.replace(named, **{field: ("item",)})
+        with pytest.raises(UserError, match=f"^{field}: expected item={value}, got 'item' alone"):
+            bad.per_table(field)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from saved_run import CONFIG, examples
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.dynamic_ids.policy import DynamicIds
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.table_files import write_table
@@ -21,6 +22,7 @@ from dlrm_jax.run import Options, Outcome, run
 from dlrm_jax.serving.export import export
 from dlrm_jax.serving.trained_model import TrainedModel
 from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.dynamic_tables import dynamic_rows
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.step import make_predict
@@ -113,11 +115,17 @@ def test_what_is_not_for_dynamic_ids_says_so(trained, tmp_path):
         ("C2=9:admit=2", "expected rules of C2 among admit_count, .* got 'admit=2'"),
         ("C2=9:defaults=9", "dynamic_ids: C2: rows of a table .* from 10 to"),
         ("C9=9", "dynamic_ids: .*C9"),
+        ("C2=99:evict_share=1/0", "expected a number, such as 0.1 or 1/32, for the evict_share"),
     ],
 )
 def test_settings(setting, message):
     with pytest.raises(UserError, match=message):
         describe(dataclasses.replace(CONFIG, dynamic_ids=(setting,)))
+
+
+def test_a_share_may_be_a_fraction():
+    config = dataclasses.replace(CONFIG, dynamic_ids=("C2=99:evict_share=1/32",))
+    assert dynamic_rows(config)["C2"].ids == DynamicIds(evict_share=1 / 32)
 
 
 def test_compressed_tables_are_refused():

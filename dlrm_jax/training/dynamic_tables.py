@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from dlrm_jax.config import Config
@@ -55,9 +56,9 @@ def _read(table: str, text: str) -> DynamicRows:
 def _value(table: str, name: str, text: str) -> Any:
     kind = _KINDS.get(name, int)
     try:
-        return kind(text)
-    except ValueError:
-        expected = "an integer" if kind is int else "a number"
+        return float(Fraction(text)) if kind is float else kind(text)
+    except (ValueError, ZeroDivisionError):
+        expected = "an integer" if kind is int else "a number, such as 0.1 or 1/32,"
         raise UserError(
             f"dynamic_ids: expected {expected} for the {name} of {table}, got {text!r}"
         ) from None
