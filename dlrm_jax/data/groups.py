@@ -60,6 +60,6 @@ def check_column(
         raise UserError(
             f"{field}: {item} groups by {column!r}, which is neither a categorical feature "
             f"({', '.join(columns)}) nor one of the schema's groups "
-            f"({', '.join(groups) or 'there are none'}); name the column in the schema's groups "
-            f"and prepare the data again"
+            f"({', '.join(groups) or 'there are none'}); name the column in the schema's "
+            f"groups; data that were prepared without it are to be prepared again"
         )

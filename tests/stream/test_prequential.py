@@ -116,5 +116,6 @@ def test_predictions_that_arent_finite_are_an_error():
 
 
 def test_a_column_that_isnt_there_is_named():
-    with pytest.raises(UserError, match="gauc:session groups by 'session'"):
+    with pytest.raises(UserError, match="gauc:session groups by 'session'") as error:
         Prequential(Config(metrics=("gauc:session",)), SCHEMA, 16)
+    assert "and prepare the data again" not in str(error.value)  # a stream isn't prepared

@@ -46,6 +46,13 @@ def test_missing_values_have_an_id(kind):
     assert ids_of(pl.Series([float("nan")])).tolist() == [MISSING]
 
 
+def test_what_the_docs_say_of_missing_values_and_datetimes():
+    for edge in (pl.Series([-(2**63)]), pl.Series([2**63], dtype=pl.UInt64)):
+        assert ids_of(edge).tolist() == [MISSING]
+    now = pl.Series([datetime.datetime(2026, 11, 25)])
+    assert len({ids_of(now.dt.cast_time_unit(unit)).item() for unit in ("ms", "us", "ns")}) == 3
+
+
 def test_bags_lie_side_by_side():
     schema = Schema("y", ("a", "b"), bag_lengths={"b": 2})
     lists = pl.Series([[1], None, [2, 3], [], [None]], dtype=pl.List(pl.Int64))
