@@ -106,7 +106,7 @@ def check_takes(config: Config, labels: Sequence[str], alone: str = "labels={}")
     Args:
         config: config of the run.
         labels: names of the labels.
-        alone: how the user trains one of them, for the message; ``{}`` is its name.
+        alone: advice to train one of them, for the message; ``{}`` is its name.
 
     Raises:
         UserError: it doesn't.
