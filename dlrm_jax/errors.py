@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
 
@@ -73,6 +74,24 @@ class DamagedArtifactError(UserError):
         file, reason = shortened(file, 100), shortened(reason, 500)
         return (
             f"artifact {artifact} is damaged: {file}: {reason}; copy it again, or export it again"
+        )
+
+
+class DamagedDeltaError(DamagedArtifactError):
+    """A delta that isn't as it was written, or doesn't follow the one before.
+
+    Args:
+        delta: directory of the delta.
+        file: name of the file in it.
+        reason: difference that was found.
+    """
+
+    def __str__(self) -> str:
+        delta, file, reason = self.args
+        return (
+            f"delta {delta} is damaged: {shortened(file, 100)}: {shortened(reason, 500)}; a new "
+            f"base helps, which train --publish writes when it is started again; or remove "
+            f"{PurePath(delta).parent} and start the server again, which serves the older base"
         )
 
 

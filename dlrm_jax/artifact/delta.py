@@ -22,7 +22,7 @@ from dlrm_jax.artifact.manifest import MANIFEST, Manifest
 from dlrm_jax.artifact.notes import FileNote, LongCount, Positive
 from dlrm_jax.artifact.row_formats import row_bytes
 from dlrm_jax.artifact.signed_text import is_signed, signed_text
-from dlrm_jax.errors import DamagedArtifactError, UserError
+from dlrm_jax.errors import DamagedDeltaError, UserError
 
 FORMAT = 1
 """Number of the format. It changes with what a reader mustn't leave out, such as keys of rows."""
@@ -140,7 +140,7 @@ def read_note(directory: Path) -> tuple[DeltaNote, str]:
 
     Raises:
         UserError: a later version wrote it.
-        DamagedArtifactError: it isn't there, or isn't as it was written.
+        DamagedDeltaError: it isn't there, or isn't as it was written.
     """
     try:
         content = _read(directory / DELTA)
@@ -151,16 +151,16 @@ def read_note(directory: Path) -> tuple[DeltaNote, str]:
                 f"it wrote the delta; use that version"
             )
         if number != FORMAT or not is_signed(content.decode()):
-            raise DamagedArtifactError(
+            raise DamagedDeltaError(
                 str(directory), DELTA, "its bytes aren't those that were written"
             )
         note = msgspec.json.decode(content, type=DeltaNote)
     except OSError as error:
-        raise DamagedArtifactError(str(directory), DELTA, f"it can't be read: {error}") from error
+        raise DamagedDeltaError(str(directory), DELTA, f"it can't be read: {error}") from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise DamagedArtifactError(str(directory), DELTA, str(error)) from error
+        raise DamagedDeltaError(str(directory), DELTA, str(error)) from error
     if note.files.keys() != {*FILES}:
-        raise DamagedArtifactError(str(directory), DELTA, f"expected the files {', '.join(FILES)}")
+        raise DamagedDeltaError(str(directory), DELTA, f"expected the files {', '.join(FILES)}")
     return note, xxhash.xxh3_128(content).hexdigest()
 
 
@@ -173,7 +173,7 @@ def read_delta(directory: Path, manifest: Manifest) -> Delta:
 
     Raises:
         UserError: a later version wrote it.
-        DamagedArtifactError: it isn't as it was written, or doesn't fit the artifact.
+        DamagedDeltaError: it isn't as it was written, or doesn't fit the artifact.
     """
     note, content = read_note(directory)
     numbers, rows, layers = (_checked(directory, name, note.files[name]) for name in FILES)
@@ -185,7 +185,7 @@ def read_delta(directory: Path, manifest: Manifest) -> Delta:
             dict(_layers(manifest, layers)),
         )
     except _UnfitError as error:
-        raise DamagedArtifactError(str(directory), DELTA, str(error)) from error
+        raise DamagedDeltaError(str(directory), DELTA, str(error)) from error
 
 
 def _read(path: Path) -> bytes:
@@ -200,12 +200,12 @@ def _checked(directory: Path, name: str, noted: FileNote) -> bytes:
     try:
         content = _read(directory / name)
     except OSError as error:
-        raise DamagedArtifactError(str(directory), name, f"it can't be read: {error}") from error
+        raise DamagedDeltaError(str(directory), name, f"it can't be read: {error}") from error
     if len(content) != noted.bytes:
         found = f"expected {noted.bytes:,} bytes, it has {len(content):,}"
-        raise DamagedArtifactError(str(directory), name, found)
+        raise DamagedDeltaError(str(directory), name, found)
     if (found := xxhash.xxh3_128(content).hexdigest()) != noted.xxh3_128:
-        raise DamagedArtifactError(
+        raise DamagedDeltaError(
             str(directory), name, f"expected the checksum {noted.xxh3_128}, its bytes have {found}"
         )
     return content

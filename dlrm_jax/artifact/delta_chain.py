@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dlrm_jax.artifact.delta import DELTA, Delta, DeltaNote, hash_of, read_delta
 from dlrm_jax.artifact.manifest import MANIFEST, Manifest
-from dlrm_jax.errors import DamagedArtifactError
+from dlrm_jax.errors import DamagedDeltaError
 
 
 def deltas_of(artifact: Path) -> Path:
@@ -48,7 +48,7 @@ class DeltaChain:
 
         Raises:
             UserError: a later version wrote it.
-            DamagedArtifactError: it is damaged, or of another artifact or chain; or it is missing,
+            DamagedDeltaError: it is damaged, or of another artifact or chain; or it is missing,
                 though there are later ones.
         """
         number = self.number + 1
@@ -57,7 +57,7 @@ class DeltaChain:
         if number not in there:
             if there and there[-1] > number:
                 later = f"it is missing, and delta {there[-1]} is there"
-                raise DamagedArtifactError(str(self.directory), path.name, later)
+                raise DamagedDeltaError(str(path), DELTA, later)
             return None
         delta = read_delta(path, self._manifest)
         note = delta.note
@@ -67,7 +67,7 @@ class DeltaChain:
             ("before", note.before, self.before),
         ):
             if noted != expected:
-                raise DamagedArtifactError(
+                raise DamagedDeltaError(
                     str(path),
                     DELTA,
                     f"it doesn't follow what is there: expected {what} {expected}, it has {noted}",

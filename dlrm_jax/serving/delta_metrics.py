@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from dlrm_jax.artifact.delta import DeltaNote
+
 
 class DeltaMetrics:
     """Gauges of deltas, by version.
@@ -26,13 +28,20 @@ class DeltaMetrics:
         self._stale = gauge("delta_stale", "1 while a delta is damaged, lost or foreign.")
         self.of_versions = (self._number, self._step, self._written, self._stale)
 
-    def applied(self, version: str, number: int, step: int, written: float) -> None:
-        """Notes a delta that answers come from."""
-        labels = (self._model, version)
-        self._number.labels(*labels).set(number)
-        self._step.labels(*labels).set(step)
-        self._written.labels(*labels).set(written)
+    def looked(self, version: str, last: DeltaNote | None, is_stale: bool) -> None:
+        """Notes what a look for deltas has found.
 
-    def stale(self, version: str, is_stale: bool) -> None:
-        """Notes whether a delta is there that can't be applied."""
-        self._stale.labels(self._model, version).set(is_stale)
+        Args:
+            version: name of the version.
+            last: delta that answers come from; None if no delta has been applied.
+            is_stale: whether a delta is there that can't be applied.
+        """
+        labels = (self._model, version)
+        if last:
+            self._written.labels(*labels).set(last.written)
+            self._step.labels(*labels).set(last.step)
+            self._number.labels(*labels).set(last.number)
+        else:  # those that are there are of another artifact of the name
+            for gauge in (self._number, self._step, self._written):
+                gauge.remove_by_labels({"model": self._model, "version": version})
+        self._stale.labels(*labels).set(is_stale)

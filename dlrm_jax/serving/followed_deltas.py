@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 
+from dlrm_jax.artifact.delta import DeltaNote
 from dlrm_jax.artifact.delta_chain import DeltaChain
 from dlrm_jax.artifact.updated_artifact import UpdatedArtifact
 from dlrm_jax.errors import UserError
@@ -32,19 +33,20 @@ class FollowedDeltas:
     ):
         self._version, self._chain, self._live = version, chain, live
         self._metrics = metrics
+        self._last: DeltaNote | None = None
         self._problem = ""
 
     def look(self) -> None:
         """Applies the deltas that are there, in order, up to the first that can't be.
 
-        Why that can't be is logged once; the state before it stays, and each look tries again.
+        Why that can't be is logged once, and the end of it; the state before it stays, and each
+        look tries again.
         """
         try:
             while delta := self._chain.read_next():
-                note = delta.note
                 self._live.apply(delta)
-                self._chain.append(note, delta.content)
-                self._metrics.applied(self._version, note.number, note.step, note.written)
+                self._chain.append(delta.note, delta.content)
+                self._last = delta.note
             problem = ""
         except (UserError, OSError) as error:
             problem = str(error)
@@ -52,7 +54,9 @@ class FollowedDeltas:
             _log.error(
                 "version %s stays at delta %d: %s", self._version, self._chain.number, problem
             )
-        self._metrics.stale(self._version, bool(problem))
+        if self._problem and not problem:
+            _log.info("version %s goes on: it is at delta %d", self._version, self._chain.number)
+        self._metrics.looked(self._version, self._last, bool(problem))
         self._problem = problem
 
 

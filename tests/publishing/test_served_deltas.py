@@ -120,7 +120,7 @@ def test_a_bad_delta_is_told_of_once_and_the_state_stays(
         elif fault == "lost":
             shutil.rmtree(bad)
             shutil.copytree(kept / "000003", deltas / "000003")
-            message = "000002: it is missing, and delta 3 is there"
+            message = "000002 is damaged: delta.json: it is missing, and delta 3 is there"
         else:
             shutil.rmtree(bad)
             shutil.copytree(kept / "000003", bad)
@@ -131,13 +131,35 @@ def test_a_bad_delta_is_told_of_once_and_the_state_stays(
         (line,) = caplog.messages
         assert line.startswith("version 1 stays at delta 1: ")
         assert message in line
+        assert f"or remove {deltas} and start the server again" in line
         assert (metric(client, "delta_number"), metric(client, "delta_stale")) == (1, 1)
         np.testing.assert_array_equal(ask(client), before)
         shutil.rmtree(deltas)
         shutil.copytree(kept, deltas)
+        caplog.set_level(logging.INFO)
+        caplog.clear()
         repository.refresh()
+        assert caplog.messages == ["version 1 goes on: it is at delta 3"]
         assert (metric(client, "delta_number"), metric(client, "delta_stale")) == (3, 0)
         assert np.abs(ask(client) - before).max() > 1e-4
+
+
+def test_another_artifact_of_the_name_has_no_gauges_of_the_deltas_before(tmp_path: Path):
+    with run_of(tmp_path, share=1e9) as run:
+        run.begin()
+        run.publish()
+        run.publish()
+        other = run.exported(tmp_path / "other")
+    base = tmp_path / "models" / "1"
+    with serving(tmp_path / "models") as client:
+        assert (metric(client, "delta_number"), metric(client, "delta_step")) == (1, 2)
+        shutil.rmtree(base.with_name("1.deltas"))
+        shutil.rmtree(base)
+        shutil.move(other, base)
+        client.server.repository.refresh()
+        assert client.server.repository.versions == ["1"]
+        names = ("delta_number", "delta_step", "delta_written_seconds", "delta_stale")
+        assert [metric(client, name) for name in names] == [None, None, None, 0]
 
 
 def test_a_new_base_takes_the_place_of_the_old_one_with_its_deltas(tmp_path: Path):
