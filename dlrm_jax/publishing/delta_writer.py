@@ -15,7 +15,7 @@ import numpy as np
 from dlrm_jax.artifact.delta import DeltaNote, Rows, write_delta
 from dlrm_jax.artifact.delta_chain import delta_path
 from dlrm_jax.artifact.row_formats import encode
-from dlrm_jax.console import once, status
+from dlrm_jax.console import status
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.files import creating
 from dlrm_jax.publishing.compaction import compact
@@ -68,7 +68,7 @@ class DeltaWriter:
         self._again = 0  # number of the first delta after which a new base may be tried
         self._lock = threading.Lock()  # of the chain
         self._compacting: Future[None] | None = None
-        self._warn = once(lambda text: status(text, error=True))
+        self._has_failed = False  # the new base that was tried last
         self._stack = contextlib.ExitStack()
         self._writer = self._stack.enter_context(ThreadPoolExecutor(1, "publisher"))
         self._compactor = self._stack.enter_context(ThreadPoolExecutor(1, "compaction"))
@@ -125,11 +125,17 @@ class DeltaWriter:
             try:
                 compacting.result()
             except DamagedArtifactError as error:
-                self._warn(f"warning: publish: a new base of the whole state follows: {error}")
+                text = f"warning: publish: a new base of the whole state follows: {error}"
+                status(text, error=True)
                 damaged, self.published, self._again = self.published, None, 0
                 return damaged
             except (UserError, OSError) as error:
-                self._warn(f"warning: publish: deltas go on without a new base: {error}")
+                if not self._has_failed:
+                    text = f"warning: publish: deltas go on without a new base: {error}"
+                    status(text, error=True)
+                self._has_failed = True
+            else:
+                self._has_failed = False
         if wait or self._compacting or self.published is None:
             return None
         _, manifest, chain = self.published

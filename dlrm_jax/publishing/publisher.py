@@ -48,6 +48,7 @@ class Publisher:
     """Publishes a run. A context manager, whose end waits for what is being written.
 
     What can't be written, as on a full disk, is told of; its rows belong to the next publication.
+    Failures one after the other are told of once. The end tells of a last state that isn't there.
 
     Args:
         settings: settings.
@@ -68,6 +69,8 @@ class Publisher:
         self._settings, self._models, self._touched = settings, models, touched
         self._say, self._clock = say, clock
         self._step = -1  # of the last publication; later ones are of later steps
+        self._trained = -1  # last step that was done
+        self._failure = ""  # why the last publication failed; empty if it didn't
         self._due = 0.0
         self._writing: tuple[Taken, Future[None]] | None = None
         self._stack = contextlib.ExitStack()
@@ -89,6 +92,13 @@ class Publisher:
     def __exit__(self, *error: object) -> None:
         with self._stack:
             self._settle(wait=True)
+            if self._trained > self._step:
+                self._say(
+                    f"warning: publish: the last state, of step {self._trained}, isn't published: "
+                    f"{self._failure or 'the run has ended before'}; the same command goes on and "
+                    f"publishes it, or python -m dlrm_jax export --run={self._models.workdir} "
+                    f"--output=NAME writes an artifact of it"
+                )
 
     def batches(self, batches: Batches) -> Batches:
         """The batches, whose ids are noted as they are read."""
@@ -139,6 +149,7 @@ class Publisher:
             step: number of the step.
         """
         self._touched.done(step)
+        self._trained = step
         if self._clock() < self._due or step <= self._step or not self._settle(wait=False):
             return False
         self._publish(state, step)
@@ -148,7 +159,7 @@ class Publisher:
     def end(self, state: TrainState) -> None:
         """Publishes the last state, and waits until it is written."""
         self._settle(wait=True)
-        step = int(state.step)
+        self._trained = step = int(state.step)
         self._touched.done(step)
         for _ in range(2):  # again if what the delta is of turns out to be damaged
             if step > self._step:
@@ -177,6 +188,7 @@ class Publisher:
             self._touched.mark(numbers)
             self._failed(step, error)
             return
+        self._failure = ""
         self._say(f"published step {step} as a base in {self._clock() - begun:.1f} s")
 
     def _settle(self, wait: bool) -> bool:
@@ -192,7 +204,7 @@ class Publisher:
             self._writing = None
             try:
                 future.result()
-                self._step = taken.step
+                self._step, self._failure = taken.step, ""
             except (UserError, OSError) as error:
                 self._touched.mark(taken.numbers)
                 self._failed(taken.step, error)
@@ -201,4 +213,9 @@ class Publisher:
         return True
 
     def _failed(self, step: int, error: Exception) -> None:
-        self._say(f"warning: publish: step {step} isn't published: {error}; the next one is tried")
+        if not self._failure:
+            self._say(
+                f"warning: publish: step {step} isn't published: {error}; later ones are tried, "
+                f"without more lines like this one until one is published"
+            )
+        self._failure = str(error)

@@ -226,6 +226,35 @@ def test_a_damaged_base_isnt_made_a_new_one(
         assert files_in(run.bases()[-1]) == files_in(run.exported(tmp_path / "expected"))
 
 
+def test_a_disk_that_stays_full_is_told_of_once_and_at_the_end(tmp_path: Path):
+    with run_of(tmp_path, share=1e9) as run:
+        run.begin()
+        run.publish()
+        with largest_file(1000):
+            for _ in range(3):
+                run.publish()
+            run.publisher.end(run.state)
+        assert len(run.said) == 2, "the base, and one warning"
+        state = run.arrays()
+    assert len(run.said) == 3
+    assert "the last state, of step 4, isn't published: cannot write " in run.said[-1]
+    assert f"export --run={tmp_path / 'run'} --output=NAME" in run.said[-1]
+    with run_of(tmp_path, share=1e9) as run:  # the same command, which has no step left
+        run.begin(state)
+        run.publisher.end(run.state)
+        assert [x.note.step for x in run.deltas()] == [4]
+    assert run.said == [f"publish: goes on after step 1 in {tmp_path / 'models'}"]
+
+
+def test_a_run_that_is_stopped_says_that_its_last_state_isnt_published(tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt), run_of(tmp_path) as run:  # noqa: PT012
+        run.begin()
+        run.publish()
+        run.train(1)
+        raise KeyboardInterrupt
+    assert "of step 2, isn't published: the run has ended before; the same" in run.said[-1]
+
+
 def _flip(path: Path) -> None:
     """Changes the last bit of a file."""
     content = path.read_bytes()
