@@ -20,6 +20,10 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.training.kept_data import KEPT
+from dlrm_jax.training.metadata import read_metadata
+
+_STREAM = "stream"
+"""What a checkpoint's metadata have if it was trained on a stream."""
 
 
 def keep(directory: Path, fingerprint: str, workdir: Path) -> None:
@@ -88,8 +92,9 @@ def no_vocabularies(model: Path | str, fingerprint: str) -> str:
             f"tables. Without, it takes only arrays of ids that have no {METADATA}"
         )
     return (
-        f"{model} was trained on data without vocabularies, or isn't in its workdir any more. Give "
-        f"the directory of arrays that has them as --preprocessing"
+        f"{model} was trained on data without vocabularies, such as a stream, or isn't in its "
+        f"workdir any more. If the data had vocabularies, give the directory of arrays that has "
+        f"them as --preprocessing"
     )
 
 
@@ -108,6 +113,12 @@ def check_same_data(directory: Path, checkpoint: Path, fingerprint: str) -> Meta
     if not fingerprint:
         raise UserError(no_vocabularies(checkpoint, fingerprint))
     if metadata.fingerprint != fingerprint:
+        if (checkpoint / METADATA).exists() and _STREAM in read_metadata(checkpoint):
+            raise UserError(
+                f"{checkpoint} was trained on a stream, so the ids of {directory} aren't rows of "
+                f"its tables. Give arrays of the rows that dlrm_jax.stream.hashed_rows gives, in a "
+                f"directory without {METADATA}"
+            )
         raise UserError(
             f"{directory} isn't the data that {checkpoint} was trained on: its ids mean other "
             f"values. Give raw logs, which are mapped to the ids of training, or the "

@@ -136,6 +136,19 @@ def test_other_data_and_damage(tmp_path: Path):
         vocabularies.read_values(data, 2)
 
 
+def test_prepared_data_for_a_model_of_a_stream(tmp_path: Path):
+    checkpoint = tmp_path / "checkpoint"
+    saved = Path(__file__).parents[1] / "previous/run_of_format_3/checkpoints/00000006"
+    shutil.copytree(saved, checkpoint)
+    path = checkpoint / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stream": {}}))
+    with pytest.raises(
+        UserError, match=r"trained on a stream, .* Give arrays of the rows"
+    ) as error:
+        vocabularies.check_same_data(prepared(tmp_path / "data"), checkpoint, "g")
+    assert "raw logs" not in str(error.value)
+
+
 def test_damage_that_polars_takes_for_its_own_mistake_is_named(tmp_path: Path):
     path = prepared(tmp_path / "data") / "vocabularies" / "0.parquet"
     content = bytearray(path.read_bytes())
