@@ -47,7 +47,6 @@ ALLOWED = {
     "data/preprocessing/serving.py: _measured": "it replaces values",
     "inference/frame_file.py: write_frames": "files of a scratch directory",
     "native/library.py: build": "the file gets its name by `move_into_place`, which flushes it",
-    "publishing/compaction.py: _write": "its caller's directory is that of `creating`",
     "retrieval/index/index_files.py: write_index": "its caller's directory is that of `creating`",
     "serving/export.py: copy_vocabularies": "its caller's directory is that of `creating`",
     "serving/export.py: write_dense": "its caller's directory is that of `creating`",
