@@ -39,12 +39,7 @@ from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_workdir, refuse, re
 from dlrm_jax.cli.launch import launch
 from dlrm_jax.cli.published import check_publish_flags, define_publish_flags, published
 from dlrm_jax.cli.start import define_process_flags, start
-from dlrm_jax.cli.train_stream import (
-    check_stream_flags,
-    define_stream_flags,
-    stream_config,
-    train_stream,
-)
+from dlrm_jax.cli.stream_flags import OF_STREAMS, define_stream_flags
 from dlrm_jax.config import Config
 from dlrm_jax.console import status
 from dlrm_jax.embedding import Plan
@@ -107,7 +102,12 @@ def main() -> None:
     """Mesh, data, learner, then what `dlrm_jax.run.run` does."""
     workdir = chosen_workdir("train")
     check_flags()
-    config, schema = stream_config(workdir) if FLAGS.stream else (chosen_config(workdir), None)
+    if FLAGS.stream:
+        from dlrm_jax.cli.train_stream import stream_config, train_stream  # with Polars
+
+        config, schema = stream_config(workdir)
+    else:
+        config, schema, train_stream = chosen_config(workdir), None, None
     if FLAGS.processes > 1 and not FLAGS.coordinator:
         sys.exit(launch(FLAGS.processes, workdir))
     mesh = start(FLAGS.mesh, FLAGS.processes)
@@ -125,7 +125,7 @@ def main() -> None:
             "warning: the devices' copies will drift apart and end the run; on GPUs set "
             "XLA_FLAGS=--xla_gpu_deterministic_ops=true"
         )
-    if schema:
+    if schema and train_stream:
         train_stream(config, schema, mesh, workdir)
         return
     given = config
@@ -221,8 +221,12 @@ def check_flags() -> None:
         raise UserError("--warm_start needs --warm_start_names, such as all, or C1,C2,bottom")
     if FLAGS.coordinator and not FLAGS.workdir:
         raise UserError("--coordinator needs --workdir, the same in all processes")
-    check_stream_flags()
-    if not FLAGS.stream:
+    refuse_unless(FLAGS.stream, "--stream", *OF_STREAMS)
+    if FLAGS.stream:
+        from dlrm_jax.cli.train_stream import check_stream_flags
+
+        check_stream_flags()
+    else:
         check_data_flags()
 
 

@@ -1,15 +1,14 @@
-"""``dlrm_jax train --stream``: its flags, and the run that they describe."""
+"""``dlrm_jax train --stream``: the run that its flags describe."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 from jax.sharding import Mesh
 
 from dlrm_jax.cli.config_file import config_of_flags
-from dlrm_jax.cli.flags import FLAGS, refuse, refuse_unless, require
+from dlrm_jax.cli.flags import FLAGS, refuse, require
 from dlrm_jax.config import Config
 from dlrm_jax.console import status
 from dlrm_jax.data.preprocessing.schema import Schema
@@ -23,52 +22,12 @@ from dlrm_jax.training.build import check_table_settings, make_learner
 from dlrm_jax.training.label_metrics import rows_by_label
 from dlrm_jax.training.metrics import METRICS
 
-_OF_STREAMS = ("schema", "stream_idle_seconds", "stream_checkpoint_seconds", "stream_window")
 _OF_OTHERS = ("eval_only", "checkpoint", "warm_start", "warm_start_names", "continue_from", "data",
               "coordinator", "process", "publish")  # fmt: skip
 
 
-def define_stream_flags() -> None:
-    """``--stream`` and the flags that are read with it."""
-    flags.DEFINE_string(
-        "stream",
-        None,
-        "Folder of Parquet or Arrow segments to train on as they come, in the order of their "
-        "names; such as segments.",
-    )
-    flags.DEFINE_string(
-        "schema",
-        None,
-        "JSON file with the meaning of the columns of --stream, as `dlrm_jax preprocess` takes it; "
-        "such as schema.json.",
-    )
-    flags.DEFINE_float(
-        "stream_idle_seconds",
-        0.0,
-        "Seconds without a new segment that end the run; 0 for never; such as 60.",
-        0,
-    )
-    flags.DEFINE_float(
-        "stream_checkpoint_seconds",
-        60.0,
-        "Seconds between checkpoints of a stream, besides those of --checkpoint_every; 0 for none; "
-        "such as 10.",
-        0,
-    )
-    flags.DEFINE_integer(
-        "stream_window",
-        1 << 17,
-        "Examples of each window whose metrics are recorded, predicted before they are trained "
-        "on; such as 1000000.",
-        1,
-    )
-
-
 def check_stream_flags() -> None:
-    """Refuses flags that nothing would read, with ``--stream`` or without."""
-    refuse_unless(FLAGS.stream, "--stream", *_OF_STREAMS)
-    if not FLAGS.stream:
-        return
+    """Refuses flags that nothing would read with ``--stream``."""
     require("schema")
     refuse(_OF_OTHERS, "with --stream")
     refuse(OF_SCHEMA, "with --stream: the schema decides")

@@ -260,7 +260,7 @@ def test_clipping_by_the_global_norm(optimizer, accumulation_steps):
 @pytest.mark.parametrize(
     "setup",
     [
-        Setup("2x4", "adagrad", accumulation_steps=4, clip_norm=0.15, label_weights=(1.0, 0.5)),
+        Setup("2x4", "adagrad", accumulation_steps=4, clip_norm=0.1, label_weights=(1.0, 0.5)),
         *(
             pytest.param(setup, marks=pytest.mark.thorough)
             for setup in (

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.training.losses import LOSSES, bce, class_weighted, group_column, make_loss, mse
+from dlrm_jax.training.losses import (
+    LOSSES,
+    bce,
+    class_weighted,
+    fake_negative_weighted,
+    group_column,
+    make_loss,
+    mse,
+)
 from dlrm_jax.training.ranking_losses import Listwise, RankingLoss
 
 LOGITS = jnp.array([-3.0, -0.5, 0.0, 0.5, 3.0] * 2)
@@ -20,7 +28,10 @@ def test_values_are_those_of_the_formulas():
     cross_entropy = -(y * np.log(p) + (1 - y) * np.log(1 - p))
     np.testing.assert_allclose(bce(LOGITS, LABELS), cross_entropy, rtol=1e-5)
     np.testing.assert_allclose(mse(LOGITS, LABELS), (p - y) ** 2, rtol=1e-5)
-    assert {"bce": bce, "mse": mse} == LOSSES
+    weights = np.where(y == 1, 1 + p, (1 - p) * (1 + p))
+    weighted = fake_negative_weighted(LOGITS, LABELS)
+    np.testing.assert_allclose(weighted, weights * cross_entropy, rtol=1e-5)
+    assert set(LOSSES.values()) == {bce, mse, fake_negative_weighted}
 
 
 @pytest.mark.parametrize(
@@ -61,12 +72,12 @@ def test_losses_by_name(monkeypatch: pytest.MonkeyPatch):
 
 
 REFUSED = {
-    "bec": "loss: expected bce, mse, focal, .* got 'bec'",
+    "bec": "loss: expected bce, mse, fake_negative_weighted, focal, .* got 'bec'",
     "focal:-1": "needs a GAMMA of 0 or more",
     "focal:2:1": "an ALPHA between 0 and 1",
     "focal:2:0.5:1": "such as focal:2:0.25",
     "focal:x": "got 'focal:x'",
-    "bce:0.5": "loss: expected bce, mse, focal, .* got 'bce:0.5'",
+    "bce:0.5": "loss: expected bce, mse, fake_negative_weighted, focal, .* got 'bce:0.5'",
     "pairwise": "loss: pairwise needs the column",
     "no_module:f": "loss: can't import .*; no_module.py must be in the dir.* PYTHONPATH",
     "own_losses:mean": "for each of 4 samples, got one for all; return them before their mean",
@@ -90,6 +101,8 @@ def test_class_weights_multiply_the_samples_of_their_class(loss):
 def test_extreme_logits_have_finite_losses_and_gradients(loss, logit):
     logits, labels = jnp.full(2, logit), jnp.array([0.0, 1.0])
     value, gradient = jax.value_and_grad(lambda z: loss(z, labels).sum())(logits)
-    expected = abs(logit) if loss is bce else 1  # of the sample that is wrong
+    expected = 1 if loss is mse else abs(logit)  # of the sample that is wrong
+    if loss is fake_negative_weighted and logit > 0:
+        expected = 0  # a negative that is surely positive counts for nothing
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert np.all(np.isfinite(gradient))
