@@ -110,7 +110,7 @@ class DeltaWriter:
             chain.append(note, content)
 
     def compact_if_due(self, wait: bool = False) -> Published | None:
-        """Begins a new base if the deltas are many or large, and tells of one that has failed.
+        """Begins a new base if the deltas are many or large, and warns of one that has failed.
 
         No delta may be being written.
 

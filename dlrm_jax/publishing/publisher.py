@@ -47,8 +47,9 @@ class Settings(NamedTuple):
 class Publisher:
     """Publishes a run. A context manager, whose end waits for what is being written.
 
-    What can't be written, as on a full disk, is told of; its rows belong to the next publication.
-    Failures one after the other are told of once. The end tells of a last state that isn't there.
+    What can't be written, as on a full disk, gives a warning; its rows belong to the next
+    publication. Several failures in a row give one warning. The end warns if the last state isn't
+    published.
 
     Args:
         settings: settings.
