@@ -27,6 +27,8 @@ _EXTRAS = {
     "safetensors": ("torch", "convert of .safetensors files"),
     "torch": ("torch", "convert of .pt files"),
     "onnx": ("onnx", "convert --format=onnx"),
+    "redis": ("redis", "train --stream=redis://…"),
+    "confluent-kafka": ("kafka", "train --stream=kafka://…"),
 }
 """The extra that installs a package, and what needs it."""
 

@@ -13,8 +13,8 @@ def define_stream_flags() -> None:
     flags.DEFINE_string(
         "stream",
         None,
-        "Folder of Parquet or Arrow segments to train on as they come, in the order of their "
-        "names; such as segments.",
+        "What to train on as it comes: a folder of Parquet or Arrow segments, in the order of "
+        "their names, redis://HOST:PORT/KEY, or kafka://HOST:PORT/TOPIC; such as segments.",
     )
     flags.DEFINE_string(
         "schema",

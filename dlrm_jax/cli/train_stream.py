@@ -14,9 +14,9 @@ from dlrm_jax.console import status
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.saved_config import file_fields
-from dlrm_jax.stream.folder import Folder, check_folder
 from dlrm_jax.stream.run import StreamOptions, run_stream
 from dlrm_jax.stream.settings import OF_SCHEMA, WITHOUT_EFFECT, for_schema
+from dlrm_jax.stream.sources import source_opener
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import check_table_settings, make_learner
 from dlrm_jax.training.label_metrics import rows_by_label
@@ -47,10 +47,10 @@ def stream_config(workdir: Path) -> tuple[Config, Schema]:
     """The config of the flags with what the schema decides, and the schema.
 
     Raises:
-        UserError: see `check_folder` and `for_schema`.
+        UserError: see `source_opener` and `for_schema`.
     """
-    check_folder(Path(FLAGS.stream), workdir)
     schema = Schema.from_json(Path(FLAGS.schema))
+    source_opener(FLAGS.stream, schema, workdir)  # what is wrong is said before devices are opened
     config = for_schema(config_of_flags(), schema)
     check_table_settings(config)
     return config, schema
@@ -58,7 +58,6 @@ def stream_config(workdir: Path) -> tuple[Config, Schema]:
 
 def train_stream(config: Config, schema: Schema, mesh: Mesh, workdir: Path) -> None:
     """Runs to the end of the stream and prints the metrics of its last window."""
-    directory = Path(FLAGS.stream)
     learner = make_learner(config, mesh)
     collection = learner.collection
     status(collection.plan.describe(collection.tables.values(), learner.axes.groups))
@@ -75,7 +74,7 @@ def train_stream(config: Config, schema: Schema, mesh: Mesh, workdir: Path) -> N
     summary = run_stream(
         config,
         schema,
-        lambda consumed: Folder(directory, schema, consumed),
+        source_opener(FLAGS.stream, schema, workdir),
         learner,
         options,
         status,

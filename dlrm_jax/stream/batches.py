@@ -14,9 +14,10 @@ from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.stream.position import Position, Progress
 from dlrm_jax.stream.raw_ids import RawIds
 from dlrm_jax.stream.rows import Rows, rows_of
-from dlrm_jax.stream.source import Source
+from dlrm_jax.stream.source import Segment, Source, UnreachableError
 
 _PAUSE = 0.2  # seconds between two looks for a new segment
+_PATIENCE = 60.0  # seconds for which a source may be out of reach
 _LEAST_WEIGHT = np.finfo(np.float32).tiny  # devices take smaller ones for 0
 
 Encoder = Callable[[RawIds], Int32[np.ndarray, "B C"]]
@@ -70,14 +71,20 @@ def stream_batches(
 
     Yields:
         None where there is no new segment yet, after every look for one.
+
+    Raises:
+        UserError: see `Source.next`; a source may be out of reach for a minute.
     """
     waiting: list[Rows] = []
     read, examples = progress.position, progress.examples  # the latter before those that wait
     last = time.monotonic()
+    reachable = _Reachable(source, say)
     while True:
-        segment = source.next(read)
+        segment = reachable.next(read)
         if segment is None:
-            if idle_seconds and time.monotonic() - last >= idle_seconds:
+            if reachable.failed_since:
+                last = time.monotonic()  # nobody knows whether there are new segments
+            elif idle_seconds and time.monotonic() - last >= idle_seconds:
                 return
             yield None
             pause(_PAUSE)
@@ -102,6 +109,31 @@ def stream_batches(
             waiting = [rows[full:]]
         read = Position(note.name, note.rows, ended=True)
         last = time.monotonic()
+
+
+class _Reachable:
+    """A source that may be out of reach for a while."""
+
+    def __init__(self, source: Source, say: Callable[[str], None]):
+        self._source, self._say = source, say
+        self.failed_since = 0.0  # 0 while it answers
+
+    def next(self, after: Position | None) -> Segment | None:
+        """The next segment; None if there is none yet, or while the source doesn't answer."""
+        try:
+            segment = self._source.next(after)
+        except UnreachableError as error:
+            now = time.monotonic()
+            if not self.failed_since:
+                self._say(f"warning: {error}; waits for {_PATIENCE:.0f} seconds")
+                self.failed_since = now
+            if now - self.failed_since >= _PATIENCE:
+                raise
+            return None
+        if self.failed_since:
+            self._say("the stream can be reached again")
+            self.failed_since = 0.0
+        return segment
 
 
 def _batch(rows: Rows, encoder: Encoder, progress: Progress) -> StreamBatch:

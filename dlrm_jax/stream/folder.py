@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import io
 import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import polars as pl
 import xxhash
 
-from dlrm_jax.data.formats.parquet import reading
-from dlrm_jax.data.preprocessing.logs import check_columns
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.stream.position import Consumed, Position
+from dlrm_jax.stream.segment_frame import frame_of_file
 from dlrm_jax.stream.source import Segment
 
 _LISTED_EVERY = 1.0
@@ -176,34 +173,11 @@ class Folder:
                 f"stream: {path} has changed after rows of it were read: its checksum was "
                 f"{known.checksum}, and is {checksum}; put it back as it was, and {_ADVICE}"
             )
-        frame = _frame(path, content, self._schema)
+        advice = f"move it out of the folder, or {_ADVICE}"
+        frame = frame_of_file(str(path), content, self._schema, advice)
         note = Consumed(name, len(frame), len(content), checksum, changed)
         return Segment(str(path), note, frame)
 
 
 def _checksum(content: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(content)
-
-
-def _frame(path: Path, content: bytes, schema: Schema) -> pl.DataFrame:
-    """The columns of a file that a schema names.
-
-    Raises:
-        UserError: the file is damaged or of another format, or a column is missing or has another
-            type than its meaning asks for.
-    """
-    with reading(f"the segment {path}"):
-        if content[:4] == b"PAR1":
-            types = pl.read_parquet_schema(io.BytesIO(content))
-        elif content[:6] == b"ARROW1":
-            types = pl.read_ipc_schema(io.BytesIO(content))
-        else:
-            raise UserError(
-                f"stream: {path}: expected a Parquet file or an Arrow IPC file, got one that "
-                f"begins with {content[:8]!r}; move it out of the folder, or {_ADVICE}"
-            )
-        check_columns(path, schema, types)
-        names = list(dict.fromkeys([*schema.columns, *schema.groups]))
-        if content[:4] == b"PAR1":
-            return pl.read_parquet(io.BytesIO(content), columns=names)
-        return pl.read_ipc(io.BytesIO(content), columns=names)

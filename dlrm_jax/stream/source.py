@@ -7,7 +7,12 @@ from typing import Protocol, runtime_checkable
 
 import polars as pl
 
+from dlrm_jax.errors import UserError
 from dlrm_jax.stream.position import Consumed, Position
+
+
+class UnreachableError(UserError):
+    """A source doesn't answer. It may again, so that a run waits for a while."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Source(Protocol):
             None if the segment isn't there yet. A source may wait for a second at most.
 
         Raises:
+            UnreachableError: the source doesn't answer.
             UserError: the segment can't be read, or what was read before the position is no longer
                 what it was.
         """

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import redis
+from brokers import STREAM, json_messages, redis_server
 from main_job import arrays, in_background, losses, run, summary
 from stream_log import log, publish, write_schema, write_segments
 
@@ -126,6 +128,29 @@ def test_killed_and_resumed_as_segments_come(unbroken: Path, tmp_path: Path, kil
     for i in range(max(kills) + 2, len(SIZES)):
         come(i)
     train(directory, workdir, *others, "--stream_idle_seconds=0.1")
+    assert_same(workdir, unbroken)
+
+
+def test_a_killed_run_on_a_redis_stream_has_the_same_bits(unbroken: Path, tmp_path: Path):
+    rows, others = log(sum(SIZES)), ("--checkpoint_every=4", "--stream_idle_seconds=0.1")
+    with redis_server(tmp_path) as port, redis.Redis(port=port) as client:
+        url, workdir = f"redis://localhost:{port}/{STREAM}", tmp_path / "run"
+        schema = write_schema(tmp_path / "schema.json")
+        named = (*FLAGS, f"--stream={url}", f"--schema={schema}", f"--workdir={workdir}", *others)
+        messages = json_messages(rows, [7] * 110 + [1] * 30)
+        assert sum(message.count(b"\n") for message in messages) == sum(SIZES)
+        for message in messages[:60]:
+            client.xadd(STREAM, {"value": message})
+        with in_background(*named[:-1], program=PROGRAM) as process:
+            deadline = time.monotonic() + 120
+            while not [*workdir.glob("checkpoints/0*")] and process.returncode is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            process.end(signal.SIGKILL)
+        for message in messages[60:]:
+            client.xadd(STREAM, {"value": message})
+        result = run(*named, program=PROGRAM)
+        assert result.returncode == 0, result.stderr[-3000:]
     assert_same(workdir, unbroken)
 
 
