@@ -38,6 +38,7 @@ from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Metrics
 from dlrm_jax.training.measures import Measures, measures_of
 from dlrm_jax.training.record import Record, owned, to_json
+from dlrm_jax.training.resized_tables import is_resized
 from dlrm_jax.training.sampling import correction_of
 from dlrm_jax.training.step import make_predict
 from dlrm_jax.training.stopping import evaluations_of
@@ -100,7 +101,7 @@ def run(
         workdir, checkpoints, training = options.workdir, None, not options.evaluate_only
         if workdir:
             opened.enter_context(owned(workdir))
-            checkpoints = checkpoints_of(config, data, workdir)
+            checkpoints = checkpoints_of(config, data, workdir, say)
             if training:
                 checkpoints.prepare()
         id_maps = id_maps_of(learner.collection, config.seed)
@@ -180,6 +181,10 @@ def run(
                 state, best = checkpoints.restore_best(learner, id_maps)
                 noted = evaluations_of(checkpoints.metadata(best))
             is_known = sample is data.validation and noted["validation"]
+            if checkpoints and id_maps and is_resized(
+                checkpoints.metadata(int(state.step)), id_maps
+            ):
+                is_known = None  # ids may have lost rows since
             # A checkpoint notes no tables, and the metrics that were asked for then.
             if is_known and measures.are_in(is_known) and not measures.has_tables:
                 metrics["validation"] = noted["validation"]

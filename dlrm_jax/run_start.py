@@ -110,8 +110,20 @@ def check_unvalidated(config: Config, new: bool = True) -> None:
             )
 
 
-def checkpoints_of(config: Config, data: Dataset, workdir: Path) -> Checkpoints:
-    """The checkpoints of a run, which only a run of the same settings and data resumes from."""
+def checkpoints_of(
+    config: Config,
+    data: Dataset,
+    workdir: Path,
+    say: Callable[[str], None] = lambda text: None,
+) -> Checkpoints:
+    """The checkpoints of a run, which only a run of the same settings and data resumes from.
+
+    Args:
+        config: config of the run.
+        data: data set.
+        workdir: directory of the run.
+        say: function that shows a line of text to the user.
+    """
     identity = {"data": data.fingerprint, **config.identity()}
     return Checkpoints(
         workdir / "checkpoints",
@@ -119,6 +131,7 @@ def checkpoints_of(config: Config, data: Dataset, workdir: Path) -> Checkpoints:
         config.keep_checkpoints,
         config.best_metric,
         data.earlier_fingerprints,
+        say=say,
     )
 
 

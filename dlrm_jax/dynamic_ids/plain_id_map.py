@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt64
 
+from dlrm_jax.dynamic_ids.eviction import in_order
 from dlrm_jax.dynamic_ids.id_hashes import (
     DEFAULT,
     DRAW,
@@ -164,18 +165,10 @@ class PlainIdMap:
     def _lowest(self, lacking: int, touched: set[int], now: int) -> list[int]:
         """Rows that lose their ids: those of the lowest score, ascending by row."""
         by_row, policy = self._state.by_row, self._state.policy
-        candidates = [row for row in np.flatnonzero(by_row["count"]).tolist() if row not in touched]
-
-        def score(row: int) -> tuple[float, int, int]:
-            count, seen = int(by_row["count"][row]), int(by_row["last_seen"][row])
-            if policy.evict == "lru":
-                return seen, 0, row
-            if policy.evict == "lfu":
-                return count, seen, row
-            return float(count) / float(now - seen + 1), seen, row
-
+        candidates = np.setdiff1d(np.flatnonzero(by_row["count"]), [*touched])
+        counts, last_seen = by_row["count"][candidates], by_row["last_seen"][candidates]
         number = max(lacking, policy.evicted_at_once(len(by_row)))
-        return sorted(sorted(candidates, key=score)[:number])
+        return sorted(in_order(policy, candidates, counts, last_seen, now)[:number].tolist())
 
     def _free(self, row: int) -> None:
         state = self._state

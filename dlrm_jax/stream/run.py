@@ -96,7 +96,9 @@ def run_stream(
     with contextlib.ExitStack() as opened:
         opened.enter_context(owned(workdir))
         identity = {"data": fingerprint(schema), **config.identity()}
-        checkpoints = Checkpoints(workdir / "checkpoints", identity, config.keep_checkpoints)
+        checkpoints = Checkpoints(
+            workdir / "checkpoints", identity, config.keep_checkpoints, say=say
+        )
         checkpoints.prepare()
         maps = id_maps_of(learner.collection, config.seed)
         if maps:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,12 @@ from dlrm_jax.training.identity import Groups, check_identity
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.memory import release_memory
 from dlrm_jax.training.metadata import read_metadata, write_metadata
+from dlrm_jax.training.resized_tables import ResizedMaps
 from dlrm_jax.training.retention import Retention, check_path
 from dlrm_jax.training.saved_id_maps import load_id_maps, save_id_maps
 from dlrm_jax.training.serialization import (
     NOT_FINITE,
     flatten,
-    load_rows,
     load_state,
     orbax,
     save_dense,
@@ -64,6 +64,7 @@ class Checkpoints:
         earlier_data: other values of "data" in the identity that mean the same data.
         groups: functions for values of the identity that are groups of settings, by name. Each
             takes what a checkpoint has of its group and gives that under the names of this version.
+        say: function that shows the user a line on each table that has another number of rows.
     """
 
     directory: Path
@@ -72,6 +73,7 @@ class Checkpoints:
     best_metric: str = "auc"
     earlier_data: Sequence[str] = ()
     groups: Groups = dataclasses.field(default_factory=dict)
+    say: Callable[[str], None] = lambda line: None
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, ascending; some of them may be damaged."""
@@ -217,6 +219,8 @@ class Checkpoints:
     def restore(self, learner: Learner, step: int, id_maps: IdMaps | None = None) -> TrainState:
         """Reads the state of a step onto the learner's mesh and plan, and maps if there are any.
 
+        Tables with dynamic ids may have another number of rows, see `resized_tables`.
+
         In a run of several processes, process 0 looks for missing and truncated files before all
         read them. What one process can't decode later, while the others wait for it, ends all. The
         checksums of what they have read are compared by all together.
@@ -233,15 +237,13 @@ class Checkpoints:
         release_memory()
         sums = LoadedSums(path, metadata)
         try:
-            loaded = load_id_maps(path, metadata, id_maps, sums)
+            maps = ResizedMaps(id_maps, load_id_maps(path, metadata, id_maps, sums))
             state = load_state(
                 path,
                 metadata,
                 learner,
                 sums,
-                lambda table: load_rows(
-                    path, metadata, table.name, learner.collection.array_specs(table.name), sums
-                ),
+                lambda table: maps.load_table(learner, path, metadata, table, sums),
             )
         except DamagedCheckpointError as error:
             if not is_distributed():
@@ -254,7 +256,9 @@ class Checkpoints:
             ) from error
         sums.check()  # all processes come to the same verdict
         if id_maps:
-            id_maps.load(loaded)
+            id_maps.load(maps.arrays)
+            for line in maps.lines():
+                self.say(line)
         return state
 
     def metadata(self, step: int) -> dict[str, Any]:

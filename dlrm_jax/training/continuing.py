@@ -49,7 +49,7 @@ def continued_state(
         metadata,
         learner,
         sums,
-        lambda table: _grown(learner, seed, checkpoint, metadata, table, sums),
+        lambda table: grown_rows(learner, seed, checkpoint, metadata, table, sums),
         seed,
     )
     sums.check()
@@ -99,7 +99,7 @@ def _refusal(table: Table, checkpoint: Path, why: str, hint: str) -> UserError:
     return UserError(f"table {table.name} can't continue that of {checkpoint}: {why}; {hint}")
 
 
-def _grown(
+def grown_rows(
     learner: Learner,
     seed: int,
     checkpoint: Path,
@@ -107,7 +107,16 @@ def _grown(
     table: Table,
     sums: LoadedSums,
 ) -> Mapping[str, Any]:
-    """Reads a table with its optimizer slots, and adds rows if it has more here."""
+    """Reads a table with its optimizer slots, and adds rows if it has more here.
+
+    Args:
+        learner: learner of the run.
+        seed: seed of the values of new rows.
+        checkpoint: directory of the checkpoint.
+        metadata: result of `metadata.read_metadata`.
+        table: table, with at least as many rows as there.
+        sums: checksums of what is loaded; call its ``check`` when all is.
+    """
     specs = learner.collection.array_specs(table.name)
     rows = metadata["arrays"][f"{table.name}/{array_name(metadata, 'table')}"]["shape"][0]
     known = {

@@ -57,7 +57,7 @@ def save_id_maps(path: Path, maps: IdMaps | None, sums: SavedSums) -> dict[str, 
 def load_id_maps(
     path: Path, metadata: Mapping[str, Any], maps: IdMaps | None, sums: LoadedSums
 ) -> dict[str, Arrays]:
-    """Reads the arrays of all maps, for `IdMaps.load`.
+    """Reads the arrays of all maps, for `IdMaps.load`; for another number of rows, see `resizing`.
 
     Args:
         path: directory of the checkpoint.
@@ -66,24 +66,17 @@ def load_id_maps(
         sums: checksums of what is loaded; call its ``check`` when all is.
 
     Raises:
-        OtherShapeError: the checkpoint has maps of other tables, or of other numbers of rows.
+        OtherShapeError: the checkpoint has maps of other tables.
         UserError: it can't be read.
         DamagedCheckpointError: files are missing or damaged.
     """
     noted = metadata.get(NAME, {})
-    wanted = maps.rows if maps else {}
+    wanted = maps.tables if maps else {}
     if noted.keys() != wanted.keys():
         raise OtherShapeError(
             f"checkpoint {path} has ids of the tables {', '.join(sorted(noted)) or 'none'}, "
             f"expected {', '.join(sorted(wanted)) or 'none'}; give the same tables dynamic ids"
         )
-    for name, rows in wanted.items():
-        there = noted[name]["arrays"]["keys"]["shape"][0]
-        if there != rows:
-            raise OtherShapeError(
-                f"checkpoint {path} has {there} rows for the ids of table {name}, expected "
-                f"{rows}; give the table as many rows, defaults included"
-            )
     return {name: _load(path, noted, name, sums) for name in noted}
 
 
