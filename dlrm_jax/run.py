@@ -181,8 +181,10 @@ def run(
                 state, best = checkpoints.restore_best(learner, id_maps)
                 noted = evaluations_of(checkpoints.metadata(best))
             is_known = sample is data.validation and noted["validation"]
-            if checkpoints and id_maps and is_resized(
-                checkpoints.metadata(int(state.step)), id_maps
+            if (
+                checkpoints
+                and id_maps
+                and is_resized(checkpoints.metadata(int(state.step)), id_maps)
             ):
                 is_known = None  # ids may have lost rows since
             # A checkpoint notes no tables, and the metrics that were asked for then.

@@ -89,6 +89,30 @@ def test_predictions_of_run_checkpoint_and_artifact_are_the_same(trained, tmp_pa
     np.testing.assert_allclose(Predictor.load(artifact).predict(rows), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("rows", "lost"), [(400, 0), (200, 50)])
+def test_resumed_with_other_rows(trained, tmp_path, rows: int, lost: int):
+    workdir, outcome = trained
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    config = dataclasses.replace(DYNAMIC, dynamic_ids=(f"C2={rows}:evict_share=0.1:defaults=2",))
+    learner, said = make_learner(config, make_mesh("2x2")), []
+    resumed = run(config, DATA, learner, Options(copy), said.append)
+    assert (
+        f"ids of table C2: {rows} rows, 250 in the checkpoint; {lost} of 248 ids lose their rows"
+        in (said)
+    )
+    # Nothing was trained. Metrics are those of what ids have now, not those that were noted.
+    same = resumed.summary["validation"] == outcome.summary["validation"]
+    assert same == (lost == 0)
+    longer = dataclasses.replace(config, steps=9)
+    run(longer, DATA, learner, Options(copy), lambda line: None)
+    assert arrays(copy, 9)["/C2/table"].shape == (rows, 8)
+    back = dataclasses.replace(DYNAMIC, steps=10)
+    again = run(back, DATA, LEARNER, Options(copy), lambda line: None)
+    assert again.summary["resumed_from"] == 9
+    assert arrays(copy, 10)["/C2/table"].shape == (250, 8)
+
+
 def test_what_is_not_for_dynamic_ids_says_so(trained, tmp_path):
     workdir, _ = trained
     static = dataclasses.replace(DYNAMIC, dynamic_ids=())
@@ -99,8 +123,8 @@ def test_what_is_not_for_dynamic_ids_says_so(trained, tmp_path):
         with pytest.raises(UserError, match="expected a run without dynamic ids"):
             run(DYNAMIC, DATA, LEARNER, Options(tmp_path / "new", **start), lambda line: None)
         assert not (tmp_path / "new").exists()
-    other = dataclasses.replace(DYNAMIC, dynamic_ids=("C2=300",))
-    with pytest.raises(UserError, match=r"its dynamic_ids is .*C2=250"):
+    other = dataclasses.replace(DYNAMIC, dynamic_ids=("C2=250:evict=lfu",))
+    with pytest.raises(UserError, match=r"its dynamic_ids is .*C2=250:evict_share=0.1:def"):
         run_in(workdir, other, make_learner(other, make_mesh("2x2")))
     checkpoint = workdir / "checkpoints" / "00000007"
     with pytest.raises(UserError, match="ids of C2 are dynamic there"):

@@ -236,8 +236,7 @@ def translate_all(
         raise UserError(
             f"table {maps[i].name}: a batch of {len(keys[i])} ids needs rows for "
             f"{changes[i].needed} different ones, but the table has {maps[i].capacity} besides its "
-            f"defaults; give it more rows, or make batches smaller; either is another run, with "
-            f"another workdir"
+            f"defaults; give it more rows: a run that resumes with them keeps its ids"
         )
     for of in maps:
         of._state.clock = now

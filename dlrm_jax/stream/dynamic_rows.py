@@ -47,6 +47,5 @@ def warn_of_few_rows(maps: IdMaps, batch_size: int, say: Callable[[str], None]) 
         if rows < most:
             say(
                 f"warning: table {name} has rows for {rows:,} ids, and a batch may have {most:,} "
-                f"different ones, which would end the run for good; unless there are few, begin "
-                f"with more rows or smaller batches"
+                f"different ones, which would end the run until it is resumed with more rows"
             )

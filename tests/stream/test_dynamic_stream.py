@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -77,36 +78,36 @@ def test_stopped_and_resumed(tmp_path: Path):
     assert set(raw[last * BATCH - BATCH : last * BATCH].tolist()) <= set(live.tolist())
 
 
-def test_a_batch_of_too_many_ids_ends_the_run(tmp_path: Path):
+def test_a_batch_of_too_many_ids_ends_the_run_until_there_are_more_rows(tmp_path: Path):
     directory = tmp_path / "segments"
     write_segments(directory, SIZES)
     schema = Schema.from_json(write_schema(tmp_path / "schema.json"))
-    small = for_schema(
-        Config(
-            table_rows=(60,),
-            embedding_dim=8,
-            bottom_mlp=(8,),
-            top_mlp=(8, 1),
-            batch_size=BATCH,
-            dynamic_ids=(f"{schema.categorical[1]}=3",),
-        ),
-        schema,
-    )
-    learner = make_learner(small, make_mesh("1x2"))
     said: list[str] = []
-    message = r"the batch of step 1: table \w+: a batch of 16 ids .* with another workdir"
-    with pytest.raises(UserError, match=message):
-        run_stream(
-            small,
+
+    def train(rows: int, steps: int = 0) -> dict[str, Any]:
+        given = dataclasses.replace(config(schema, steps=steps), dynamic_ids=(f"item={rows}",))
+        return run_stream(
+            given,
             schema,
             lambda consumed: Folder(directory, schema, consumed),
-            learner,
+            make_learner(given, make_mesh("1x2")),
             StreamOptions(tmp_path / "run", idle_seconds=0.1),
             said.append,
         )
-    assert said[0].startswith(
-        "warning: table item has rows for 2 ids, and a batch may have 16 different ones"
+
+    message = (
+        r"the batch of step \d: table item: a batch of 16 ids needs .* with them keeps its ids"
     )
+    train(40, steps=2)
+    with pytest.raises(UserError, match=message):
+        train(9)
+    for line in (
+        "warning: table item has rows for 8 ids, and a batch may have 16 different ones, ",
+        "ids of table item: 9 rows, 40 in the checkpoint; 12 of 20 ids lose their rows",
+    ):
+        assert any(x.startswith(line) for x in said), line
+    assert train(30)["steps"] == sum(SIZES) // BATCH
+    assert arrays(tmp_path / "run", sum(SIZES) // BATCH)["/item/table"].shape == (30, 8)
 
 
 def test_tables_with_rows_for_any_batch_have_no_warning(tmp_path: Path):

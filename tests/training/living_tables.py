@@ -74,11 +74,12 @@ def learner(
     optimizer: str = "rowwise_adagrad",
     dtype: str = "float64",
     penalty: Penalty = NO_PENALTY,
+    init: Any = None,
 ) -> Learner:
     made = make_mesh(mesh)
     tables = [
-        Table("items", rows[0], WIDTH, dtype, ids=ids),
-        Table("tags", rows[1], WIDTH, dtype, ids=ids),
+        Table("items", rows[0], WIDTH, dtype, init, ids=ids),
+        Table("tags", rows[1], WIDTH, dtype, init, ids=ids),
         Table("cities", 11, WIDTH, dtype),
     ]
     plan = automatic_plan(tables, made.shape["model"], PLACED[placed])
