@@ -45,6 +45,7 @@ ALLOWED = {
     "data/generated/locality.py: save": "its caller's path is that of `creating`",
     "data/movielens/formats.py: _ratings_with_header": "it renames columns",
     "data/preprocessing/serving.py: _measured": "it replaces values",
+    "inference/pruned_run.py: _write": "its caller's directory is that of `creating`",
     "inference/frame_file.py: write_frames": "files of a scratch directory",
     "native/library.py: build": "the file gets its name by `move_into_place`, which flushes it",
     "retrieval/index/index_files.py: write_index": "its caller's directory is that of `creating`",

@@ -14,6 +14,8 @@ COMMANDS = {
     "search": "searches the settings of a model, and writes the best ones as a file",
     "preprocess": "makes arrays from raw logs, out of core",
     "report": "describes prepared data or a run on a page with pictures",
+    "tables": "shows the health of a run's tables",
+    "prune": "takes away the rows of ids that a model can do without",
     "generate": "makes Criteo-shaped data of any size",
     "predict": "predicts with a trained model, and writes its tables as files",
     "evaluate": "evaluates a trained model, also with features that are faded",

@@ -41,13 +41,13 @@ from dlrm_jax.training.metadata import read_metadata, write_metadata
 from dlrm_jax.training.resized_tables import ResizedMaps
 from dlrm_jax.training.retention import Retention, check_path
 from dlrm_jax.training.saved_id_maps import load_id_maps, save_id_maps
+from dlrm_jax.training.saved_tables import save_tables
 from dlrm_jax.training.serialization import (
     NOT_FINITE,
     flatten,
     load_state,
     orbax,
     save_dense,
-    save_tables,
 )
 from dlrm_jax.workspaces import workspace
 

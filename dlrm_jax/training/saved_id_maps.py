@@ -33,25 +33,45 @@ def save_id_maps(path: Path, maps: IdMaps | None, sums: SavedSums) -> dict[str, 
         maps: maps of the state that is saved; None without dynamic ids.
         sums: checksums of what is written.
     """
-    noted: dict[str, dict[str, Any]] = {}
-    written: dict[str, Arrays] = {}
-    for name, arrays in (maps.arrays() if maps else {}).items():
-        assert maps is not None
-        tables = maps.tables[name]
-        noted[name] = {
+    found = maps.tables.items() if maps else ()
+    noted = {
+        name: {
             "tables": [table.name for table in tables],
             "policy": dataclasses.asdict(tables[0].ids),  # pyright: ignore[reportArgumentType]
-            "arrays": {
-                key: {"shape": array.shape, "dtype": str(array.dtype)}
-                for key, array in arrays.items()
-            },
         }
-        written[name] = arrays
-        for key, array in arrays.items():
+        for name, tables in found
+    }
+    return write_id_maps(path, noted, maps.arrays() if maps else {}, sums)
+
+
+def write_id_maps(
+    path: Path,
+    noted: Mapping[str, Mapping[str, Any]],
+    arrays: Mapping[str, Arrays],
+    sums: SavedSums,
+) -> dict[str, dict[str, Any]]:
+    """Writes the arrays of maps; returns what the metadata has of them.
+
+    Args:
+        path: directory of the checkpoint.
+        noted: tables and policy of each map, by its name; other entries are replaced.
+        arrays: arrays of each map.
+        sums: checksums of what is written.
+    """
+    # Earlier commits noted an empty sketch, which Orbax can't write.
+    arrays = {name: {key: x for key, x in own.items() if x.size} for name, own in arrays.items()}
+    for name, own in arrays.items():
+        for key, array in own.items():
             sums.add(f"{NAME}/{name}/{key}", array)
-    if written:
-        orbax().save(path / NAME, written)
-    return noted
+    if arrays:
+        orbax().save(path / NAME, arrays)
+    return {
+        name: {
+            **noted[name],
+            "arrays": {key: {"shape": x.shape, "dtype": str(x.dtype)} for key, x in own.items()},
+        }
+        for name, own in arrays.items()
+    }
 
 
 def load_id_maps(
@@ -77,7 +97,7 @@ def load_id_maps(
             f"checkpoint {path} has ids of the tables {', '.join(sorted(noted)) or 'none'}, "
             f"expected {', '.join(sorted(wanted)) or 'none'}; give the same tables dynamic ids"
         )
-    return {name: _load(path, noted, name, sums) for name in noted}
+    return {name: load_arrays(path, metadata, name, sums) for name in noted}
 
 
 def map_of_table(metadata: Mapping[str, Any], table: str) -> str | None:
@@ -89,6 +109,16 @@ def map_of_table(metadata: Mapping[str, Any], table: str) -> str | None:
     """
     noted = metadata.get(NAME, {})
     return next((name for name, own in noted.items() if table in own["tables"]), None)
+
+
+def policy_of(metadata: Mapping[str, Any], name: str) -> DynamicIds:
+    """The rules of a map in a checkpoint.
+
+    Args:
+        metadata: result of `metadata.read_metadata`.
+        name: name of the map, see `map_of_table`.
+    """
+    return DynamicIds(**metadata[NAME][name]["policy"])
 
 
 def load_id_map(path: Path, metadata: Mapping[str, Any], name: str, sums: LoadedSums) -> IdMap:
@@ -104,22 +134,30 @@ def load_id_map(path: Path, metadata: Mapping[str, Any], name: str, sums: Loaded
         UserError: it can't be read.
         DamagedCheckpointError: files are missing or damaged.
     """
-    noted = metadata[NAME]
     try:
-        return IdMap.from_arrays(
-            DynamicIds(**noted[name]["policy"]), _load(path, noted, name, sums)
-        )
+        return IdMap.from_arrays(policy_of(metadata, name), load_arrays(path, metadata, name, sums))
     except DamagedCheckpointError:
         raise
     except UserError as error:
         raise UserError(f"checkpoint {path}, ids of table {name}: {error}") from error
 
 
-def _load(path: Path, noted: Mapping[str, Any], name: str, sums: LoadedSums) -> Arrays:
-    """The arrays of one map."""
-    specs = noted[name]["arrays"]
+def load_arrays(path: Path, metadata: Mapping[str, Any], name: str, sums: LoadedSums) -> Arrays:
+    """Reads the arrays of one map.
+
+    Args:
+        path: directory of the checkpoint.
+        metadata: result of `metadata.read_metadata`.
+        name: name of the map, see `map_of_table`.
+        sums: checksums of what is loaded; call its ``check`` when all is.
+
+    Raises:
+        UserError: it can't be read.
+        DamagedCheckpointError: files are missing or damaged.
+    """
+    specs = metadata[NAME][name]["arrays"]
     found = {key: np.zeros(spec["shape"], spec["dtype"]) for key, spec in specs.items()}
-    # Earlier commits noted an empty sketch, which Orbax can't write.
+    # Such as an empty sketch, see `write_id_maps`.
     abstract = {key: array for key, array in found.items() if array.size}
     loaded = orbax().load(path / NAME, {name: abstract}, partial=True)[name]
     for key, array in loaded.items():

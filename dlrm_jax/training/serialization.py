@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding
@@ -23,9 +22,9 @@ from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.memory import release_memory
 from dlrm_jax.training.metadata import FORMATS
 
-# Arrays are collected until they take as many bytes, then written together: one write for each
-# of many small tables would take longer than their bytes.
-_ITEM_BYTES = 2**26
+ITEM_BYTES = 2**26
+"""Bytes of arrays that are written together: one write for each of many small tables would take
+longer than their bytes."""
 
 Leaf = jax.ShapeDtypeStruct | np.ndarray
 """A shape, dtype and sharding to load; an array of NumPy, with any values, for one of NumPy."""
@@ -89,7 +88,7 @@ def load_rows(
                 f"checkpoint {path}: {key!r} of table {table} has shape {tuple(entry['shape'])}, "
                 f"expected {abstract.shape}"
             )
-        if math.prod(abstract.shape) * abstract.dtype.itemsize >= _ITEM_BYTES:
+        if math.prod(abstract.shape) * abstract.dtype.itemsize >= ITEM_BYTES:
             release_memory()  # of the table before
         name = f"tables/{table}/{stored}"
         saved = _as_saved(abstract, sums.dtype(name, abstract.dtype))
@@ -253,48 +252,6 @@ def _check_shapes(
             raise OtherShapeError(
                 f"checkpoint {path}: expected {name} of shape {array.shape}, it has {there}"
             )
-
-
-def save_tables(
-    directory: Path, learner: Learner, state: TrainState, sums: SavedSums
-) -> dict[str, dict[str, Any]]:
-    """Writes all tables; returns the item and shape of each array by ``table/key``.
-
-    Raises:
-        UserError: the rows of a table aren't finite.
-    """
-    index: dict[str, dict[str, Any]] = {}
-    pending: dict[str, dict[str, Array]] = {}
-    items = 0
-
-    def flush() -> None:
-        nonlocal items
-        if pending:
-            orbax().save(directory / str(items), pending)
-            pending.clear()
-            release_memory()
-            items += 1
-
-    size = 0
-    for table, key, array in learner.collection.iter_arrays(state.embedding):
-        if key == "table" and not _is_finite(array):
-            raise UserError(f"the rows of table {table.name} {NOT_FINITE}")
-        # Bytes on all devices: slots with one number per row are whole on each.
-        size += sum(shard.data.nbytes for shard in array.addressable_shards)
-        sums.add(f"tables/{table.name}/{key}", array)
-        pending.setdefault(table.name, {})[key] = array
-        index[f"{table.name}/{key}"] = {"item": str(items), "shape": array.shape}
-        del array  # otherwise it would live on while the next one is made
-        if size >= _ITEM_BYTES:
-            flush()
-            size = 0
-    flush()
-    return index
-
-
-@jax.jit  # it makes no array
-def _is_finite(array: Array) -> Array:
-    return jnp.isfinite(array).all()
 
 
 def dense_items(state: TrainState) -> dict[str, Any]:

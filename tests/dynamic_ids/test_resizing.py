@@ -113,5 +113,5 @@ def test_without_some_ids_their_rows_are_free():
 
 def test_too_few_rows_are_refused():
     policy = DynamicIds(defaults=4)
-    with pytest.raises(UserError, match="rows of a table with dynamic ids: .* from 5 to"):
+    with pytest.raises(UserError, match=r"rows of a table with dynamic ids: .* from 5 to"):
         resized(policy, drawn(policy).arrays(), 4)

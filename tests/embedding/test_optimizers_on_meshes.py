@@ -27,7 +27,7 @@ from dlrm_jax.embedding.optimizer import OPTIMIZERS, row_optimizer
 from dlrm_jax.embedding.row_optax import as_row_optimizer
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
-from dlrm_jax.training import serialization
+from dlrm_jax.training import saved_tables, serialization
 from dlrm_jax.training.checksums import LoadedSums, SavedSums
 from dlrm_jax.training.metadata import FORMAT
 
@@ -239,7 +239,7 @@ def test_scalars_are_saved_and_read_with_each_table(tmp_path):
     written = arrays_of(tables, state)
     assert written["row_wise"]["count"] == written["replicated"]["inner_state_0_count"] == 3
     # Without the import hook: of a learner and its state they read no more than this.
-    save, load = (inspect.unwrap(f) for f in (serialization.save_tables, serialization.load_rows))
+    save, load = (inspect.unwrap(f) for f in (saved_tables.save_tables, serialization.load_rows))
     index = save(
         tmp_path / "tables",
         types.SimpleNamespace(collection=tables),
