@@ -19,7 +19,7 @@ from dlrm_jax.mesh import make_mesh
 def run_command(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> None:
     """Runs a command of ``dlrm_jax``; its flags are known only meanwhile."""
     with imported(f"dlrm_jax.cli.{name}") as program:
-        monkeypatch.setattr(program, "start", make_mesh)
+        monkeypatch.setattr(program, "start", lambda mesh, **_: make_mesh(mesh))
         cli_flags.parse([name, *as_flags(name, [*map(str, arguments)])])
         program.main()
 

@@ -98,7 +98,7 @@ def test_resumed_with_other_rows(trained, tmp_path, rows: int, lost: int):
     learner, said = make_learner(config, make_mesh("2x2")), []
     resumed = run(config, DATA, learner, Options(copy), said.append)
     assert (
-        f"ids of table C2: {rows} rows, 250 in the checkpoint; {lost} of 248 ids lose their rows"
+        f"ids of table C2: {rows} rows, 250 in checkpoint 00000007; {lost} of 248 ids lose their rows"
         in (said)
     )
     # Nothing was trained. Metrics are those of what ids have now, not those that were noted.

@@ -257,7 +257,7 @@ class Checkpoints:
         sums.check()  # all processes come to the same verdict
         if id_maps:
             id_maps.load(maps.arrays)
-            for line in maps.lines():
+            for line in maps.lines(path.name):
                 self.say(line)
         return state
 

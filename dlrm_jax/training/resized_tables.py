@@ -42,13 +42,17 @@ class ResizedMaps:
         """The arrays of each map, for `IdMaps.load`."""
         return {**self._saved, **{name: x.arrays for name, x in self._changes.items()}}
 
-    def lines(self) -> Iterator[str]:
-        """A line for people on each map that has changed."""
+    def lines(self, checkpoint: str) -> Iterator[str]:
+        """A line for people on each map that has changed.
+
+        Args:
+            checkpoint: name of the checkpoint.
+        """
         for name, change in self._changes.items():
             before = self._saved[name]["counts"]
             yield (
-                f"ids of table {name}: {self._rows[name]:,} rows, {len(before):,} in the "
-                f"checkpoint; {change.lost:,} of {np.count_nonzero(before):,} ids lose their rows"
+                f"ids of table {name}: {self._rows[name]:,} rows, {len(before):,} in "
+                f"checkpoint {checkpoint}; {change.lost:,} of {np.count_nonzero(before):,} ids lose their rows"
             )
 
     def load_table(

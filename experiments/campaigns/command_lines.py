@@ -30,6 +30,8 @@ _BASE = {
                 "--output={directory}/out.csv", "--batch_size=8"),
     "export": ("--run={good}/run", "--output={directory}/out"),
     "verify": ("--artifact={good}/artifact",),
+    "tables": ("--run={good}/run",),
+    "prune": ("--run={good}/run", "--min_count=2", "--output={directory}/out"),
     "plan": ("--preset=small", "--mesh=1x2"),
     "compile": ("--preset=small", "--mesh=1x2", *_COMPILED),
 }  # fmt: skip

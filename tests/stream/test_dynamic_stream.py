@@ -103,7 +103,7 @@ def test_a_batch_of_too_many_ids_ends_the_run_until_there_are_more_rows(tmp_path
         train(9)
     for line in (
         "warning: table item has rows for 8 ids, and a batch may have 16 different ones, ",
-        "ids of table item: 9 rows, 40 in the checkpoint; 12 of 20 ids lose their rows",
+        "ids of table item: 9 rows, 40 in checkpoint 00000002; 12 of 20 ids lose their rows",
     ):
         assert any(x.startswith(line) for x in said), line
     assert train(30)["steps"] == sum(SIZES) // BATCH

@@ -97,7 +97,7 @@ def test_ids_have_the_rows_that_they_had(mesh: str, placed: str, rows: tuple[int
         kept = np.isin(seen["keys"], left[name]) & (seen["counts"] > 0)
         gone = ~kept & (seen["counts"] > 0)
         assert not lost or seen["last_seen"][gone].max() <= seen["last_seen"][kept].min()
-        line = f"ids of table {name}: {count} rows, {was.capacity + 1} in the checkpoint; "
+        line = f"ids of table {name}: {count} rows, {was.capacity + 1} in checkpoint 00000020; "
         assert (f"{line}{lost} of {was.live} ids lose their rows" in said) == (
             count != was.capacity + 1
         )
