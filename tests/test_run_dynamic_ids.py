@@ -97,10 +97,8 @@ def test_resumed_with_other_rows(trained, tmp_path, rows: int, lost: int):
     config = dataclasses.replace(DYNAMIC, dynamic_ids=(f"C2={rows}:evict_share=0.1:defaults=2",))
     learner, said = make_learner(config, make_mesh("2x2")), []
     resumed = run(config, DATA, learner, Options(copy), said.append)
-    assert (
-        f"ids of table C2: {rows} rows, 250 in checkpoint 00000007; {lost} of 248 ids lose their rows"
-        in (said)
-    )
+    line = f"ids of table C2: {rows} rows, 250 in checkpoint 00000007; "
+    assert f"{line}{lost} of 248 ids lose their rows" in said
     # Nothing was trained. Metrics are those of what ids have now, not those that were noted.
     same = resumed.summary["validation"] == outcome.summary["validation"]
     assert same == (lost == 0)

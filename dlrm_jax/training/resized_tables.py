@@ -50,9 +50,10 @@ class ResizedMaps:
         """
         for name, change in self._changes.items():
             before = self._saved[name]["counts"]
+            ids = np.count_nonzero(before)
             yield (
-                f"ids of table {name}: {self._rows[name]:,} rows, {len(before):,} in "
-                f"checkpoint {checkpoint}; {change.lost:,} of {np.count_nonzero(before):,} ids lose their rows"
+                f"ids of table {name}: {self._rows[name]:,} rows, {len(before):,} in checkpoint "
+                f"{checkpoint}; {change.lost:,} of {ids:,} ids lose their rows"
             )
 
     def load_table(

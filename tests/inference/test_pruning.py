@@ -240,6 +240,7 @@ def test_health_is_that_of_a_loop_over_rows(saved: Saved):
             assert quantiles is not None
             for share, value in zip(QUANTILES, quantiles, strict=True):
                 assert value == values[max(0, int(np.ceil(share * len(values))) - 1)]
+        assert health.norms is not None
         np.testing.assert_allclose(health.norms, found_quantiles(norms[name][live]), rtol=1e-6)
         assert health.top_1_percent == pytest.approx(counts[-1] / counts.sum())
         tenth = max(1, round(len(live) / 10))
