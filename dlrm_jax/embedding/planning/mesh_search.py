@@ -38,7 +38,6 @@ class MeshSearch:
         optimizer: default optimizer.
         device: model of every device.
         limits: limits of `automatic_plan`.
-        over_all: whether tables may be fully sharded.
     """
 
     described: tuple[Sequence[Table], Sequence[Feature], Sequence[Lookup]]
@@ -46,7 +45,6 @@ class MeshSearch:
     optimizer: RowOptimizer | None
     device: Device
     limits: Limits
-    over_all: bool
 
     def within_memory(self, shards: int, workload: Workload) -> MeshPlan:
         """An automatic plan that leaves memory for temporaries."""
@@ -159,7 +157,7 @@ class MeshSearch:
 
     def _may_shard_fully(self, devices: int) -> bool:
         """Whether tables without an override may be fully sharded, as in `automatic_plan`."""
-        return self.over_all and not self.device.emulated and devices > 1
+        return not self.device.emulated and devices > 1
 
     def _room(self, found: MeshPlan) -> float:
         """Bytes that tables and temporaries leave."""
@@ -178,7 +176,6 @@ class MeshSearch:
             workload=workload,
             device=self.device,
             limits=dataclasses.replace(self.limits, memory=memory),
-            over_all=self.over_all,
         )
         return self._planned(plan, workload)
 

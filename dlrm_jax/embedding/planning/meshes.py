@@ -29,7 +29,6 @@ def plan_on_mesh(
     workload: Workload,
     device: Device,
     limits: Limits,
-    over_all: bool = True,
 ) -> MeshPlan:
     """An automatic plan that leaves memory for the temporaries of a step.
 
@@ -44,13 +43,12 @@ def plan_on_mesh(
         device: model of every device.
         limits: limits of `automatic_plan`. Tables and temporaries together may have a fifth more
             than ``memory``, which is for tables.
-        over_all: whether tables may be fully sharded, see `automatic_plan`.
 
     Raises:
         UserError: as `automatic_plan`, or no plan that was tried leaves memory for the temporaries.
     """
     described = tables, features, lookups
-    search = MeshSearch(described, placements or {}, optimizer, device, limits, over_all)
+    search = MeshSearch(described, placements or {}, optimizer, device, limits)
     return search.with_fewer_collectives(search.within_memory(shards, workload), workload)
 
 
@@ -67,7 +65,6 @@ def plan_meshes(
     zipf_exponent: float = 1.05,
     device: Device = DEVICES["h100"],
     limits: Limits | None = None,
-    over_all: bool = True,
 ) -> list[MeshPlan]:
     """The plans for all meshes of so many devices that have the memory, the fastest first.
 
@@ -85,7 +82,6 @@ def plan_meshes(
         zipf_exponent: Zipf exponent of the ids of every table.
         device: model of every device.
         limits: limits of `automatic_plan`.
-        over_all: whether tables may be fully sharded, see `automatic_plan`.
 
     Raises:
         UserError: the tables don't fit into the memory of any of the meshes, an override names
@@ -111,7 +107,7 @@ def plan_meshes(
 
     described = tables, features, lookups
     limits = limits or Limits()
-    search = MeshSearch(described, placements or {}, optimizer, device, limits, over_all)
+    search = MeshSearch(described, placements or {}, optimizer, device, limits)
     found, refused = [], []
     for shards in (n for n in range(1, devices + 1) if devices % n == 0):
         if any(

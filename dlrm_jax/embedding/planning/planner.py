@@ -45,14 +45,15 @@ def automatic_plan(
     workload: Workload | None = None,
     device: Device = DEVICES["h100"],
     limits: Limits | None = None,
-    over_all: bool = True,
 ) -> Plan:
     """A plan that fits into memory, loads all shards alike, and is fast, in this order.
 
     A table may be whole on all shards or on one, have its rows dealt out over aligned runs of
     shards (2, 4, … or all), or its columns split over all, or its rows dealt out over all devices;
-    large tables are on all shards. The same arguments give the same plan. The defaults suit large
-    batches of single ids; the plan is valid for any batch.
+    large tables are on all shards. On emulated devices, tables without an override are never fully
+    sharded: bytes that aren't sent save nothing there, and sorting ids takes time. The same
+    arguments give the same plan. The defaults suit large batches of single ids; the plan is valid
+    for any batch.
 
     Args:
         tables: all tables.
@@ -64,8 +65,6 @@ def automatic_plan(
         workload: reads of the tables in a step; None for the defaults of `Workload`.
         device: model of every device.
         limits: limits to keep; None for the defaults of `Limits`, without a limit on memory.
-        over_all: whether tables without an override may be fully sharded. On emulated devices they
-            never are: bytes that aren't sent save nothing there, and sorting ids takes time.
 
     Raises:
         UserError: there are no tables or shards, an override names no table or no placement that
@@ -78,7 +77,7 @@ def automatic_plan(
     if optimizer is not None:
         optimizer = as_row_optimizer(optimizer, "optimizer")
     workload = workload or Workload()
-    over_all = over_all and not device.emulated and shards * workload.data_groups > 1
+    over_all = not device.emulated and shards * workload.data_groups > 1
     limits = limits or Limits()
     found = choices(tables, shards, placements or {}, over_all)
     # Steps on emulated devices were measured with plans of a full search, which few choices allow.
