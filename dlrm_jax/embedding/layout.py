@@ -211,9 +211,8 @@ def _block(slab: Slab, length: int, bags: Mapping[int, _Bag]) -> Block:
         [] for _ in range(slab.shards if slab.sharded else 1)
     ]
     for i, bag in bags.items():
-        for piece, offset in slab.pieces:
-            if piece.table == bag.table:
-                positions[piece.shard or 0].append((i, piece, offset))
+        for piece, offset in slab.pieces_of[bag.table]:
+            positions[piece.shard or 0].append((i, piece, offset))
 
     shape = (len(positions), max(len(shard) for shard in positions))
     pieces = [piece for _, piece, _ in positions[0]] if slab.fully_sharded else [Piece("", None)]

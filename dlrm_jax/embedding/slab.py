@@ -83,12 +83,20 @@ class Slab:
                 found.append((Piece(piece.table, device, self.shards, residue), row))
         return tuple(found)
 
+    @functools.cached_property
+    def pieces_of(self) -> dict[str, tuple[tuple[Piece, int], ...]]:
+        """The pieces of each table, with their first rows, by its name."""
+        found = {name: [] for name in self.tables}
+        for piece, first in self.pieces:
+            found[piece.table].append((piece, first))
+        return {name: tuple(own) for name, own in found.items()}
+
     def place(self, table: str) -> tuple[int, int]:
         """Quotient and remainder of a table's first row in a fully sharded slab.
 
         `row_split.place` takes them.
         """
-        (first,) = (start for piece, start in self.pieces if piece.table == table)
+        ((_, first),) = self.pieces_of[table]
         return divmod(first, self.shards)
 
     @property

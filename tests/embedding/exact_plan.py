@@ -19,7 +19,7 @@ def fastest(
     shared slab: there the seconds are linear in what is chosen.
     """
     shards, tables = costs.shards, costs.candidates
-    starts = np.cumsum([0, *(len(table.seconds) for table in tables)])
+    starts = np.cumsum([0, *(len(table.reads) for table in tables)])
     tallest = starts[-1]  # of each shared slab
     most = tallest + len(costs.slabs)  # of each block
     started = most + len(costs.position_bytes)  # the collectives of `Costs.starts`
@@ -61,7 +61,7 @@ def fastest(
             own = slice(starts[i], starts[i + 1])
             height[:, own] = table.rows[:, :, m].T
             count[:, own] = table.positions[:, :, m].T
-            row_seconds[own] = table.row_seconds[:, m]
+            row_seconds[own] = table.row_seconds[:, :, m].sum(axis=-1)
         for row in (*height, *count):
             add(row, -np.inf, 0)
         add(row_seconds, -np.inf, 0)
@@ -74,7 +74,7 @@ def fastest(
     exchanged[alike] = np.concatenate([table.exchanged for table in tables])
     used[alike] += exchanged[alike]
     exchanged[most:started] = costs.position_bytes
-    seconds[alike] = np.concatenate([table.seconds for table in tables])
+    seconds[alike] = np.concatenate([table.by_part.sum(axis=-1) for table in tables])
     seconds[busiest] = 1
     # With more rows than the batch has ids, gradients are summed by occurrence.
     many = np.full((len(costs.position_bytes), len(costs.slabs)), 1e15)

@@ -13,9 +13,7 @@ from dlrm_jax.embedding.plan import PLACEMENTS, Plan
 from dlrm_jax.embedding.planning.choices import Choice
 from dlrm_jax.embedding.planning.costs import Costs
 from dlrm_jax.embedding.planning.devices import Device
-from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.program import PARTS, XLA, Part, Program
-from dlrm_jax.embedding.planning.search import Search
 from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.row_optimizer import RowOptimizer, slot_bytes
 from dlrm_jax.embedding.slab import Slab
@@ -88,7 +86,7 @@ def row_bytes(slab: Slab) -> tuple[int, int]:
 
 LINKS, NETWORK = "links in a host", "network between hosts"
 PASSES, ROWS = "passes through memory", "rows at random"
-_RESOURCES = {LINKS: ("links",), NETWORK: ("network",), PASSES: ("memory",), ROWS: ("rows",)}
+_RESOURCES = {LINKS: "links", NETWORK: "network", PASSES: "memory", ROWS: "rows"}
 
 
 def seconds_by_resource(
@@ -107,16 +105,10 @@ def seconds_by_resource(
         workload: reads of the tables in a step.
         device: model of every device.
     """
+    found = seconds_by_part(tables, plan, optimizer, workload, device)
     return {
-        name: _seconds(
-            [part for part in PARTS if part.resource in resources],
-            tables,
-            plan,
-            optimizer,
-            workload,
-            device,
-        )
-        for name, resources in _RESOURCES.items()
+        name: sum(seconds for part, seconds in found.items() if part.resource == resource)
+        for name, resource in _RESOURCES.items()
     }
 
 
@@ -138,20 +130,7 @@ def seconds_by_part(
         device: model of every device.
         program: passes through memory.
     """
-    return {
-        part: _seconds([part], tables, plan, optimizer, workload, device, program) for part in PARTS
-    }
-
-
-def _seconds(
-    parts: Sequence[Part],
-    tables: Sequence[Table],
-    plan: Plan,
-    optimizer: RowOptimizer | None,
-    workload: Workload,
-    device: Device,
-    program: Program = XLA,
-) -> float:
     choices = [[Choice.of(plan, table.name)] for table in tables]
-    costs = Costs(tables, choices, plan.shards, optimizer, workload, device, program, parts)
-    return float(Search(costs, Limits()).score([0] * len(tables)).seconds)
+    costs = Costs(tables, choices, plan.shards, optimizer, workload, device, program)
+    found = costs.seconds_by_part([0] * len(tables))
+    return {part: found[part] for part in PARTS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -79,31 +80,37 @@ def choices(
     return [
         _asked_for(table.name, placements[table.name], shards)
         if table.name in placements
-        else _all(table, shards, over_all)
+        else list(_all(table.rows >= OWN_SLAB_ROWS, table.dim % shards == 0, shards, over_all))
         for table in tables
     ]
 
 
-def _all(table: Table, shards: int, over_all: bool) -> list[Choice]:
+@functools.lru_cache(maxsize=64)  # on a thousand shards each is thousands of choices
+def _all(large: bool, divisible: bool, shards: int, over_all: bool) -> tuple[Choice, ...]:
     """All choices for a table; of equally good ones the planner takes the first.
 
     Large tables are on all shards. On some shards they would share a slab with others, and slabs,
     which are built, saved and restored in one piece, would be as large as all of them.
+
+    Args:
+        large: whether it may have a slab of its own.
+        divisible: whether the shards divide its width.
+        shards: number of shards of the plan.
+        over_all: whether it may be fully sharded.
     """
     owned = [Choice("fully_sharded", range(shards))] if over_all else []
     if shards == 1:
-        return [*_whole(1), *owned]
+        return *_whole(1), *owned
     found = [Choice("replicated", range(shards))]
-    large = table.rows >= OWN_SLAB_ROWS
     if not large:
         found += _whole(shards)
     for size in range(shards if large else 2, shards + 1):
         if shards % size == 0:
             groups = [range(start, start + size) for start in range(0, shards, size)]
             found += [Choice("row_wise", group) for group in groups]
-    if table.dim % shards == 0:
+    if divisible:
         found.append(Choice("column_wise", range(shards)))
-    return found + owned
+    return *found, *owned
 
 
 def _whole(shards: int) -> list[Choice]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from jaxtyping import Float64
 
 from dlrm_jax.embedding.planning.choices import Choice
 from dlrm_jax.embedding.planning.devices import Device
-from dlrm_jax.embedding.planning.program import COMPARED, XLA, Part, Program
+from dlrm_jax.embedding.planning.program import COMPARED, ROW_PARTS, STARTS, XLA, Part, Program
 from dlrm_jax.embedding.planning.timing import SlabCosts
 from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
@@ -35,20 +36,21 @@ class Load:
         rows: rows of each of the S shared slabs, [*O, S, M].
         positions: bag positions of each of the shared slabs' K blocks, [*O, K, M].
         reads: distinct rows that are looked up, [*O, M].
-        row_seconds: seconds of reading and writing rows at random, [*O, M].
+        row_seconds: seconds of rows at random, of `ROW_PARTS`: of reading them for lookups, and of
+            updating them, [*O, 2, M].
         table_bytes: bytes of tables and optimizer state in other slabs, on every shard, [*O].
         exchanged: bytes of the exchange for other slabs, [*O].
-        seconds: seconds of other slabs, without ``row_seconds``, [*O].
+        by_part: seconds of other slabs, without ``row_seconds``, by part of `COMPARED`, [*O, P].
         members: number of tables in each of the C slabs of `Costs.starts`, [*O, C].
     """
 
     rows: Float64[np.ndarray, "*O S M"]
     positions: Float64[np.ndarray, "*O K M"]
     reads: Float64[np.ndarray, "*O M"]
-    row_seconds: Float64[np.ndarray, "*O M"]
+    row_seconds: Float64[np.ndarray, "*O 2 M"]
     table_bytes: Float64[np.ndarray, "*O"]
     exchanged: Float64[np.ndarray, "*O"]
-    seconds: Float64[np.ndarray, "*O"]
+    by_part: Float64[np.ndarray, "*O P"]
     members: Float64[np.ndarray, "*O C"]
 
     def __add__(self, other: Load) -> Load:
@@ -76,7 +78,6 @@ class Costs:
         workload: reads of the tables in a step.
         device: model of every device.
         program: passes through memory.
-        parts: parts of a step whose seconds count.
 
     Attributes:
         slabs: costs of each of the S shared slabs, by key.
@@ -101,16 +102,10 @@ class Costs:
         workload: Workload,
         device: Device,
         program: Program = XLA,
-        parts: Collection[Part] = COMPARED,
     ):
         self.shards = shards
         self._slab = functools.partial(
-            SlabCosts,
-            shards=shards,
-            workload=workload,
-            device=device,
-            program=program,
-            parts=parts,
+            SlabCosts, shards=shards, workload=workload, device=device, program=program
         )
         keys = [
             [slab_key(table, choice.pieces(table.name), shards, optimizer) for choice in own]
@@ -138,7 +133,8 @@ class Costs:
         ]
         self.least = np.array([
             [np.min(load.rows.mean(axis=-1) @ self.row_bytes + load.table_bytes),
-             np.min(load.reads.mean(axis=-1)), np.min(load.row_seconds.mean(axis=-1))]
+             np.min(load.reads.mean(axis=-1)),
+             np.min(load.row_seconds.sum(axis=-2).mean(axis=-1))]
             for load in self.candidates
         ])  # fmt: skip
         groups = [
@@ -178,10 +174,27 @@ class Costs:
             seconds += slab.seconds(rows[..., i], positions[..., self.blocks[key]])
         return seconds
 
+    def seconds_by_part(self, chosen: Sequence[int]) -> dict[Part, float]:
+        """The seconds of a placement of all tables by part of `COMPARED`.
+
+        Those of rows at random are those of the shard that takes longest for them.
+        """
+        load = self.load(chosen)
+        heights, positions = load.rows.max(axis=-1), load.positions.max(axis=-1)
+        found = load.by_part
+        for i, (key, slab) in enumerate(self.slabs.items()):
+            found += slab.seconds_by_part(heights[:, i], positions[:, self.blocks[key]])
+        by_part = dict(zip(COMPARED, found[0].tolist(), strict=True))
+        slowest = load.row_seconds[0].sum(axis=0).argmax()
+        by_part |= zip(ROW_PARTS, load.row_seconds[0, :, slowest].tolist(), strict=True)
+        used = (load.members[0] > 0).tolist()
+        by_part[STARTS] += sum(itertools.compress(self.starts.values(), used))
+        return by_part
+
     def _empty(self, count: int) -> Load:
         slabs, blocks = len(self.slabs), len(self.position_bytes)
-        shapes = (slabs, self.shards), (blocks, self.shards), (self.shards,), (self.shards,)
-        others = (), (), (), (len(self.starts),)
+        shapes = (slabs, self.shards), (blocks, self.shards), (self.shards,), (2, self.shards)
+        others = (), (), (len(COMPARED),), (len(self.starts),)
         return Load(*(np.zeros((count, *shape)) for shape in (*shapes, *others)))
 
     def _candidates(
@@ -206,7 +219,7 @@ class Costs:
             for piece in choice.pieces(table.name):
                 on = slice(None) if piece.shard is None else piece.shard
                 rows[on] = piece.rows(table.rows) / alone[key].parts
-            load.reads[i], load.row_seconds[i] = np.outer(lookups[key], rows / table.rows)
+            load.reads[i], *load.row_seconds[i] = np.outer(lookups[key], rows / table.rows)
             if is_shared(key):
                 load.rows[i, list(self.slabs).index(key)] = rows
                 blocks = self.blocks[key].start + np.searchsorted(
@@ -217,11 +230,12 @@ class Costs:
                 height = rows.max()
                 load.table_bytes[i] = height * alone[key].row_bytes
                 load.exchanged[i] = counts @ alone[key].position_bytes
-                load.seconds[i] = alone[key].seconds(height[None], counts[None])[0]
+                by_part = alone[key].seconds_by_part(height[None], counts[None])
+                load.by_part[i] = by_part[0]
             if key in self.starts:
                 load.members[i, list(self.starts).index(key)] = 1
             else:
-                load.seconds[i] += alone[key].start_seconds
+                load.by_part[i, COMPARED.index(STARTS)] += alone[key].start_seconds
         return load
 
 

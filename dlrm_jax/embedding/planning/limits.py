@@ -113,14 +113,15 @@ def score(
     imbalance += _excess(reads, limits.reads * mean_reads)
     if not missing:  # later tables will fill reserved bag positions
         imbalance += _excess(exchanged, limits.exchange * mean_exchanged)
-    mean_seconds = load.row_seconds.mean(axis=-1) + more_seconds
-    seconds = np.maximum(load.row_seconds.max(axis=-1), mean_seconds)
-    seconds = load.seconds + costs.seconds(heights, positions, load.members) + seconds
+    row_seconds = load.row_seconds.sum(axis=-2)
+    mean_seconds = row_seconds.mean(axis=-1) + more_seconds
+    seconds = np.maximum(row_seconds.max(axis=-1), mean_seconds)
+    seconds += load.by_part.sum(axis=-1) + costs.seconds(heights, positions, load.members)
     return Score(
         np.round(np.maximum(nbytes / limits.memory - 1, 0), _DIGITS),
         np.round(imbalance, _DIGITS),
         seconds * (1 + _UNEVEN * (_excess(nbytes, mean_bytes) + _excess(reads, mean_reads))),
-        _digits(mean_exchanged) + 1e-6 * _digits(np.sum(load.row_seconds**2, axis=-1)),
+        _digits(mean_exchanged) + 1e-6 * _digits(np.sum(row_seconds**2, axis=-1)),
         seconds,
     )
 

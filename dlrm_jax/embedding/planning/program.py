@@ -45,7 +45,11 @@ PARTS = (
     Part("update", "rows"),
 )
 
-COMPARED = (*PARTS, Part("update", "starts"))
+ROW_PARTS = Part("lookup", "rows"), Part("update", "rows")
+"""Of these, those that take longer on the shards that have more of the rows."""
+
+STARTS = Part("update", "starts")
+COMPARED = (*PARTS, STARTS)
 """What a search adds up: also the start of a collective that only the update of one slab needs. All
 starts of a plan are counted where its collectives are known."""
 

@@ -39,6 +39,7 @@ class _Cost(NamedTuple):
         rows: number of the table's rows.
         positions: number of its bag positions of each length, [K].
         row_seconds: seconds of reading and writing its rows at random.
+        seconds: all seconds but those of a start, without padding.
     """
 
     key: SlabKey
@@ -47,16 +48,22 @@ class _Cost(NamedTuple):
     rows: float
     positions: Float64[np.ndarray, " K"]
     row_seconds: float
+    seconds: float
 
     @property
     def nbytes(self) -> float:
         """Bytes of the table and its optimizer state."""
         return self.rows * self.slab.row_bytes
 
-    def seconds(self, padding: Float64[np.ndarray, " K"]) -> float:
-        """All seconds but those of a start, with so many times the bag positions of each length."""
-        rows, positions = np.array([self.rows]), (self.positions * padding)[None]
-        return self.row_seconds + float(self.slab.seconds(rows, positions)[0])
+    def padded_seconds(self, padding: Float64[np.ndarray, " K"]) -> float:
+        """These seconds with so many times the bag positions of each length."""
+        return _seconds(self.slab, self.rows, self.positions * padding, self.row_seconds)
+
+
+def _seconds(
+    slab: SlabCosts, rows: float, positions: Float64[np.ndarray, " K"], row_seconds: float
+) -> float:
+    return row_seconds + float(slab.seconds(np.array([rows]), positions[None])[0])
 
 
 def prune(
@@ -140,8 +147,9 @@ def _costs(
         rows = table.rows * part
         used = len(choice.shards) / shards if is_shared(key) else 1.0
         positions = used * np.array(list(bags.values()), float)
-        reads = slab.lookups(table)[1] * part
-        costs[kind] = _Cost(key, len(choice.shards), slab, rows, positions, reads)
+        row_seconds = sum(slab.lookups(table)[1:]) * part
+        seconds = _seconds(slab, rows, positions, row_seconds)
+        costs[kind] = _Cost(key, len(choice.shards), slab, rows, positions, row_seconds, seconds)
     return costs
 
 
@@ -163,11 +171,11 @@ def _worth_a_search(
     """
 
     def seconds(cost: _Cost) -> float:
-        padding = np.ones_like(cost.positions)
-        if is_shared(cost.key):  # the last bag position isn't full
-            of_all = [bags[cost.key, int(n)] * cost.size / shards for n in cost.slab.lengths]
-            padding = np.ceil(of_all) / of_all
-        return cost.seconds(padding)
+        if not is_shared(cost.key):
+            return cost.seconds
+        # The last bag position isn't full.
+        of_all = [bags[cost.key, int(n)] * cost.size / shards for n in cost.slab.lengths]
+        return cost.padded_seconds(np.ceil(of_all) / of_all)
 
     # A collective starts once for all tables of a slab: for one alone, or for a part of them each.
     least, most = {}, {}

@@ -45,10 +45,10 @@ class Search:
             for load in costs.candidates
         ]
         largest_first = sorted(range(len(sizes)), key=lambda i: -sizes[i])
-        self._open = [i for i in largest_first if len(costs.candidates[i].seconds) > 1]
+        self._open = [i for i in largest_first if len(costs.candidates[i].reads) > 1]
         self._closed = functools.reduce(
             operator.add,
-            (load for load in costs.candidates if len(load.seconds) == 1),
+            (load for load in costs.candidates if len(load.reads) == 1),
             costs.load(()),
         )
         self._second = 1.0  # the time that limits are weighed against in a beam

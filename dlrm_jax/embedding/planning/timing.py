@@ -7,7 +7,7 @@ change; and they ignore that parts of a step may overlap. `simulation` adds thes
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,13 +16,14 @@ from jaxtyping import Float64
 
 from dlrm_jax.embedding.owner_exchange import capacity
 from dlrm_jax.embedding.planning.devices import Device, LinkSeconds
-from dlrm_jax.embedding.planning.program import COMPARED, XLA, Part, Program, Resource
+from dlrm_jax.embedding.planning.program import COMPARED, XLA, Program
 from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.row_gradients import reduction
 from dlrm_jax.embedding.slab import SlabKey, needs_sums
 from dlrm_jax.embedding.table import Table
 
 _ID_BYTES = 4
+_INDEX = {tuple(part): i for i, part in enumerate(COMPARED)}
 _NO_TIME = LinkSeconds(0.0, 0.0)
 
 
@@ -38,7 +39,6 @@ class SlabCosts:
         distinct: expected shares of different rows among the ids of a device and among those of a
             group, if the slab is fully sharded.
         program: passes through memory.
-        parts: parts of a step that count.
 
     Attributes:
         lengths: bag lengths of the blocks, [K].
@@ -47,8 +47,9 @@ class SlabCosts:
         trained: whether the tables are trained.
         row_bytes: bytes of one row on one device, with its optimizer state.
         position_bytes: bytes that one bag position of each block adds to the exchange, [K].
-        position_seconds: seconds of a bag position of each block: its exchange and passes through
-            memory, [K].
+        position_by_part: seconds of a bag position of each block, of its exchange and passes
+            through memory, by part of `COMPARED`, [K, P].
+        position_seconds: the sums of these, [K].
         start_seconds: seconds that a collective of the slab's own takes to start, however many
             tables and bags it has; 0 if it has none. `seconds` leaves them out.
         needs_sums: whether an update needs the summed gradient of each row.
@@ -63,10 +64,9 @@ class SlabCosts:
         device: Device,
         distinct: tuple[float, float] = (1.0, 1.0),
         program: Program = XLA,
-        parts: Collection[Part] = COMPARED,
     ):
         self._workload, self._device, self._shards = workload, device, shards
-        self._program, self._counted_parts = program, parts
+        self._program = program
         replicated, over_all = key.split is None, key.split == "devices"
         devices = workload.data_groups * shards
         self.parts = devices if over_all else 1
@@ -83,8 +83,7 @@ class SlabCosts:
         slots = list(key.optimizer.slots.values()) if key.optimizer else []
         slots = [slot for slot in slots if slot != "scalar"]  # which belongs to no row
         self._row_means = key.split == "columns" and "row" in slots
-        start = device.latency if self._row_means else 0.0
-        self.start_seconds = float(self._counted({("update", "starts"): start}))
+        self.start_seconds = device.latency if self._row_means else 0.0
         sizes = {"row": self._number, "element": self._vector}
         self._table_row, self._slot_rows = self.width * number, [sizes[slot] for slot in slots]
         self.row_bytes = self._table_row + sum(self._slot_rows)
@@ -111,7 +110,7 @@ class SlabCosts:
             asked, sent = ids, pooled + np.zeros_like(ids)
             sent_back = sent
             if over_all:
-                of_all = pooled * sum(map(sum, workload.bags.values()))
+                of_all = pooled * workload.ids_of_all
                 asked = sent = ids * _room(of_all / micro_batches, partners, share)
                 sent_back = ids * _room(of_all, partners, share)
                 sorted_ids = sorted_ids + (sent if count + 1 < len(hops) else 0)
@@ -128,31 +127,31 @@ class SlabCosts:
         sorted_ids = (1 + merges) * sorted_ids
         passed = program.lookup * ids + program.pooled * (packed if hops else pooled)
         passed_ids = _ID_BYTES * (program.ids * ids + program.sort * sorted_ids)
-        self.position_seconds = np.zeros_like(ids) + self._counted({
+        seconds = {
             ("ids", "memory"): passed_ids / device.memory_bandwidth,
             ("lookup", "memory"): self._vector * passed / device.memory_bandwidth,
             **_of("ids", numbers),
             **_of("vectors", vectors),
             **_of("cotangents", cotangents),
-        })  # fmt: skip
+        }
+        self.position_seconds = sum(seconds.values(), start=np.zeros_like(ids))
+        self.position_by_part = np.zeros((len(ids), len(COMPARED)))
+        for part, each in seconds.items():
+            self.position_by_part[:, _INDEX[part]] = each
 
-    def lookups(self, table: Table) -> tuple[float, float]:
+    def lookups(self, table: Table) -> tuple[float, float, float]:
         """The distinct rows of a table that a device reads if it has all rows.
 
         Returns:
-            The number of these rows, in each micro-batch anew; and the seconds of reading them and
-            of updating the rows of the whole batch.
+            The number of these rows, in each micro-batch anew; the seconds of reading them; and
+            those of updating the rows of the whole batch.
         """
         row_seconds = self._device.row_seconds
-        reads = self._workload.rows_read(table, self._samples)
-        seconds: dict[tuple[str, Resource], float] = {
-            ("lookup", "rows"): reads * row_seconds(self._table_row)
-        }
+        reads, update = self._workload.rows_read(table, self._samples), 0.0
         if self.trained:
             written = self._workload.distinct_rows(table, float(self._workload.batch_size))
-            row = sum(map(row_seconds, [self._table_row, *self._slot_rows]))
-            seconds["update", "rows"] = 2 * written * row
-        return reads, self._counted(seconds)
+            update = 2 * written * sum(map(row_seconds, [self._table_row, *self._slot_rows]))
+        return reads, reads * row_seconds(self._table_row), update
 
     def seconds(
         self, rows: Float64[np.ndarray, "*O"], positions: Float64[np.ndarray, "*O K"]
@@ -163,30 +162,40 @@ class SlabCosts:
             rows: number of rows of the slab on one device, [*O].
             positions: number of bag positions of each block, padding included, [*O, K].
         """
-        seconds = positions @ self.position_seconds
+        update = self._update(rows, positions)
+        return sum(update.values(), start=positions @ self.position_seconds)
+
+    def seconds_by_part(
+        self, rows: Float64[np.ndarray, "*O"], positions: Float64[np.ndarray, "*O K"]
+    ) -> Float64[np.ndarray, "*O P"]:
+        """What `seconds` adds up, by part of `COMPARED`."""
+        found = positions @ self.position_by_part
+        for part, seconds in self._update(rows, positions).items():
+            found[..., _INDEX[part]] += seconds
+        return found
+
+    def _update(
+        self, rows: Float64[np.ndarray, "*O"], positions: Float64[np.ndarray, "*O K"]
+    ) -> dict[tuple[str, str], Any]:
+        """The seconds of an update's parts, without rows at random."""
         if not self.trained:
-            return seconds
+            return {}
         batch, device, program = self._workload.batch_size / self.parts, self._device, self._program
         ids, bags = batch * (positions @ self.lengths), batch * positions.sum(axis=-1)
         way = reduction(rows, self.width, ids, bags, self._copies, self.needs_sums)
         occurrences = np.where(way.exchanged, ids / self._copies, ids)
         passed = (program.update * occurrences + program.dense * way.dense * rows) * self._vector
         passed += way.dedup * program.dedup * _ID_BYTES * occurrences
-        seconds += self._counted({("update", "memory"): passed / device.memory_bandwidth})
+        links = _NO_TIME
         if self._copies > 1:
             cotangents = _ID_BYTES * ids + bags * self.width * (program.sent_bytes or self._number)
             moved = np.where(way.exchanged, 2 * rows * (self._vector + self._number), cotangents)
-            links = device.gather(moved, self._stride, self._copies)
-            seconds += self._counted(_of("update", links))
+            links += device.gather(moved, self._stride, self._copies)
         if self._row_means:  # over all shards, in a collective of the slab's own
             means = np.where(way.dense, rows, ids) * self._number
-            links = device.all_reduce(means, 1, self._shards)
-            seconds += self._counted(_of("update", links))
-        return seconds
-
-    def _counted(self, seconds: Mapping[tuple[str, Resource], Any]) -> Any:
-        """The sum of the parts that are counted."""
-        return sum(x for part, x in seconds.items() if part in self._counted_parts)
+            links += device.all_reduce(means, 1, self._shards)
+        memory = {("update", "memory"): passed / device.memory_bandwidth}
+        return memory | _of("update", links)
 
 
 def _room(ids: float, partners: int, distinct: float) -> float:
@@ -195,6 +204,6 @@ def _room(ids: float, partners: int, distinct: float) -> float:
     return partners * capacity(round(ids), partners, distinct) / ids
 
 
-def _of(stage: str, seconds: LinkSeconds) -> dict[tuple[str, Resource], Any]:
+def _of(stage: str, seconds: LinkSeconds) -> dict[tuple[str, str], Any]:
     """The seconds of a stage on links, by part."""
     return {(stage, "links"): seconds.host, (stage, "network"): seconds.network}

@@ -53,6 +53,11 @@ class Workload:
                     f"as (1, 3), got {lengths!r}"
                 )
 
+    @functools.cached_property
+    def ids_of_all(self) -> int:
+        """The number of ids in all of ``bags``."""
+        return sum(map(sum, self.bags.values()))
+
     def lengths(self, table: str) -> dict[int, int]:
         """The number of bags of each length that a sample reads from a table."""
         return dict(sorted(Counter(self.bags.get(table, (1,))).items()))
