@@ -61,19 +61,21 @@ class Folder:
     Args:
         directory: the folder.
         schema: meaning of the columns; the others aren't read.
-        consumed: segments that were read before, as a checkpoint notes them.
+        consumed: segments that were read before, as checkpoints note them. Those behind the
+            position are read again, so they must be there.
     """
 
     def __init__(self, directory: Path, schema: Schema, consumed: Iterable[Consumed] = ()):
         self._directory, self._schema = directory, schema
         self._consumed = {each.name: each for each in consumed}
+        self._given = ""  # name of the last segment that was given
         self._waiting: collections.deque[str] = collections.deque()
         self._listed = -float("inf")
 
     @property
     def consumed(self) -> tuple[Consumed, ...]:
         """The segments that were read, but for those that have left the folder since."""
-        return tuple(note for _, note in sorted(self._consumed.items()))
+        return tuple(note for x, note in sorted(self._consumed.items()) if x <= self._given)
 
     def next(self, after: Position | None) -> Segment | None:
         """The segment of the first row behind a position, see `Source`."""
@@ -87,7 +89,8 @@ class Folder:
             segment = self._read(self._waiting.popleft())
         else:
             return None
-        self._consumed[segment.note.name] = segment.note
+        self._given = segment.note.name
+        self._consumed[self._given] = segment.note
         return segment
 
     def _list(self, after: Position | None) -> None:
@@ -97,6 +100,13 @@ class Folder:
             raise UserError(
                 f"stream: {self._directory / after.segment} is gone, and the run has read "
                 f"{after.row:,} of its rows; put it back, or give another workdir to start anew"
+            )
+        if after and (lost := [x for x in self._consumed.keys() - there if x > after.segment]):
+            raise UserError(
+                f"stream: segments are gone from {self._directory}, {len(lost)} from {min(lost)} "
+                f"to {max(lost)}: the run goes on behind {after}, and a later checkpoint, which is "
+                f"damaged, had their rows; put them back, or delete the checkpoints named "
+                f".damaged to go on without these rows"
             )
         for name, file in there.items():
             self._check(name, file, after)

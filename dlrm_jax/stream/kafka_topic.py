@@ -64,9 +64,9 @@ class _Offsets:
 class KafkaTopic:
     """The messages of a topic. The order of those of one partition is kept.
 
-    The rows of a message are its value, see `frame_of_messages`. Messages may be deleted when a
-    checkpoint has their rows; others that are deleted are an error. No offsets are committed: the
-    checkpoints have them.
+    The rows of a message are its value, see `frame_of_messages`. Messages may be deleted when the
+    oldest checkpoint has their rows; others that are deleted are an error. No offsets are
+    committed: the checkpoints have them.
 
     Args:
         url: ``kafka://HOST:PORT,HOST:PORT/TOPIC?SETTING=VALUE``, with settings of librdkafka such
@@ -138,7 +138,8 @@ class KafkaTopic:
         starts: dict[int, int] = {}
         for partition in self._partitions():
             low, high = self._bounds(partition)
-            starts[partition] = known.get(partition, low)
+            # A partition that is new since the position was never read: from its first message on.
+            starts[partition] = known.get(partition, 0 if before else low)
             if not low <= starts[partition] <= high:
                 raise UserError(
                     f"stream: {self._place}: the run has read partition {partition} up to offset "

@@ -65,8 +65,8 @@ class RedisStream:
     """The entries of a Redis stream, in the order of their ids.
 
     The rows of an entry are the field `FIELD`, see `frame_of_messages`. Entries may be trimmed when
-    a checkpoint has their rows; entries that were trimmed before they were read are an error. It
-    needs Redis 7.
+    the oldest checkpoint has their rows; entries that were trimmed before they were read are an
+    error. It needs Redis 7.
 
     Args:
         url: ``redis://HOST:PORT/KEY``, as ``redis.Redis.from_url`` takes it but for the name of the

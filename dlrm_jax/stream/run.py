@@ -25,6 +25,7 @@ from dlrm_jax.stream.hashed_rows import HashedRows
 from dlrm_jax.stream.loop import Intervals, StreamLoop
 from dlrm_jax.stream.position import Consumed, Progress
 from dlrm_jax.stream.prequential import SPLIT, Prequential
+from dlrm_jax.stream.set_aside import later_segments
 from dlrm_jax.stream.settings import OF_SCHEMA, WITHOUT_EFFECT, fingerprint
 from dlrm_jax.stream.source import Source
 from dlrm_jax.stream.step import make_prequential_step
@@ -73,7 +74,8 @@ def run_stream(
     Args:
         config: config of the run, see `settings.for_schema`; its ``steps`` end the run, if not 0.
         schema: meaning of the columns.
-        open_source: function that opens the stream, given the segments that were read before.
+        open_source: function that opens the stream, given the segments that were read before, also
+            those behind the position that checkpoints had read which are damaged by now.
         learner: learner of the config.
         options: see the class.
         say: function that shows a line of text to the user.
@@ -106,7 +108,10 @@ def run_stream(
         state, progress, before = _start(config, learner, checkpoints, prequential, say, maps)
         live = LiveMaps(learner, maps, config.seed, int(state.step)) if maps else None
         resumed_from = int(state.step) if before else None
-        source = open_source(progress.segments)
+        later = (
+            later_segments(checkpoints.directory, int(state.step), progress, say) if before else ()
+        )
+        source = open_source(progress.segments + later)
         write_text(workdir / "config.json", _config_text(config))
         events = workdir / "tensorboard" if options.tensorboard else None
         file = opened.enter_context(Record(workdir / "metrics.jsonl", resumed_from or 0, events))

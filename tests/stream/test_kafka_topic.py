@@ -98,6 +98,23 @@ def test_a_topic_of_fewer_messages_is_another_one(kafka: MockKafka):
         KafkaTopic(kafka.url, SCHEMA, [changed]).next(Position(changed.name, 1, ended=False))
 
 
+def test_a_partition_that_is_new_is_read_from_its_first_message_on(
+    kafka: MockKafka, monkeypatch: pytest.MonkeyPatch
+):
+    kafka.send(json_messages(log(3), [3]))
+    topic = opened(kafka)
+    earlier = Position("1:0=0-1", 3, ended=True)  # there was one partition
+    kafka.send(json_messages(log(2), [1, 1]), 1)
+    assert following(topic, earlier).note.rows == 2
+    bounds = KafkaTopic._bounds
+    monkeypatch.setattr(  # no broker of the tests deletes
+        KafkaTopic, "_bounds", lambda self, x: (1, 2) if x == 1 else bounds(self, x)
+    )
+    assert following(opened(kafka), None).note.rows >= 1, "nobody has read before"
+    with pytest.raises(UserError, match=r"partition 1 up to offset 0, .* has offsets 1 to 2"):
+        topic.next(earlier)
+
+
 def test_malformed_messages_are_named(kafka: MockKafka):
     kafka.send([b"hello"], 2)
     with pytest.raises(UserError, match=r"partition 2, offset 0: expected JSON, .* got b'hello'"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,16 @@ CONFIG = for_schema(
 )
 
 
-def train(workdir: Path, source: Any, **options: Any) -> dict[str, Any]:
-    learner = make_learner(CONFIG, make_mesh("1x2"))
+def train(
+    workdir: Path,
+    source: Any,
+    config: Config = CONFIG,
+    say: Callable[[str], None] = print,
+    **options: Any,
+) -> dict[str, Any]:
+    learner = make_learner(config, make_mesh("1x2"))
     chosen = StreamOptions(workdir, **{"idle_seconds": 0.1, "window": 80, **options})
-    return run_stream(CONFIG, SCHEMA, source, learner, chosen)
+    return run_stream(config, SCHEMA, source, learner, chosen, say)
 
 
 def test_a_batch_of_too_many_ids_ends_the_run_after_the_steps_before_it_are_saved(tmp_path: Path):
@@ -76,3 +84,64 @@ def test_a_read_that_blocks_doesnt_keep_states_from_being_saved(tmp_path: Path):
     )
     assert found == [True]
     assert json.loads(last.read_text())["stream"]["examples"] == 48
+
+
+class Damaged:
+    """A run with checkpoints of the steps 5 and 8, and segments of 12 rows."""
+
+    def __init__(self, directory: Path):
+        self.segments, self.workdir = directory / "segments", directory / "run"
+        write_segments(self.segments, [12] * 12, log(144).with_columns(item=pl.int_range(144) % 4))
+        self.go_on(8)
+        self.last = self.workdir / "checkpoints/00000008"
+
+    def go_on(self, steps: int = 0) -> list[str]:
+        """Trains; gives what was said."""
+        config = dataclasses.replace(CONFIG, checkpoint_every=5, steps=steps)
+        said: list[str] = []
+        train(
+            self.workdir,
+            lambda consumed: Folder(self.segments, SCHEMA, consumed),
+            config,
+            said.append,
+        )
+        return said
+
+    def stream(self, step: int) -> dict[str, Any]:
+        path = self.workdir / f"checkpoints/{step:08d}/metadata.json"
+        return json.loads(path.read_text())["stream"]
+
+
+def test_segments_that_a_damaged_checkpoint_had_read_are_missed(tmp_path: Path):
+    run = Damaged(tmp_path)
+    next(run.last.glob("tables/**/d/*")).unlink()
+    paths = sorted(run.segments.iterdir())
+    contents = {path: path.read_bytes() for path in paths[:10]}
+    for path in contents:
+        if path != paths[6]:  # that of the position behind step 5
+            path.unlink()
+    lost = "3 from s007.parquet to s009.parquet: the run goes on behind s006.parquet, row 8"
+    for _ in range(2):  # it is set aside by the first one
+        with pytest.raises(UserError, match=lost):
+            run.go_on()
+    for path in paths[7:10]:
+        path.write_bytes(contents[path])
+    run.go_on(6)
+    noted = run.stream(6)
+    assert noted["examples"] == 96
+    assert [each["name"] for each in noted["segments"]] == ["s006.parquet", "s007.parquet"]
+    paths[9].unlink()
+    with pytest.raises(UserError, match=r"1 from s009.parquet to s009.parquet"):
+        run.go_on()
+    run.last.with_suffix(".damaged").rename(tmp_path / "away")
+    run.go_on()
+    assert run.stream(8)["examples"] == 128
+
+
+def test_damaged_metadata_dont_say_what_was_read(tmp_path: Path):
+    run = Damaged(tmp_path)
+    (run.last / "metadata.json").write_bytes(b"{")
+    said = "".join(run.go_on())
+    assert "00000008.damaged doesn't say which segments it had read" in said
+    assert "none behind s006.parquet, row 8 has left the stream" in said
+    assert "warning" not in "".join(run.go_on()[1:]), "step 8 was reached again"
