@@ -30,7 +30,7 @@ BELOW = {
     "copied_files": set(),
     "files": {"errors", "workspaces"},
     "data": {"errors", "files", "workspaces", "feature_names"},
-    "native": {"errors", "files", "backend", "console"},
+    "native": {"errors", "files", "backend", "console", "signals"},
     "dynamic_ids": {"errors", "console", "native", "processes", "embedding"},
     "embedding": {
         "errors",

@@ -1,9 +1,16 @@
 """Builds the native kernels: ``python -m dlrm_jax.native``."""
 
 import sys
+from typing import NoReturn
 
-from dlrm_jax.errors import UserError
-from dlrm_jax.native.library import build
+from dlrm_jax.signals import end_at_once
+
+end_at_once()  # a signal may come while the imports take their time
+
+from dlrm_jax.console import status  # noqa: E402
+from dlrm_jax.errors import UserError  # noqa: E402
+from dlrm_jax.native.library import build  # noqa: E402
+from dlrm_jax.signals import Interrupted, handled  # noqa: E402
 
 USAGE = "usage: python -m dlrm_jax.native, which builds the native kernels with $CXX or else c++"
 
@@ -16,10 +23,24 @@ def main(arguments: list[str]) -> None:
     try:
         if arguments:
             raise UserError(f"expected no arguments, got {' '.join(arguments)!r}; {USAGE}")
-        print(f"built {build()}; CPU runs use it from now on")
+        with handled():  # a signal raises: the compilers end, and nothing half-made is left
+            built = build()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error), 2)
+    except OSError as error:
+        _fail(
+            f"the native kernels can't be built: {error}; set XDG_CACHE_HOME to a directory that "
+            f"you can write to",
+            2,
+        )
+    except Interrupted as request:
+        _fail(str(request), 128 + request.number)
+    status(f"built {built}; CPU runs use it from now on")
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    status(f"error: {message}" if code == 2 else message, error=True)
+    sys.exit(code)
 
 
 main(sys.argv[1:])
