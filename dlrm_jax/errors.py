@@ -35,6 +35,10 @@ def cut(text: str, most: int = _SHOWN) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
+class InUseError(UserError):
+    """A workdir, or another directory, that another run has locked."""
+
+
 class DamagedCheckpointError(UserError):
     """A checkpoint that lacks files or parts of them; an earlier one may be whole.
 

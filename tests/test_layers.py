@@ -29,8 +29,9 @@ BELOW = {
     "workspaces": {"errors"},
     "copied_files": set(),
     "files": {"errors", "workspaces"},
-    "data": {"errors", "files", "workspaces", "feature_names"},
-    "native": {"errors", "files", "backend", "console", "signals"},
+    "locks": {"errors"},
+    "data": {"errors", "files", "locks", "workspaces", "feature_names"},
+    "native": {"errors", "files", "locks", "backend", "console", "signals"},
     "dynamic_ids": {"errors", "console", "native", "processes", "embedding"},
     "embedding": {
         "errors",
@@ -54,6 +55,7 @@ BELOW = {
     "training": {
         "errors",
         "files",
+        "locks",
         "workspaces",
         "config",
         "config_fields",

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dlrm_jax.data.formats.compression import file_hash, sampled_hash
-from dlrm_jax.files import cache_directory, locked, read_json, write_json
+from dlrm_jax.files import cache_directory, read_json, write_json
+from dlrm_jax.locks import locked
 
 Notes = Mapping[str, Any]
 """What is known of files, by name, as JSON: `stamp`, and what was found under keys of its own."""

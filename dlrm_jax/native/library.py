@@ -15,7 +15,8 @@ import jax
 
 from dlrm_jax.console import status
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import cache_directory, locked, move_into_place, scratch_directory
+from dlrm_jax.files import cache_directory, move_into_place, scratch_directory
+from dlrm_jax.locks import locked
 from dlrm_jax.native.compiler import HEADERS, OPTIONS, SOURCES, command, compile_library, compiler
 
 SETTING = "DLRM_JAX_BUILD"

@@ -16,7 +16,8 @@ from dlrm_jax.artifact.manifest import Manifest, is_artifact
 from dlrm_jax.artifact.row_formats import RowFormat, encode
 from dlrm_jax.artifact.tables import map_rows
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import delete_directory, locked
+from dlrm_jax.files import delete_directory
+from dlrm_jax.locks import locked
 from dlrm_jax.publishing.live_model import LiveModel
 from dlrm_jax.publishing.touched_rows import Numbers
 from dlrm_jax.serving.export import describe

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import advice_on, check_lockable
+from dlrm_jax.locks import advice_on, check_lockable
 from dlrm_jax.search.findings import Finding, findings_of
 from dlrm_jax.search.identity import Identity
 from dlrm_jax.search.space import Space, Value

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import advice_on, locked, read_json, write_text
+from dlrm_jax.files import read_json, write_text
+from dlrm_jax.locks import advice_on, locked
 from dlrm_jax.processes import is_process_0, on_process_0
 from dlrm_jax.training.retention import check_path
 

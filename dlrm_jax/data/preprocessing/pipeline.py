@@ -27,7 +27,8 @@ from dlrm_jax.data.preprocessing.split_of_options import (
     with_split,
 )
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import locked, write_json
+from dlrm_jax.files import write_json
+from dlrm_jax.locks import locked
 from dlrm_jax.workspaces import delete, sweep
 
 _PARTIAL = ".partial"

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import locked, write_text
+from dlrm_jax.files import write_text
+from dlrm_jax.locks import locked
 
 _REQUIREMENTS = [Path(__file__).with_name(name) for name in ("torch.txt", "requirements.txt")]
 

@@ -19,8 +19,8 @@ from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.embedding import Table
-from dlrm_jax.files import locked
 from dlrm_jax.inference.loading import for_prediction
+from dlrm_jax.locks import locked
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.serving.export import export
 from dlrm_jax.serving.trained_model import DenseModel, TrainedModel
