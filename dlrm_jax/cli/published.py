@@ -77,7 +77,7 @@ def published(
         )
     from dlrm_jax.publishing.live_model import LiveModels
     from dlrm_jax.publishing.publisher import Publisher, Settings
-    from dlrm_jax.publishing.touched_rows import TouchedRows
+    from dlrm_jax.training.touched_rows import TouchedRows
 
     assert options.workdir
     name = options.workdir.resolve().name

@@ -20,7 +20,7 @@ from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.files import creating
 from dlrm_jax.publishing.compaction import compact
 from dlrm_jax.publishing.published import Published, bases_in, delete_base
-from dlrm_jax.publishing.touched_rows import Numbers
+from dlrm_jax.training.touched_rows import Numbers
 
 _BASES = 2
 """Bases that are kept: a server may be about to load the one before the last."""

@@ -19,9 +19,9 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.files import delete_directory
 from dlrm_jax.locks import locked
 from dlrm_jax.publishing.live_model import LiveModel
-from dlrm_jax.publishing.touched_rows import Numbers
 from dlrm_jax.serving.export import describe
 from dlrm_jax.serving.table_variants import notes_of
+from dlrm_jax.training.touched_rows import Numbers
 from dlrm_jax.workspaces import sweep
 
 _LOCK = "publishing.lock"

@@ -19,9 +19,9 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.publishing.delta_writer import DeltaWriter, Taken, delete_old
 from dlrm_jax.publishing.live_model import LiveModel, LiveModels
 from dlrm_jax.publishing.published import differing_rows, fits, last_step, newest, publications
-from dlrm_jax.publishing.touched_rows import NotedBatches, TouchedRows
 from dlrm_jax.serving.export import export
 from dlrm_jax.training.learner import TrainState
+from dlrm_jax.training.touched_rows import NotedBatches, TouchedRows
 
 
 class Settings(NamedTuple):

@@ -40,10 +40,10 @@ from dlrm_jax.presets import preset
 from dlrm_jax.publishing.live_model import LiveModels
 from dlrm_jax.publishing.published import newest
 from dlrm_jax.publishing.publisher import Publisher, Settings
-from dlrm_jax.publishing.touched_rows import TouchedRows
 from dlrm_jax.training.build import generate_data, make_learner, train_batches
 from dlrm_jax.training.record import versions
 from dlrm_jax.training.step import make_train_step
+from dlrm_jax.training.touched_rows import TouchedRows
 from experiments.benchmarks.serving.servers import Server, free_port
 
 _POLL = 0.02  # seconds

@@ -23,9 +23,9 @@ from dlrm_jax.publishing.compaction import compact
 from dlrm_jax.publishing.live_model import LiveModels
 from dlrm_jax.publishing.published import Published, bases_in, newest
 from dlrm_jax.publishing.publisher import Publisher, Settings
-from dlrm_jax.publishing.touched_rows import TouchedRows
 from dlrm_jax.serving.export import export
 from dlrm_jax.serving.trained_model import TrainedModel
+from dlrm_jax.training.touched_rows import TouchedRows
 
 
 class Run:

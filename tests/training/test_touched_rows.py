@@ -10,7 +10,7 @@ from publishing_run import COMPOSED, SHARED
 from saved_run import CONFIG, learner_on
 
 from dlrm_jax.config import Config
-from dlrm_jax.publishing.touched_rows import TouchedRows
+from dlrm_jax.training.touched_rows import TouchedRows
 
 IDS = np.array([[3, 20, 2999, -1, 7, -1], [3, 20, 5, -1, 30, 2]], np.int32)
 
