@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, Int32, Key, Shaped, UInt32
+from jaxtyping import Array, Float, Int, Int32, Key, UInt32
 
-from dlrm_jax.embedding import row_split
 from dlrm_jax.embedding.integer_arrays import vector
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
-from dlrm_jax.embedding.reshard import shard_axes, slab_spec, slot_ndims
+from dlrm_jax.embedding.reshard import slab_spec, slot_ndims
+from dlrm_jax.embedding.row_places import NO_ROW, leaf_specs, local_rows, set_rows, shard_index
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import EmbeddingState
 from dlrm_jax.embedding.storage_dtype import encode
@@ -35,8 +35,6 @@ CHUNK = 1024
 """Rows that one call of the program resets; a call with fewer takes as long."""
 
 _GENERATOR = "threefry2x32"  # the default one may differ from backend to backend
-
-_NO_ROW = np.iinfo(np.int32).max
 
 
 class RowReset:
@@ -86,7 +84,7 @@ class RowReset:
         return EmbeddingState(tables, slots, state.layout)
 
     def _chunks(self, rows: Mapping[str, Any]) -> Iterator[Int32[np.ndarray, "2 K"]]:
-        """Numbers of tables, and rows of these tables, padded with `_NO_ROW`."""
+        """Numbers of tables, and rows of these tables, padded with `NO_ROW`."""
         names = list(self._tables)
         pairs = [np.zeros((2, 0), np.int32)]
         for name, given in rows.items():
@@ -107,7 +105,7 @@ class RowReset:
         for start in range(0, whole.shape[1], CHUNK):
             chunk = whole[:, start : start + CHUNK]
             padding = CHUNK - chunk.shape[1]
-            yield np.pad(chunk, ((0, 0), (0, padding)), constant_values=((0, 0), (0, _NO_ROW)))
+            yield np.pad(chunk, ((0, 0), (0, padding)), constant_values=((0, 0), (0, NO_ROW)))
 
     def _reset(
         self,
@@ -118,11 +116,7 @@ class RowReset:
     ) -> EmbeddingState:
         specs = EmbeddingState(
             {slab.name: slab_spec(slab, self._axes) for slab in self._slabs},
-            {
-                slab.name: {x: slab_spec(slab, self._axes, n) for x, n in slot_ndims(slab).items()}
-                for slab in self._slabs
-                if slab.optimizer
-            },
+            {slab.name: leaf_specs(slab, self._axes) for slab in self._slabs if slab.optimizer},
             part.layout,
         )
         return jax.shard_map(
@@ -148,16 +142,15 @@ class RowReset:
         tables, slots = dict(part.tables), dict(part.slots)
         for slab in self._slabs:
             new = self._values_of(slab, values, numbers)
-            over = shard_axes(slab, self._axes)
-            shard = jax.lax.axis_index(over) if over else 0
-            local = self._local_rows(slab, numbers, rows, shard)
-            tables[slab.name] = _set(slab, tables[slab.name], local, encode(new), shard)
+            shard = shard_index(slab, self._axes)
+            local = local_rows(slab, [*self._tables], numbers, rows, shard)
+            tables[slab.name] = set_rows(slab, tables[slab.name], local, encode(new), shard)
             if slab.optimizer:
                 # Of whole rows, of which it may take a mean.
                 initial = slab.optimizer.initial_slots(new.astype(slab.vector_dtype))
                 ndims = slot_ndims(slab)
                 slots[slab.name] = {
-                    name: _set(slab, slot, local, initial[name], shard) if ndims[name] else slot
+                    name: set_rows(slab, slot, local, initial[name], shard) if ndims[name] else slot
                     for name, slot in slots[slab.name].items()
                 }
         return EmbeddingState(tables, slots, part.layout)
@@ -195,39 +188,7 @@ class RowReset:
                 found = jnp.where((numbers == number)[:, None], values[name], found)
         return found
 
-    def _local_rows(
-        self,
-        slab: Slab,
-        numbers: Int[Array, " K"],
-        rows: Int[Array, " K"],
-        shard: int | Int[Array, ""],
-    ) -> Int[Array, " K"]:
-        """Row numbers in a shard's part of a slab; past its end for rows that aren't there."""
-        places = np.zeros((slab.shards, len(self._tables), 4), np.int32)
-        places[:, :, 1] = 1
-        order = list(self._tables)
-        for piece, start in slab.on_shards:
-            if piece.table in self._tables:
-                place = start, piece.modulus, piece.residue, slab.tables[piece.table].rows
-                places[piece.shard or 0, order.index(piece.table)] = place
-        start, modulus, residue, end = jnp.asarray(places)[shard][numbers].T
-        is_here = (rows < end) & row_split.is_stored(rows, modulus, residue)
-        return jnp.where(is_here, start + row_split.local_row(rows, modulus), slab.rows)
-
 
 @functools.lru_cache(maxsize=8)
 def _key_data(seed: int) -> UInt32[np.ndarray, "2"]:
     return np.asarray(jax.random.key_data(jax.random.key(seed, impl=_GENERATOR)))
-
-
-def _set(
-    slab: Slab,
-    array: Shaped[Array, "R *d"],
-    rows: Int[Array, " K"],
-    new: Shaped[Array, "K *dim"],
-    shard: int | Int[Array, ""],
-) -> Shaped[Array, "R *d"]:
-    """A shard's array with these rows set, of whole new ones."""
-    if array.ndim == 2 and slab.split == "columns":
-        new = jax.lax.dynamic_slice_in_dim(new, shard * slab.width, slab.width, axis=1)
-    return array.at[rows].set(new, mode="drop")

@@ -14,6 +14,7 @@ from dlrm_jax.embedding import kernel_dispatch, reshard, row_reads, table_io
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.row_reset import RowReset
+from dlrm_jax.embedding.row_writes import RowWrites
 from dlrm_jax.embedding.state import EmbeddingState
 from dlrm_jax.embedding.table import Table
 
@@ -52,6 +53,10 @@ class WholeTables:
     def _row_reset(self) -> RowReset:
         dynamic = [table for table in self.tables.values() if table.ids]
         return RowReset(self.axes, self.layout, dynamic)
+
+    @cached_property
+    def _row_writes(self) -> RowWrites:
+        return RowWrites(self.axes, self.layout)
 
     def init(self, seed: int) -> EmbeddingState:
         """Initial tables and optimizer state, which depend on the seed, not on mesh or plan."""
@@ -108,6 +113,35 @@ class WholeTables:
                 another process has it.
         """
         return row_reads.read_rows(self.layout, state, rows)
+
+    def read_row_state(
+        self, state: EmbeddingState, rows: Mapping[str, np.ndarray]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """As `read_rows`, with the optimizer state of the rows, as `write_rows` takes both.
+
+        Returns:
+            By table, the ``"table"`` [n, dim] and its slots by name: [n], [n, dim], or [].
+        """
+        return row_reads.read_row_state(self.layout, state, rows)
+
+    def write_rows(
+        self,
+        state: EmbeddingState,
+        rows: Mapping[str, np.ndarray],
+        values: Mapping[str, Mapping[str, np.ndarray]],
+    ) -> EmbeddingState:
+        """Gives rows of tables the values and the optimizer state that `read_row_state` has read.
+
+        Args:
+            state: tables and their optimizer state; it is donated.
+            rows: numbers of rows by table, [n], each once.
+            values: arrays of these rows by table and name, of the dtypes that were read.
+
+        Raises:
+            UserError: the state is that of other tables or another plan, a row is out of range, an
+                array has another shape, or there are several processes.
+        """
+        return self._row_writes(state, rows, values)
 
     def array_specs(self, table: str) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, dtypes and shardings of a table's whole arrays, as `from_arrays` takes them.
