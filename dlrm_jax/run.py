@@ -30,7 +30,7 @@ from dlrm_jax.run_start import (
     describe_run,
     first_state,
 )
-from dlrm_jax.run_training import Say, Training
+from dlrm_jax.run_training import Say, Training, first_step, make_step
 from dlrm_jax.saved_config import VERSION_KEY, is_ours
 from dlrm_jax.training.dynamic_tables import id_maps_of
 from dlrm_jax.training.evaluation import evaluate
@@ -40,6 +40,7 @@ from dlrm_jax.training.measures import Measures, measures_of
 from dlrm_jax.training.record import Record, owned, to_json
 from dlrm_jax.training.resized_tables import is_resized
 from dlrm_jax.training.sampling import correction_of
+from dlrm_jax.training.standby import stand_by
 from dlrm_jax.training.step import make_predict
 from dlrm_jax.training.stopping import evaluations_of
 from dlrm_jax.training.warm_start_checks import noted_start
@@ -99,9 +100,15 @@ def run(
     check_processes(learner.mesh, learner.kernels_in_use)
     with contextlib.ExitStack() as opened:
         workdir, checkpoints, training = options.workdir, None, not options.evaluate_only
+        train_step = make_step(config, learner)
         if workdir:
-            opened.enter_context(owned(workdir))
             checkpoints = checkpoints_of(config, data, workdir, say)
+            if options.standby:
+                take_step = functools.partial(first_step, config, data, learner, train_step)
+                ahead = stand_by(opened, workdir, checkpoints, learner, config.seed, take_step, say)
+                checkpoints = dataclasses.replace(checkpoints, ahead=ahead.take)
+            else:
+                opened.enter_context(owned(workdir))
             if training:
                 checkpoints.prepare()
         id_maps = id_maps_of(learner.collection, config.seed)
@@ -159,7 +166,8 @@ def run(
             notes["continue_from"] = continued and dataclasses.asdict(continued)
             sample = evenly_spaced(data.validation, config.validation_examples)
             train = Training(
-                config, data, sample, learner, metrics_of, say, checkpoints, before, notes, file,
+                config, data, sample, learner, train_step, metrics_of, say, checkpoints, before,
+                notes, file,
                 options.watch, continued, options.publication, id_maps,
             )  # fmt: skip
             state, of_training, noted = train(state)

@@ -50,6 +50,7 @@ class Options:
             It is called at each evaluation and may raise to end the run. The other splits aren't
             read. The workdir gets no summary, no vocabularies and no best checkpoint.
         publication: publisher of the states of the training; None for none.
+        standby: whether to wait until no other run has the workdir, see `training.standby`.
     """
 
     workdir: Path | None = None
@@ -61,6 +62,7 @@ class Options:
     preset: str | None = None
     watch: Callable[[int, Metrics], None] | None = None
     publication: Publication | None = None
+    standby: bool = False
 
 
 _WITHOUT_VALIDATION = Config()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
@@ -72,6 +73,36 @@ def length_warning(
     return f"warning: {'; '.join(parts)}"
 
 
+def make_step(config: Config, learner: Learner) -> Callable[..., Any]:
+    """The train step of a run, which takes the next batch as well if the config is pipelined."""
+    return PipelinedStep(learner) if config.pipelined else make_train_step(learner)
+
+
+def first_step(
+    config: Config,
+    data: Dataset,
+    learner: Learner,
+    train_step: Callable[..., Any],
+    state: TrainState,
+) -> Any:
+    """Takes a step with the first batch of a run, as all others are taken.
+
+    Args:
+        config: config of the run.
+        data: data set.
+        learner: learner of the config.
+        train_step: result of `make_step`.
+        state: state, which is donated.
+    """
+    batch = train_batches(config, data, jax.process_index(), jax.process_count())[0]
+    if config.dynamic_ids:  # any row will do
+        batch = batch._replace(ids=np.zeros(batch.ids.shape, np.int32))
+    placed = learner.put(batch)
+    following = (placed,) if config.pipelined else ()
+    factor = np.float32(1) if config.plateau_factor else None
+    return train_step(state, placed, *following, learner.put_scalar(factor))
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
     """All that the training of a run needs but its state.
@@ -81,6 +112,7 @@ class Training:
         data: data set.
         sample: validation examples that evaluations during training use.
         learner: learner of the config.
+        train_step: result of `make_step`.
         metrics_of: function that gives the metrics of a state over some examples; `evaluate`
             says what ``as_ids`` is.
         say: function that shows a line of text to the user.
@@ -99,6 +131,7 @@ class Training:
     data: Dataset
     sample: Split
     learner: Learner
+    train_step: Callable[..., Any]
     metrics_of: Callable[..., Metrics]
     say: Say
     checkpoints: Checkpoints | None
@@ -147,10 +180,9 @@ class Training:
         if self.id_maps:
             live = LiveMaps(learner, self.id_maps, config.seed, int(state.step))
             batches = TranslatedBatches(batches, live)
-        train_step: Any = PipelinedStep(learner) if config.pipelined else make_train_step(learner)
         trained = train(
             learner,
-            lambda *args: train_step(*args, learner.put_scalar(stopping.rate_factor)),
+            lambda *args: self.train_step(*args, learner.put_scalar(stopping.rate_factor)),
             state,
             batches,
             last,

@@ -77,7 +77,7 @@ def published(
         )
     from dlrm_jax.publishing.live_model import LiveModels
     from dlrm_jax.publishing.publisher import Publisher, Settings
-    from dlrm_jax.training.touched_rows import TouchedRows
+    from dlrm_jax.training.touched_rows import touched_rows
 
     assert options.workdir
     name = options.workdir.resolve().name
@@ -86,7 +86,5 @@ def published(
     )
     kept = data.kept_negatives.get("train", 1.0)
     models = LiveModels(config, learner, data.fingerprint, kept, options.workdir)
-    all_rows = bool(learner.penalty.tables and learner.penalty.whole_tables)
-    touched = TouchedRows(learner.collection, all_rows)
-    with Publisher(settings, models, touched, status) as publisher:
+    with Publisher(settings, models, touched_rows(learner), status) as publisher:
         yield dataclasses.replace(options, publication=publisher)

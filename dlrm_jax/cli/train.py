@@ -11,6 +11,7 @@ Without it, the command generates examples whose best possible AUC is known; the
 comes within 0.01 of it. Run the same command with the same workdir to resume, also on another mesh
 or in another number of processes. ``--continue_from`` continues a run on the data of the next day.
 ``--stream`` follows a growing folder of segments, and evaluates each batch before it trains on it.
+The same command with ``--standby`` waits beside a run and takes over if it ends or is killed.
 """
 
 from __future__ import annotations
@@ -87,6 +88,12 @@ flags.DEFINE_list(
     "Tables and layers that --warm_start gives, or all; such as C1,C2,bottom.",
 )
 
+flags.DEFINE_bool(
+    "standby",
+    False,
+    "Waits until the run that has the workdir ends or is killed, and goes on with it at once.",
+)
+
 define_continue_flag()
 define_stream_flags()
 define_publish_flags()
@@ -154,6 +161,7 @@ def main() -> None:
         Path(FLAGS.continue_from) if FLAGS.continue_from else None,
         FLAGS.checkpoint if FLAGS.eval_only else None,
         FLAGS.preset if FLAGS["preset"].present or not of_checkpoint else None,
+        standby=FLAGS.standby,
     )
     with published(options, config, data, learner) as options:
         summary = run_job(config, data, learner, options, status).summary
@@ -210,10 +218,15 @@ def check_flags() -> None:
             "steps",
             "epochs",
             "publish",
+            "standby",
         ]
         refuse([*names, "config"], why)
     check_continue_flags()
     check_publish_flags()
+    if FLAGS.standby:
+        refuse(["publish", "coordinator"], "with --standby")
+        if FLAGS.processes > 1:
+            raise UserError(f"--processes: expected 1 with --standby, got {FLAGS.processes}")
     refuse_unless(FLAGS.warm_start, "--warm_start", "warm_start_names")
     refuse_unless(FLAGS.coordinator, "--coordinator", "process")
     refuse_unless(FLAGS.processes > 1, "--processes", "coordinator")

@@ -35,6 +35,11 @@ def check_stream_flags() -> None:
         refuse([name], f"with --stream: {why}")
     if FLAGS.processes > 1:
         raise UserError(f"--processes: expected 1 with --stream, got {FLAGS.processes}")
+    if FLAGS.journal_seconds and not (FLAGS.stream_checkpoint_seconds or FLAGS.checkpoint_every):
+        raise UserError(
+            "--journal_seconds needs checkpoints that entries follow; give "
+            "--stream_checkpoint_seconds or --checkpoint_every"
+        )
     in_file = FLAGS.config and "table_rows" in file_fields(Path(FLAGS.config))
     if FLAGS.table_rows is None and not in_file:
         raise UserError(
@@ -70,6 +75,8 @@ def train_stream(config: Config, schema: Schema, mesh: Mesh, workdir: Path) -> N
         FLAGS.stream_window,
         FLAGS.tensorboard,
         FLAGS.preset,
+        FLAGS.standby,
+        FLAGS.journal_seconds,
     )
     summary = run_stream(
         config,

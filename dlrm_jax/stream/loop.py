@@ -17,6 +17,7 @@ from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.errors import UserError
 from dlrm_jax.signals import Interrupted, deferred
 from dlrm_jax.stream.batches import StreamBatch
+from dlrm_jax.stream.journaled import StreamJournal
 from dlrm_jax.stream.position import Progress
 from dlrm_jax.stream.prequential import SPLIT, Prequential
 from dlrm_jax.stream.step import PrequentialStep
@@ -54,6 +55,12 @@ class _Placed:
     trained: Batch
 
 
+def place(learner: Learner, batch: Batch) -> tuple[Batch, Batch]:
+    """A batch as the two programs of a step take it, see `make_prequential_step`."""
+    predicted = learner.put_evaluation(batch)
+    return predicted, learner.put(batch) if learner.accumulation_steps > 1 else predicted
+
+
 class StreamLoop:
     """The loop; `__call__` runs it to the end of the stream.
 
@@ -66,6 +73,7 @@ class StreamLoop:
         keep: function that saves a state with its part of the stream, and says whether it did;
             it also gets the examples per second.
         maps: maps that have translated the batches' ids; None without dynamic ids.
+        journal: journal of the run; None for none.
 
     Attributes:
         last_window: metrics of the last window that has ended; None before.
@@ -80,10 +88,11 @@ class StreamLoop:
         record: Callable[[int, str, Metrics], None],
         keep: Callable[[TrainState, Progress, float | None], bool],
         maps: LiveMaps | None = None,
+        journal: StreamJournal | None = None,
     ):
         self._learner, self._step = learner, step
         self._prequential, self._intervals = prequential, intervals
-        self._record, self._keep, self._maps = record, keep, maps
+        self._record, self._keep, self._maps, self._journal = record, keep, maps, journal
         self._ahead = learner.backend.programs_ahead
         self._started: collections.deque[tuple[int, jax.Array, jax.Array, _Placed]] = (
             collections.deque()
@@ -96,6 +105,7 @@ class StreamLoop:
         progress: Progress,
         batches: Iterator[StreamBatch | None],
         steps: int,
+        saved_step: int,
     ) -> tuple[TrainState, Progress, float | None]:
         """Trains until the batches end, or to a total of steps.
 
@@ -104,6 +114,7 @@ class StreamLoop:
             progress: part of the stream that it was trained on.
             batches: batches behind it, see `stream_batches`.
             steps: total number of steps, with those done before; 0 for any.
+            saved_step: step of the latest checkpoint; that of the state if there is none.
 
         Returns:
             The last state, its part of the stream, and the examples per second; None if there was
@@ -114,7 +125,7 @@ class StreamLoop:
                 differ. In the first case the state is saved.
             Interrupted: a signal came; it says whether the state is saved.
         """
-        step = saved_step = int(state.step)
+        step = int(state.step)
         saved_at = shown_at = time.monotonic()
         clock: Clock | None = None
         waited = True
@@ -148,6 +159,8 @@ class StreamLoop:
                         state = self._maps.begin(state, step)
                     state, loss, logits = self._step(state, item.predicted, item.trained)
                     step, progress = step + 1, item.given.progress
+                    if self._journal:
+                        self._journal.trained(step, item.given.batch)
                     self._started.append((step, loss, logits, item))
                     self._read(self._ahead, clock)
                 else:  # nothing new: what was started ends meanwhile
@@ -163,8 +176,13 @@ class StreamLoop:
                     compare_copies(self._learner, state, step)
                 if number := requested():
                     raise Interrupted(number, save())
-                if due:
+                journal = self._journal if self._journal and self._journal.is_due else None
+                if due or (journal and not journal.begun):
                     save()
+                elif journal:
+                    self._read(0, clock)
+                    journal.write(state, progress, clock and clock.examples_per_second)
+                    waited = True
                 if now - shown_at >= _SHOWN_EVERY:
                     shown_at = now
                     self._show(step, progress, clock)
@@ -177,9 +195,7 @@ class StreamLoop:
         """Places a batch; None, where there is none yet, stays None."""
         if given is None:
             return None
-        predicted = self._learner.put_evaluation(given.batch)
-        is_split = self._learner.accumulation_steps > 1
-        return _Placed(given, predicted, self._learner.put(given.batch) if is_split else predicted)
+        return _Placed(given, *place(self._learner, given.batch))
 
     def _read(self, unread: int, clock: Clock | None) -> None:
         """Reads losses and predictions of the steps started, but for the last few."""

@@ -9,8 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dlrm_jax.backend import describe_devices
 from dlrm_jax.config import Config
+from dlrm_jax.data.batches import Batch
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.embedding.kernel_dispatch import check_processes
@@ -22,21 +25,24 @@ from dlrm_jax.saved_config import file_text
 from dlrm_jax.stream.batches import Encoder, stream_batches
 from dlrm_jax.stream.dynamic_rows import DynamicRows, warn_of_few_rows
 from dlrm_jax.stream.hashed_rows import HashedRows
-from dlrm_jax.stream.loop import Intervals, StreamLoop
+from dlrm_jax.stream.journaled import StreamJournal
+from dlrm_jax.stream.loop import Intervals, StreamLoop, place
 from dlrm_jax.stream.position import Consumed, Progress
 from dlrm_jax.stream.prequential import SPLIT, Prequential
 from dlrm_jax.stream.set_aside import later_segments
 from dlrm_jax.stream.settings import OF_SCHEMA, WITHOUT_EFFECT, fingerprint
-from dlrm_jax.stream.source import Source
+from dlrm_jax.stream.source import Source, UnreachableError
 from dlrm_jax.stream.step import make_prequential_step
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.dynamic_tables import id_maps_of
 from dlrm_jax.training.host_arrays import load_host_arrays
+from dlrm_jax.training.journal import Replay
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps
 from dlrm_jax.training.model import unread
 from dlrm_jax.training.record import Record, owned, read_record, to_json
 from dlrm_jax.training.rows_by_id import STREAM
+from dlrm_jax.training.standby import ReadAhead, stand_by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +56,9 @@ class StreamOptions:
         window: examples of a window of the prequential evaluation.
         tensorboard: whether the metrics are written to ``workdir/tensorboard`` as well.
         preset: name for the summary.
+        standby: whether to wait until no other run has the workdir, see `training.standby`.
+        journal_seconds: seconds between two entries of the journal, see `training.journal`; 0 for
+            none. A journal that is there is read in any case.
     """
 
     workdir: Path
@@ -58,6 +67,8 @@ class StreamOptions:
     window: int = 1 << 17
     tensorboard: bool = False
     preset: str | None = None
+    standby: bool = False
+    journal_seconds: float = 0.0
 
 
 def run_stream(
@@ -96,16 +107,28 @@ def run_stream(
     prequential = Prequential(config, schema, options.window)
     workdir = options.workdir
     with contextlib.ExitStack() as opened:
-        opened.enter_context(owned(workdir))
         identity = {"data": fingerprint(schema), **config.identity()}
         checkpoints = Checkpoints(
             workdir / "checkpoints", identity, config.keep_checkpoints, say=say
         )
+        step, ahead = make_prequential_step(learner), None
+        if options.standby:
+            with contextlib.suppress(UnreachableError):  # it may answer by then
+                open_source(()).next(None)  # what it imports, and what is wrong with the stream
+            placed = place(learner, _blank_batch(config, learner))
+            ahead = stand_by(
+                opened, workdir, checkpoints, learner, config.seed,
+                lambda state: step(state, *placed), say,
+            )  # fmt: skip
+            checkpoints = dataclasses.replace(checkpoints, ahead=ahead.take)
+        else:
+            opened.enter_context(owned(workdir))
         checkpoints.prepare()
         maps = id_maps_of(learner.collection, config.seed)
         if maps:
             warn_of_few_rows(maps, config.batch_size, say)
-        state, progress, before = _start(config, learner, checkpoints, prequential, say, maps)
+        start = _start(config, learner, checkpoints, prequential, say, maps, ahead)
+        state, progress, before, replay = start
         live = LiveMaps(learner, maps, config.seed, int(state.step)) if maps else None
         resumed_from = int(state.step) if before else None
         later = (
@@ -117,16 +140,26 @@ def run_stream(
         file = opened.enter_context(Record(workdir / "metrics.jsonl", resumed_from or 0, events))
         notes = describe_run(config, learner)
 
+        journal = None
+        if options.journal_seconds:
+            seconds = options.journal_seconds
+            journal = StreamJournal(learner, seconds, prequential, live, file.flush)
+            if replay:
+                journal.begin(replay, int(state.step))
+
         def keep(state: TrainState, progress: Progress, speed: float | None) -> bool:
             file.flush()
             known = {**notes, "examples_per_second": speed, STREAM: progress.to_json()}
             of_step = live.maps_at(int(state.step)) if live else None
             checkpoints.save(learner, state, known, None, of_step, prequential.arrays())
+            if journal:
+                saved = int(state.step)
+                journal.begin(Replay(checkpoints.directory / f"{saved:08d}"), saved)
             return True
 
         loop = StreamLoop(
             learner,
-            make_prequential_step(learner),
+            step,
             prequential,
             Intervals(
                 config.log_every,
@@ -137,6 +170,7 @@ def run_stream(
             file,
             keep,
             live,
+            journal,
         )
         hashed = HashedRows(schema, config.table_rows)
         own = DynamicRows(hashed, maps, live) if maps and live else hashed
@@ -150,7 +184,9 @@ def run_stream(
             say=say,
         )
         loop.last_window = _last_window(workdir)
-        state, progress, speed = loop(state, progress, batches, config.steps)
+        state, progress, speed = loop(
+            state, progress, batches, config.steps, before["step"] if before else int(state.step)
+        )
         summary = {
             "mesh": notes["mesh"],
             "devices": describe_devices(learner.mesh),
@@ -176,18 +212,41 @@ def _start(
     prequential: Prequential,
     say: Callable[[str], None],
     maps: IdMaps | None,
-) -> tuple[TrainState, Progress, Mapping[str, Any]]:
-    """State, part of the stream, and metadata of the checkpoint that both are from, if any."""
+    ahead: ReadAhead | None,
+) -> tuple[TrainState, Progress, Mapping[str, Any], Replay | None]:
+    """State, part of the stream, and the checkpoint and journal that both are from, if any."""
     if not checkpoints.steps():
-        return learner.init(config.seed), Progress(), {}
+        return learner.init(config.seed), Progress(), {}, None
     state, step = checkpoints.restore_latest(learner, maps)
     checkpoints.delete_superseded()  # the run may have been killed before it did
     metadata = checkpoints.metadata(step)
-    progress = Progress.from_json(metadata.get(STREAM) or {})
     path = checkpoints.directory / f"{step:08d}"
-    prequential.restore(load_host_arrays(path, metadata))
-    say(f"resuming from step {step} in {checkpoints.directory}, behind {progress.position}")
-    return state, progress, metadata
+    replay = (ahead and ahead.taken) or Replay(path)
+    state = replay.read_on(learner, state, maps)
+    if replay.damage:
+        say(f"warning: the journal of {path} goes to step {state.step}: {replay.damage}")
+    metadata = {**metadata, **replay.notes}
+    progress = Progress.from_json(metadata.get(STREAM) or {})
+    host_arrays = replay.host_arrays if replay.number else load_host_arrays(path, metadata)
+    prequential.restore(host_arrays)
+    journaled = f" and its journal to step {state.step}" if replay.number else ""
+    say(
+        f"resuming from step {step}{journaled} in {checkpoints.directory}, behind "
+        f"{progress.position}"
+    )
+    return state, progress, metadata, replay
+
+
+def _blank_batch(config: Config, learner: Learner) -> Batch:
+    """A batch of the shapes of all others."""
+    columns = sum(feature.max_ids for feature in learner.collection.features)
+    labels = (len(learner.labels),) if len(learner.labels) > 1 else ()
+    return Batch(
+        np.zeros((config.batch_size, config.dense_features), np.float32),
+        np.zeros((config.batch_size, columns), np.int32),
+        np.zeros((config.batch_size, *labels), np.float32),
+        np.ones(config.batch_size, np.float32),
+    )
 
 
 def _last_window(workdir: Path) -> dict[str, Any] | None:

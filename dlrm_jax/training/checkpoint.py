@@ -65,6 +65,8 @@ class Checkpoints:
         groups: functions for values of the identity that are groups of settings, by name. Each
             takes what a checkpoint has of its group and gives that under the names of this version.
         say: function that shows the user a line on each table that has another number of rows.
+        ahead: function that gives the state of a checkpoint's directory if it was read before, and
+            makes maps those of the state, see `standby`; None for no such function.
     """
 
     directory: Path
@@ -74,6 +76,7 @@ class Checkpoints:
     earlier_data: Sequence[str] = ()
     groups: Groups = dataclasses.field(default_factory=dict)
     say: Callable[[str], None] = lambda line: None
+    ahead: Callable[[Path, IdMaps | None], TrainState | None] | None = None
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, ascending; some of them may be damaged."""
@@ -231,6 +234,8 @@ class Checkpoints:
             DamagedCheckpointError: files are missing or damaged.
         """
         path = self._there.path(step)
+        if self.ahead and (state := self.ahead(path, id_maps)) is not None:
+            return state
         metadata = self.metadata(step)
         check_version(path, metadata)
         check_identity(path, metadata["identity"], self.identity, self.groups, self.earlier_data)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import threading
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,6 +87,11 @@ class LiveMaps:
         collection = self._learner.collection
         embedding = collection.reset_rows(state.embedding, translated.fresh, self._seed, step)
         return dataclasses.replace(state, embedding=embedding)
+
+    @property
+    def fresh(self) -> Mapping[str, Int32[np.ndarray, " F"]]:
+        """The rows that began afresh for the batch that has begun last, by table."""
+        return self._ahead[0].translated.fresh
 
     def maps_at(self, step: int) -> IdMaps:
         """A copy of the maps after so many updates, for that state's evaluation or checkpoint.

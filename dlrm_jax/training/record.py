@@ -17,6 +17,9 @@ from dlrm_jax.locks import advice_on, locked
 from dlrm_jax.processes import is_process_0, on_process_0
 from dlrm_jax.training.retention import check_path
 
+LOCK = ".lock"
+"""The file in a workdir that its run has locked."""
+
 _AT_THE_END = ("test", "test_of_last")
 """Splits whose metrics a run that goes on takes anew."""
 
@@ -37,7 +40,8 @@ def owned(workdir: Path, own: str = "checkpoints") -> Iterator[Path]:
         The directory.
 
     Raises:
-        UserError: another run has locked it, it can't be made, a process doesn't see it, its path
+        InUseError: another run has locked it.
+        UserError: it can't be made, a process doesn't see it, its path
             isn't one that checkpoints can have, or prepared data, results of another kind or a
             user's own files are in it.
     """
@@ -56,7 +60,7 @@ def _own(workdir: Path, own: str, stack: ExitStack) -> None:
         check_path(workdir)
         _check_kind(workdir, own)
         _check_no_data(workdir)
-        stack.enter_context(locked(workdir / ".lock", f"workdir {workdir}"))
+        stack.enter_context(locked(workdir / LOCK, f"workdir {workdir}"))
         _check_results(workdir)
     except FileExistsError as error:
         found = "a file" if workdir.exists() else "a link to nothing"

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from dlrm_jax.errors import DamagedCheckpointError, UserError
 from dlrm_jax.files import delete_directory
 from dlrm_jax.training.metadata import files_of_others, read_metadata, status
@@ -123,7 +125,8 @@ class Retention:
         """Deletes whole checkpoints but the latest ones and the best; sets damaged ones aside.
 
         What can't be deleted is named in a warning, and tried again by the next call. A checkpoint
-        that a user has put files into is kept.
+        that a user has put files into is kept. Journals of others than the latest one are
+        deleted, too.
         """
         whole, damaged = self._read()
         self.set_aside(damaged)
@@ -135,8 +138,21 @@ class Retention:
                 )
             else:
                 delete_directory(self.path(step))
+        self._delete_journals(journal_of(self.path(max(whole))) if whole else None)
         for path in sweep(self.directory):
             _warn(f"{path} can't be deleted now; each save tries it again")
+
+    def _delete_journals(self, latest: Path | None) -> None:
+        """Deletes all journals but that of the latest checkpoint, which no other one goes on to."""
+        for path in self.directory.glob("*.journal"):
+            is_ours = path.stem.isdecimal() and path.is_dir()
+            if latest is None or path == latest or not is_ours:
+                continue
+            others = [x.name for x in path.iterdir() if not x.name.isdecimal() and x.name[0] != "."]
+            if others:
+                _warn(f"{path} isn't deleted: {others[0]} isn't part of it; move it away")
+            else:
+                delete_directory(path)
 
     def sweep(self) -> None:
         """Deletes the remains of interrupted saves and deletions."""
@@ -188,6 +204,26 @@ class Retention:
         """The score of each validated checkpoint, by its step, from the metadata of whole ones."""
         found = {s: score(each["validation"], self.best_metric) for s, each in whole.items()}
         return {step: value for step, value in found.items() if value is not None}
+
+
+def journal_of(checkpoint: Path) -> Path:
+    """The directory of a checkpoint's journal, which needn't be there, see `journal`."""
+    return checkpoint.with_suffix(".journal")
+
+
+def metadata_hash(checkpoint: Path) -> str | None:
+    """The hash of a checkpoint's metadata, which have the checksums of all; None without any.
+
+    Raises:
+        UserError: the file system doesn't let them be read.
+    """
+    try:
+        content = (checkpoint / "metadata.json").read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {checkpoint}: {error}") from error
+    return xxhash.xxh3_128_hexdigest(content)
 
 
 def check_path(path: Path) -> None:

@@ -18,6 +18,7 @@ from dlrm_jax.embedding import Table
 from dlrm_jax.errors import OtherShapeError, UserError
 from dlrm_jax.mesh import put_whole
 from dlrm_jax.training.checksums import LoadedSums, SavedSums
+from dlrm_jax.training.dense_items import dense_items, item_name, with_items
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.memory import release_memory
 from dlrm_jax.training.metadata import FORMATS
@@ -148,11 +149,7 @@ def load_state(
     specs = learner.state_specs()
     check_model_state(path, metadata, specs.model_state)
     dense = load_dense(path, dense_items(specs), sums)
-    leaves = [dense["optimizer"][str(i)] for i in range(len(dense["optimizer"]))]
-    optimizer = jax.tree.unflatten(jax.tree.structure(specs.optimizer), leaves)
-    embedding = learner.collection.from_arrays(tables, seed)
-    model_state = dense.get("model_state", {})
-    return TrainState(dense["step"], dense["params"], optimizer, embedding, model_state)
+    return with_items(specs, dense, learner.collection.from_arrays(tables, seed))
 
 
 def load_dense(path: Path, wanted: Any, sums: LoadedSums, partial: bool = False) -> Any:
@@ -196,7 +193,7 @@ def _completed(wanted: Any, loaded: Any) -> Any:
 
 
 def _dense_name(keys: tuple[Any, ...]) -> str:
-    return f"dense/{'.'.join(str(key.key) for key in keys)}"
+    return f"dense/{item_name(keys)}"
 
 
 def save_dense(path: Path, state: TrainState, sums: SavedSums) -> None:
@@ -252,17 +249,6 @@ def _check_shapes(
             raise OtherShapeError(
                 f"checkpoint {path}: expected {name} of shape {array.shape}, it has {there}"
             )
-
-
-def dense_items(state: TrainState) -> dict[str, Any]:
-    """The tree of a state without tables, as it is written; a model state only if there is one.
-
-    The optimizer's state is written as numbered leaves, without optax's types.
-    """
-    leaves = jax.tree.leaves(state.optimizer)
-    items = {"step": state.step, "params": state.params}
-    items |= {"optimizer": {str(i): leaf for i, leaf in enumerate(leaves)}}
-    return items | ({"model_state": state.model_state} if state.model_state else {})
 
 
 def flatten(tree: Mapping[Any, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from jaxtyping import Int, Int32
 
 from dlrm_jax.data.batches import Batches
 from dlrm_jax.embedding import EmbeddingCollection
+from dlrm_jax.training.learner import Learner
 
 Numbers = dict[str, Int32[np.ndarray, " n"]]
 """Numbers of rows by table, ascending, each once; tables without any are left out."""
@@ -80,6 +81,12 @@ class TouchedRows:
         """Marks rows, such as those that were taken in vain."""
         for name, numbers in rows.items():
             self._marks[name][numbers] = True
+
+
+def touched_rows(learner: Learner) -> TouchedRows:
+    """The rows that the steps of a learner change."""
+    penalty = learner.penalty
+    return TouchedRows(learner.collection, bool(penalty.tables and penalty.whole_tables))
 
 
 class NotedBatches:

@@ -6,70 +6,14 @@ import json
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import redis
 from brokers import STREAM, json_messages, redis_server
-from main_job import arrays, in_background, losses, run, summary
+from main_job import in_background, losses, run, summary
+from stream_job import FLAGS, PROGRAM, SIZES, assert_same, flags, lines, train
 from stream_log import log, publish, write_schema, write_segments
-
-PROGRAM = ("-m", "dlrm_jax", "train")
-SIZES = [150, 40, 7, 300, 90, 213]
-FLAGS = (
-    "--table_rows=60",
-    "--embedding_dim=8",
-    "--bottom_mlp=8",
-    "--top_mlp=8,1",
-    "--batch_size=16",
-    "--log_every=1",
-    "--mesh=1x2",
-    "--placements=user=row_wise",
-    "--stream_window=80",
-    "--metrics=gauc:user",
-)
-
-
-def flags(directory: Path, workdir: Path, *others: str) -> tuple[str, ...]:
-    schema = write_schema(directory.parent / "schema.json")
-    named = (f"--stream={directory}", f"--schema={schema}", f"--workdir={workdir}")
-    return (*FLAGS, *named, *others)
-
-
-def train(directory: Path, workdir: Path, *others: str) -> str:
-    result = run(*flags(directory, workdir, *others), program=PROGRAM)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
-def lines(workdir: Path, split: str) -> list[dict[str, Any]]:
-    read = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [line for line in read if line["split"] == split]
-
-
-@pytest.fixture(scope="module")
-def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("stream") / "segments"
-    write_segments(directory, SIZES)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def unbroken(segments: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workdir = tmp_path_factory.mktemp("unbroken")
-    train(segments, workdir, "--stream_idle_seconds=0.1")
-    return workdir
-
-
-def assert_same(workdir: Path, unbroken: Path) -> None:
-    steps = sum(SIZES) // 16
-    assert losses(workdir) == losses(unbroken)
-    assert lines(workdir, "prequential") == lines(unbroken, "prequential")
-    expected, found = arrays(unbroken, steps), arrays(workdir, steps)
-    assert expected.keys() == found.keys()
-    for name in expected:
-        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
 def test_a_run_leaves_windows_and_its_position(unbroken: Path, segments: Path):

@@ -1,0 +1,189 @@
+"""A checkpoint and its journal are the state that was trained, bit for bit; so is what follows."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from main_job import arrays
+from stream_log import SCHEMA, write_segments
+
+from dlrm_jax.config import Config
+from dlrm_jax.embedding import EmbeddingCollection
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.stream.folder import Folder
+from dlrm_jax.stream.position import Consumed
+from dlrm_jax.stream.run import StreamOptions, run_stream
+from dlrm_jax.stream.settings import for_schema
+from dlrm_jax.training.build import make_learner
+
+SIZES = [150, 40, 130]
+BATCH = 16
+STEPS = sum(SIZES) // BATCH
+GIVEN = Config(
+    table_rows=(60,),
+    embedding_dim=8,
+    bottom_mlp=(8,),
+    top_mlp=(8, 1),
+    batch_size=BATCH,
+    log_every=1,
+    checkpoint_every=0,
+    keep_checkpoints=20,
+)
+CASES = {
+    "hashed": dataclasses.replace(GIVEN, placements=("user=row_wise", "tags=column_wise")),
+    "dynamic": dataclasses.replace(
+        GIVEN,
+        optimizer="adam",
+        dynamic_ids=("item=20:evict_share=0.1", "user=15:admit_count=2"),
+        frozen_tables=("tags",),
+    ),
+}
+
+
+class CutError(Exception):
+    """What ends a run at once, as a kill does: nothing is saved."""
+
+
+def train(case: str, segments: Path, workdir: Path, mesh: str = "1x2", **changes: Any) -> list[str]:
+    """Trains with an entry after each step; returns what it said.
+
+    ``cut`` is the segment, by its name, that the run is cut at.
+    """
+    cut, steps = changes.get("cut"), changes.get("steps", 0)
+    given = dataclasses.replace(CASES[case], steps=steps)
+    config = for_schema(changes.get("config", given), SCHEMA)
+    said: list[str] = []
+
+    class Source(Folder):
+        def next(self, after: Any) -> Any:
+            found = super().next(after)
+            if found is not None and found.note.name == cut:
+                raise CutError
+            return found
+
+    def opened(consumed: tuple[Consumed, ...]) -> Folder:
+        return Source(segments, SCHEMA, consumed)
+
+    options = StreamOptions(
+        workdir,
+        idle_seconds=0.1,
+        checkpoint_seconds=0,
+        window=80,
+        journal_seconds=changes.get("journal_seconds", 1e-9),
+    )
+    learner = make_learner(config, make_mesh(mesh))
+    try:
+        run_stream(config, SCHEMA, opened, learner, options, said.append)
+    except CutError:
+        said.append("cut")
+    return said
+
+
+def entries(workdir: Path) -> list[Path]:
+    return sorted(workdir.glob("checkpoints/*.journal/*"))
+
+
+def assert_same(workdir: Path, other: Path, step: int) -> None:
+    found, expected = arrays(workdir, step), arrays(other, step)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("journaled") / "segments"
+    write_segments(directory, SIZES)
+    return directory
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def unbroken(case: str, segments: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp(case)
+    train(case, segments, workdir, journal_seconds=0.0)
+    return workdir
+
+
+def test_cut_and_resumed(case: str, segments: Path, unbroken: Path, tmp_path: Path):
+    before = train(case, segments, tmp_path, cut="s001.parquet")
+    assert before[-1] == "cut"
+    count = len(entries(tmp_path))
+    assert count > 4
+    said = train(case, segments, tmp_path, cut="s002.parquet")
+    assert f"resuming from step 1 and its journal to step {1 + count} in" in said[-2]
+    assert len(entries(tmp_path)) > count, "the journal goes on"
+    train(case, segments, tmp_path)
+    assert not list(tmp_path.glob("checkpoints/*.journal")), "the last checkpoint has all"
+    assert (tmp_path / "metrics.jsonl").read_text() == (unbroken / "metrics.jsonl").read_text()
+    assert_same(tmp_path, unbroken, STEPS)
+
+
+def test_on_another_mesh_it_is_the_same_state(case: str, segments: Path, tmp_path: Path):
+    for name in ("same", "other"):
+        train(case, segments, tmp_path / name, cut="s001.parquet")
+    step = 1 + len(entries(tmp_path / "same"))
+    # Nothing is trained: the state gets a checkpoint of its own.
+    train(case, segments, tmp_path / "same", steps=step)
+    train(case, segments, tmp_path / "other", mesh="2x4", steps=step)
+    assert_same(tmp_path / "other", tmp_path / "same", step)
+
+
+@pytest.mark.parametrize("damage", ["torn", "lost", "of another chain"])
+def test_it_ends_at_the_last_whole_entry(damage: str, segments: Path, tmp_path: Path):
+    train("hashed", segments, tmp_path / "run", cut="s002.parquet")
+    third, last = entries(tmp_path / "run")[2], entries(tmp_path / "run")[-1]
+    if damage == "torn":
+        last.write_bytes(last.read_bytes()[:-100])
+        line = f"goes to step {int(last.name)}: entry {int(last.name)} is damaged: its bytes"
+    elif damage == "lost":
+        third.unlink()
+        line = "goes to step 3: entry 3 is missing, and there are later ones"
+    else:
+        train("hashed", segments, tmp_path / "other", cut="s002.parquet")
+        third.write_bytes(entries(tmp_path / "other")[2].read_bytes())
+        line = "goes to step 3: entry 3 doesn't follow the one before"
+    said = train("hashed", segments, tmp_path / "run", cut="s003.parquet")
+    [warning] = [x for x in said if x.startswith("warning: the journal of")]
+    assert line in warning
+    train("hashed", segments, tmp_path / "unbroken", journal_seconds=0.0)
+    assert_same(tmp_path / "run", tmp_path / "unbroken", STEPS)
+
+
+def test_entries_of_tables_with_other_numbers_of_rows_are_left_out(segments: Path, tmp_path: Path):
+    """Rows of ids may be more when a run resumes, and then they are other rows."""
+    train("dynamic", segments, tmp_path, cut="s002.parquet")
+    ids = ("item=25:evict_share=0.1", "user=15:admit_count=2")
+    more = dataclasses.replace(CASES["dynamic"], dynamic_ids=ids)
+    said = train("dynamic", segments, tmp_path, config=more)
+    [warning] = [x for x in said if x.startswith("warning: the journal of")]
+    assert "goes to step 1: entry 1 is of tables with other numbers of rows" in warning
+    assert arrays(tmp_path, STEPS)["/item/table"].shape == (25, 8)
+
+
+def test_rows_that_arent_finite_are_not_written(
+    segments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train("hashed", segments, tmp_path, cut="s001.parquet")
+    whole = [path.read_bytes() for path in entries(tmp_path)]
+    read = EmbeddingCollection.read_row_state
+
+    def read_infinite(*arguments: Any) -> Any:
+        found = read(*arguments)
+        for own in found.values():
+            own["table"] += np.float32(np.inf)
+        return found
+
+    monkeypatch.setattr(EmbeddingCollection, "read_row_state", read_infinite)
+    with pytest.raises(UserError, match=r"the rows of table .* aren't finite"):
+        train("hashed", segments, tmp_path)
+    assert [path.read_bytes() for path in entries(tmp_path)] == whole
