@@ -137,6 +137,10 @@ class Program:
         """The processes that it has started and that run, oldest first."""
         return _children(self.pid)
 
+    def printed(self) -> str:
+        """What it has written to standard output so far."""
+        return self._outputs[0].so_far()
+
     def kill(self) -> None:
         """Kills it and all that it has started with SIGKILL, at once."""
         if self._ended:
@@ -169,12 +173,17 @@ class _Reader(threading.Thread):
 
     def run(self) -> None:
         with self._pipe:
-            self._read.extend(self._pipe)
+            for line in self._pipe:
+                self._read.append(line)
+
+    def so_far(self) -> str:
+        """The lines that have come."""
+        return b"".join(self._read).decode(errors="replace")
 
     def text(self) -> str:
         """All of it; of a program that has ended, but not what it has started, so far."""
         self.join(timeout=10)
-        return b"".join(self._read).decode(errors="replace")
+        return self.so_far()
 
 
 @contextlib.contextmanager

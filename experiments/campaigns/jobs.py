@@ -90,13 +90,19 @@ def training(scratch: Path, *flags: str, data: Path | None = None) -> Job:
     return Job(arguments, "--workdir", scratch / "home")
 
 
-def streaming(segments: Path, scratch: Path) -> Job:
-    """A run of 40 steps on the segments of `write_segments`, with 8 checkpoints."""
+def streaming(segments: Path, scratch: Path, *flags: str) -> Job:
+    """A run of 40 steps on the segments of `write_segments`, with 8 checkpoints.
+
+    Args:
+        segments: folder of segments, beside which there is their schema.
+        scratch: directory for its caches.
+        flags: further flags.
+    """
     given = (f"--stream={segments}", f"--schema={segments.parent / 'schema.json'}", "--mesh=1x2")
     model = ("--table_rows=300", "--embedding_dim=4", "--bottom_mlp=4", "--top_mlp=4,1")
     batches = (f"--batch_size={_BATCH}", "--log_every=1", f"--stream_window={3 * _BATCH}")
     saved = ("--checkpoint_every=5", "--stream_checkpoint_seconds=0", "--stream_idle_seconds=0.01")
-    arguments = ("-m", "dlrm_jax", "train", *given, *model, *batches, *saved)
+    arguments = ("-m", "dlrm_jax", "train", *given, *model, *batches, *saved, *flags)
     return Job(arguments, "--workdir", scratch / "home")
 
 
