@@ -44,7 +44,7 @@ class TableHealth:
         counts: number of times that each id was seen since it has its row.
         ages: time since each id was seen last, in units of the clock of the run.
         top_1_percent: share of the counts that the most frequent 1 % of the ids have, one at least.
-        top_10_percent: that of the most frequent 10 %.
+        top_10_percent: share that the most frequent 10 % have.
     """
 
     table: str
