@@ -11,7 +11,7 @@ from main_job import run, summary
 
 from dlrm_jax.errors import UserError
 
-PREVIOUS = Path(__file__).parents[1] / "previous" / "run_of_format_3"
+PREVIOUS = Path(__file__).parents[1] / "previous"
 SMALL = (
     "--table_rows=7,600,40", "--examples=2000", "--embedding_dim=8", "--bottom_mlp=8",
     "--top_mlp=8,1", "--batch_size=64", "--evaluation_batch_size=512", "--eval_every=0",
@@ -63,13 +63,16 @@ def test_a_pruned_run_goes_on(
     assert done.returncode == 0, done.stderr
 
 
-def test_tables_of_a_run_without_dynamic_ids(command, capsys: pytest.CaptureFixture[str]):
-    command("tables", f"--run={PREVIOUS}")
+@pytest.mark.parametrize("name", ["run", "run_of_format_3"])
+def test_tables_of_a_run_without_dynamic_ids(
+    command, capsys: pytest.CaptureFixture[str], name: str
+):
+    command("tables", f"--run={PREVIOUS / name}")
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"table +rows +ids +untrained +not finite +norm", lines[1])
     assert re.match(r"C1 +\d+ +- +\d+ +0 +[\d.]+ +[\d.]+ +- +-", lines[2])
     with pytest.raises(UserError, match=r"those of .* are none; train with --dynamic_ids"):
-        command("prune", f"--run={PREVIOUS}", "--max_age=1")
+        command("prune", f"--run={PREVIOUS / name}", "--max_age=1")
 
 
 def test_prune_needs_a_rule(command, workdir: Path):
