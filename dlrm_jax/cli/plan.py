@@ -15,6 +15,7 @@ With ``--simulate`` it also prints the time of a whole train step on paper, oper
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -44,6 +45,7 @@ from dlrm_jax.embedding.planning.devices import DEVICES, Device, device
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.mesh_plan import MeshPlan, planned_mesh
 from dlrm_jax.embedding.planning.meshes import plan_meshes, plan_on_mesh
+from dlrm_jax.embedding.planning.planner import MemoryExceededError
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating
 from dlrm_jax.mesh import MOST_DEVICES, check_device_count, in_micro_batches, parse_mesh
@@ -52,6 +54,7 @@ from dlrm_jax.training.build import (
     check_shared,
     check_table_settings,
     for_data,
+    penalty,
     read_plan,
     workload,
 )
@@ -61,7 +64,7 @@ from dlrm_jax.training.tables import Descriptions, describe
 _UNREAD = (
     "emulate", "stochastic_rounding", "kernels", "loss", "class_weights", "learning_rate",
     "warmup_steps", "decay_start", "decay_steps", "clip_norm", "teacher", "seed", "dropout",
-    "normalization", "table_l2", "table_l2_rows", "dense_l2",
+    "normalization", "dense_l2",
 )  # fmt: skip
 
 define_run_flags(
@@ -86,7 +89,7 @@ flags.DEFINE_float(
     "memory_gib",
     None,
     "GiB of each device for tables and their optimizer state; without it, three quarters of its "
-    "memory; such as 60.",
+    "memory, which emulated devices share; such as 60.",
 )
 flags.DEFINE_string("output", None, "File to make for the plan, as JSON; such as plan.json.")
 flags.DEFINE_string(
@@ -118,41 +121,43 @@ def main() -> None:
             f"--memory_gib: expected a finite number of at least 1e-9, which is a byte, got "
             f"{FLAGS.memory_gib}"
         )
+    if config.table_l2_rows == "touched":
+        refuse(["table_l2"], "without --table_l2_rows=all: a plan doesn't depend on it")
     check_simulation(config)
     check_new("output", "picture", "mesh_picture")
     check_pictures("picture", "mesh_picture")
     described = describe(config)
     kind = device(FLAGS.device)
-    memory = kind.memory_for_tables if FLAGS.memory_gib is None else FLAGS.memory_gib * _GIB
-    limits = Limits(memory=memory)
+    limits = Limits(memory=_memory(kind, devices))
+    try:
+        meshes = _meshes(config, described, kind, limits)
+    except MemoryExceededError as error:
+        if not kind.emulated or FLAGS.memory_gib is not None:
+            raise
+        raise UserError(
+            f"{error}. The {devices} emulated devices share {kind.memory_for_tables / _GIB:.3g} "
+            f"GiB of one host: fewer data-parallel groups need less, and --memory_gib says what "
+            f"each device may have instead"
+        ) from error
+    found = meshes[0]
+    # The plan counts the vectors' own dtype, whatever a simulated step sends.
+    dtype = "" if config.comm_dtype == "float32" else " (in float32)"
+    heading = ""
     if FLAGS.devices:
-        meshes = plan_meshes(
-            described.tables,
-            described.features,
-            described.lookups,
-            FLAGS.devices,
-            described.placements,
-            optimizer=described.optimizer,
-            batch_size=config.batch_size,
-            micro_batches=config.accumulation_steps,
-            zipf_exponent=config.zipf_exponent,
-            device=kind,
-            limits=limits,
-        )
-        heading = f"{meshes_table(meshes)}\n\nplan for mesh {meshes[0].mesh}:\n"
-        found = meshes[0]
-    else:
-        heading, found = "", _on_mesh(config, described, kind, limits)
+        heading = f"{meshes_table(meshes, dtype)}\n\nplan for mesh {found.mesh}:\n"
     simulated = None
     if FLAGS.simulate:  # before anything is printed: it refuses some models and optimizers
         simulated = report(config, described, found.plan, found.groups, kind)
 
     print(heading, end="")
     print(found.plan.describe(described.tables, found.groups))
-    print(f"\n{shards_table(found)}")
-    print(f"\n{collectives_table(found.collectives)}")
+    print(f"\n{shards_table(found, dtype)}")
+    if kind.emulated:
+        nbytes = devices * (found.balance.device_bytes + found.temporaries)
+        print(f"all {devices} emulated devices together: {nbytes / _GIB:.3g} GiB")
+    print(f"\n{collectives_table(found.collectives, dtype)}")
     print("without the gradients of the dense model, which python -m dlrm_jax compile prints")
-    print(f"\n{time_table(found, kind)}")
+    print(f"\n{time_table(found, kind, dtype)}")
     print(f"limited by: {binding(found, limits)}")
     if simulated:
         print(f"\n{simulated}")
@@ -174,6 +179,35 @@ def main() -> None:
             found.groups,
         )
         save(draw_mesh(layout, found.plan, found.groups), FLAGS.mesh_picture, replace=False)
+
+
+def _memory(kind: Device, devices: int) -> float:
+    """Bytes of each device for tables; emulated ones share those of one host."""
+    if FLAGS.memory_gib is not None:
+        return FLAGS.memory_gib * _GIB
+    return kind.memory_for_tables / (devices if kind.emulated else 1)
+
+
+def _meshes(
+    config: Config, described: Descriptions, kind: Device, limits: Limits
+) -> Sequence[MeshPlan]:
+    """The plans of the meshes of so many devices, the fastest first, or that of the one given."""
+    if not FLAGS.devices:
+        return [_on_mesh(config, described, kind, limits)]
+    return plan_meshes(
+        described.tables,
+        described.features,
+        described.lookups,
+        FLAGS.devices,
+        described.placements,
+        optimizer=described.optimizer,
+        batch_size=config.batch_size,
+        micro_batches=config.accumulation_steps,
+        zipf_exponent=config.zipf_exponent,
+        all_rows=penalty(config).of_all_rows,
+        device=kind,
+        limits=limits,
+    )
 
 
 def _on_mesh(config: Config, described: Descriptions, kind: Device, limits: Limits) -> MeshPlan:

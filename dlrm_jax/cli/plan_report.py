@@ -19,8 +19,13 @@ _NEAR = 0.02
 _NEXT = 2
 
 
-def meshes_table(found: Sequence[MeshPlan]) -> str:
-    """The fastest mesh, the next best ones, and the part of the time that separates them."""
+def meshes_table(found: Sequence[MeshPlan], dtype: str = "") -> str:
+    """The fastest mesh, the next best ones, and the part of the time that separates them.
+
+    Args:
+        found: plans, the fastest first.
+        dtype: words for headings of bytes that devices receive, such as `` (in float32)``.
+    """
     alike: dict[tuple[float, ...], list[MeshPlan]] = {}
     for each in found:  # 1xN and Nx1 are one program if all tables are fully sharded
         key = each.total_seconds, each.received, each.balance.device_bytes
@@ -35,11 +40,12 @@ def meshes_table(found: Sequence[MeshPlan]) -> str:
             f"{each.balance.device_bytes / _GIB:.3f}", f"{each.received / _MIB:,.1f}",
             f"{1e3 * each.total_seconds:.3f}", separated,
         ))  # fmt: skip
-    header = ("mesh", "GiB of tables and state", "received MiB", "ms", "most of the difference")
+    received = f"received MiB{dtype}"
+    header = ("mesh", "GiB of tables and state", received, "ms", "most of the difference")
     return text_table(header, rows, left=(0, 4))
 
 
-def shards_table(plan: MeshPlan) -> str:
+def shards_table(plan: MeshPlan, dtype: str = "") -> str:
     """Memory, reads and bytes of the fullest, the mean and the emptiest shard."""
     found = plan.balance
     state = found.needed - found.table_bytes
@@ -61,11 +67,12 @@ def shards_table(plan: MeshPlan) -> str:
     # Room for more rows than expected is no imbalance: it is the same between all devices.
     mean = sum(each.nbytes if each.has_room else each.needed for each in plan.collectives)
     ratio = f"{plan.received / mean:.3f}" if mean else ""
-    rows.append(["received, MiB", f"{plan.received / _MIB:,.1f}", f"{mean / _MIB:,.1f}", "", ratio])
+    received = f"{plan.received / _MIB:,.1f}"
+    rows.append([f"received, MiB{dtype}", received, f"{mean / _MIB:,.1f}", "", ratio])
     return text_table(["on each device", "most", "mean", "least", "most/mean"], rows)
 
 
-def collectives_table(moved: Sequence[Collective]) -> str:
+def collectives_table(moved: Sequence[Collective], dtype: str = "") -> str:
     """The collectives of a step; equal ones are summed."""
     sums: dict[str, tuple[float, float]] = {}
     for each in moved:
@@ -80,7 +87,7 @@ def collectives_table(moved: Sequence[Collective]) -> str:
          f"{nbytes / needed:.3f}" if needed else ""]
         for name, (nbytes, needed) in sums.items()
     ]  # fmt: skip
-    return text_table(["received by each device", "MiB", "needed", "ratio"], rows)
+    return text_table([f"received by each device{dtype}", "MiB", "needed", "ratio"], rows)
 
 
 def exchange_bytes(moved: Sequence[Collective]) -> tuple[float, float]:
@@ -89,14 +96,14 @@ def exchange_bytes(moved: Sequence[Collective]) -> tuple[float, float]:
     return sum(each.nbytes for each in exchange), sum(each.needed for each in exchange)
 
 
-def time_table(plan: MeshPlan, kind: Device) -> str:
+def time_table(plan: MeshPlan, kind: Device, dtype: str = "") -> str:
     """The estimated time, by part."""
     starts = f"start of {plan.starts} collectives"
     parts = {starts if name == STARTS else name: x for name, x in plan.seconds.items()}
     rows = [
         (name, f"{1e3 * x:.3f}") for name, x in (*parts.items(), ("in all", plan.total_seconds))
     ]
-    return text_table([f"estimated for {kind.name}", "ms"], rows)
+    return text_table([f"estimated for {kind.name}{dtype}", "ms"], rows)
 
 
 def binding(plan: MeshPlan, limits: Limits) -> str:

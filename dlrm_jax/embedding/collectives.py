@@ -62,6 +62,7 @@ def collectives(
     comm_dtype: str | None = None,
     micro_batches: int = 1,
     clipped: bool = False,
+    all_rows: bool = False,
 ) -> tuple[Collective, ...]:
     """The collectives of a lookup and an update of the tables.
 
@@ -74,6 +75,7 @@ def collectives(
         micro_batches: number of lookups that share an update.
         clipped: whether the norm of all gradients is taken; only that of fully sharded slabs is
             counted here.
+        all_rows: whether an update changes all rows, see `Workload`.
     """
     own = jnp.result_type(*(block.slab.vector_dtype for block in layout.blocks))
     width = jnp.dtype(comm_dtype or own).itemsize
@@ -92,7 +94,7 @@ def collectives(
             what, of_position, stage = each.what, each.nbytes, each.stage
             moved = _of_blocks("all-to-all", (MODEL,), what, here, group, of_position, stage)
             found.append(dataclasses.replace(moved, starts=micro_batches))
-        found += _means(layout, mesh_shape, batch_size)
+        found += _means(layout, mesh_shape, batch_size, all_rows)
     found += _with_owners(layout, mesh_shape, batch_size, comm_dtype, micro_batches, clipped)
     for sharded in (True, False):
         if copy_axes(sharded, mesh_shape, *_AXES):
@@ -231,12 +233,14 @@ def _of_stages(
     return found
 
 
-def _means(layout: Layout, mesh_shape: Mapping[str, int], batch_size: int) -> list[Collective]:
+def _means(
+    layout: Layout, mesh_shape: Mapping[str, int], batch_size: int, all_rows: bool
+) -> list[Collective]:
     """Collectives of the means over rows whose columns are split, if the optimizer takes them."""
     found = []
     for slab in layout.slabs:
         if slab.optimizer and slab.split == "columns":
-            dense = _reduction(layout, slab, mesh_shape, batch_size).dense
+            dense = all_rows or _reduction(layout, slab, mesh_shape, batch_size).dense
             rows = slab.rows if dense else batch_size * _per_sample(layout, slab)[0]
             nbytes = rows * _row_means(slab) * slab.vector_dtype.itemsize
             found.append(_of_slab((MODEL,), f"means of {slab.name}", nbytes))

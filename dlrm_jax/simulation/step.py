@@ -200,7 +200,14 @@ def _starts(
     several = groups * plan.shards > 1
     count = reads.micro_batches
     moved = (
-        collectives(layout, shape, reads.batch_size, comm_dtype=sent, micro_batches=count)
+        collectives(
+            layout,
+            shape,
+            reads.batch_size,
+            comm_dtype=sent,
+            micro_batches=count,
+            all_rows=reads.all_rows,
+        )
         if several
         else ()
     )

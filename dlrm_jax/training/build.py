@@ -159,7 +159,7 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
         _loss(config),
         config.clip_norm,
         config.accumulation_steps,
-        Penalty(config.table_l2, config.table_l2_rows == "all", config.dense_l2),
+        penalty(config),
         config.weight_of_label,
         native_keys=config.model in MODELS,  # classes of users may do anything with keys
         shard_dense_optimizer=config.shard_dense_optimizer,
@@ -207,7 +207,13 @@ def workload(config: Config, descriptions: Descriptions, data_groups: int) -> Wo
         config.zipf_exponent,
         bags_of(descriptions.features, descriptions.lookups),
         config.accumulation_steps,
+        penalty(config).of_all_rows,
     )
+
+
+def penalty(config: Config) -> Penalty:
+    """The L2 penalty of a config."""
+    return Penalty(config.table_l2, config.table_l2_rows == "all", config.dense_l2)
 
 
 def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:

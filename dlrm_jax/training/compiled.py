@@ -104,6 +104,7 @@ def planned_collectives(
         learner.collection.comm_dtype,
         learner.accumulation_steps,
         bool(learner.clip_norm),
+        learner.penalty.of_all_rows,
     )
     found += _of_dense_model(learner)
     if isinstance(learner.loss, RankingLoss):
@@ -166,7 +167,8 @@ def estimated_temporaries(learner: Learner, batch_size: int) -> float:
     """
     shape = {DATA: learner.axes.groups, MODEL: learner.axes.shards}
     moved = planned_collectives(learner, batch_size)
-    of_tables = temporaries(learner.collection.layout, moved, shape, batch_size)
+    layout, all_rows = learner.collection.layout, learner.penalty.of_all_rows
+    of_tables = temporaries(layout, moved, shape, batch_size, all_rows)
     gradients = jax.tree.leaves(learner.state_specs().params)
     return of_tables + sum(x.dtype.itemsize * math.prod(x.shape) for x in gradients)
 

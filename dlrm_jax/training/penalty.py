@@ -34,6 +34,11 @@ class Penalty:
     def __bool__(self) -> bool:
         return bool(self.tables or self.dense)
 
+    @property
+    def of_all_rows(self) -> bool:
+        """Whether each step updates all rows of the tables that are trained."""
+        return bool(self.tables) and self.whole_tables
+
     def of_rows(
         self, collection: EmbeddingCollection, state: EmbeddingState, gradients: RowGradients
     ) -> RowGradients:

@@ -85,8 +85,7 @@ class TouchedRows:
 
 def touched_rows(learner: Learner) -> TouchedRows:
     """The rows that the steps of a learner change."""
-    penalty = learner.penalty
-    return TouchedRows(learner.collection, bool(penalty.tables and penalty.whole_tables))
+    return TouchedRows(learner.collection, learner.penalty.of_all_rows)
 
 
 class NotedBatches:

@@ -139,6 +139,59 @@ def test_what_no_simulation_reads_is_refused(program: ModuleType, flags: list[st
         program.main()
 
 
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.plan"], indirect=True)
+@pytest.mark.parametrize("mesh", ["--mesh=1x2", "--devices=2"])
+def test_a_penalty_of_all_rows_is_planned(
+    program: ModuleType, capsys: pytest.CaptureFixture[str], mesh: str
+):
+    def numbers(rows: str) -> tuple[float, float]:
+        """MiB of temporaries and milliseconds of passes through memory."""
+        parse(["plan", "--preset=ctr_x1", mesh, f"--table_l2_rows={rows}"])
+        program.main()
+        text = capsys.readouterr().out
+        names = "temporaries, MiB", "passes through memory"
+        return tuple(float(_line(name, text).replace(",", "")) for name in names)  # pyright: ignore
+
+    (few, soon), (many, late) = numbers("touched"), numbers("all")
+    assert many > 50 * few
+    assert late > 3 * soon
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.plan"], indirect=True)
+def test_emulated_devices_share_the_memory_of_a_host(
+    program: ModuleType, capsys: pytest.CaptureFixture[str]
+):
+    tables = ["--table_rows=40000000,50", "--bag_lengths=1", "--optimizer=sgd", "--device=cpu"]
+    given = ["plan", "--preset=small", *tables]
+    parse([*given, "--mesh=2x4"])  # of 2.4 GiB in each group
+    program.main()
+    shared = r"^all 8 emulated devices together: (\S+) GiB$"
+    found = re.search(shared, capsys.readouterr().out, re.M)
+    assert found
+    assert 4.7 < float(found[1]) < 5
+    parse([*given, "--mesh=8x1"])
+    message = r"need at least 2.38 GiB on each of 8 .* The 8 emulated devices share 12 GiB of one"
+    with pytest.raises(UserError, match=message):
+        program.main()
+    parse([*given, "--mesh=8x1", "--memory_gib=3"])
+    program.main()
+    assert re.search(shared, capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.plan"], indirect=True)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_headings_name_another_dtype_than_that_of_the_simulation(
+    program: ModuleType, capsys: pytest.CaptureFixture[str], dtype: str
+):
+    parse(["plan", "--preset=small", "--mesh=2x2", "--simulate", f"--comm_dtype={dtype}"])
+    program.main()
+    text = capsys.readouterr().out
+    own = r" \(in float32\)" if dtype == "bfloat16" else ""
+    for heading in ("received, MiB", "received by each device", "estimated for h100"):
+        assert re.search(rf"^{heading}{own}  +\S", text, re.M), heading
+    assert re.search(r"^simulated for h100  +from", text, re.M)
+
+
 def test_memory_that_is_too_small_is_refused():
     result = run("--mesh=1x8", "--memory_gib=4", program=PROGRAM)
     assert result.returncode == 2
@@ -156,6 +209,7 @@ def test_memory_that_is_too_small_is_refused():
             ([f"--memory_gib={x}"], f"--memory_gib: expected .* of at least 1e-9, .*, got {x}")
             for x in ("0.0", "1e-300")
         ),
+        (["--table_l2=0.1"], "--table_l2 has no effect without --table_l2_rows=all: .*"),
         (
             ["--mesh=1x8", "--batch_size=248", "--accumulation_steps=2"],
             "--batch_size: 248 samples can't be split .* devices of mesh 1x8, in 2 micro-batches",
@@ -235,3 +289,10 @@ def test_a_plan_that_does_not_fit_is_refused_by_file(tmp_path: Path):
     missing = dataclasses.replace(CONFIG, plan=str(tmp_path / "none.json"))
     with pytest.raises(UserError, match=r"--plan=.*none.json: .*No such file"):
         make_collection(missing, make_mesh("2x4"))
+
+
+def _line(name: str, text: str) -> str:
+    """The first number of a line."""
+    found = re.search(rf"^{re.escape(name)} +(\S+)", text, re.M)
+    assert found, name
+    return found[1]

@@ -35,6 +35,7 @@ from dlrm_jax.training.compiled import (
     planned_collectives,
 )
 from dlrm_jax.training.learner import Learner
+from dlrm_jax.training.penalty import Penalty
 from dlrm_jax.training.tables import describe
 
 BATCH = 4 * SAMPLES
@@ -47,6 +48,7 @@ def bytes_by_kind(collectives: list[tuple[str, int]]) -> Counter[str]:
     return total
 
 
+OF_ALL_ROWS = Penalty(tables=0.1, whole_tables=True)
 WEIGHTED = [
     Setup("1x1"),
     Setup("4x2", "adam", placed="columns"),
@@ -54,6 +56,7 @@ WEIGHTED = [
     Setup("2x4", "rowwise_adagrad", placed="columns", comm_dtype="bfloat16"),
     Setup("8x1", clip_norm=1.0),
     Setup("2x4", "rowwise_adagrad", placed="devices", comm_dtype="bfloat16"),
+    Setup("4x2", "rowwise_adagrad", placed="columns", penalty=OF_ALL_ROWS),
 ]
 UNWEIGHTED = [Setup("2x4", "adagrad", accumulation_steps=4, label_weights=(1.0, 0.5))]
 DENSE_PARTS = [
@@ -75,6 +78,8 @@ OTHERS = [
     Setup("8x1", "adagrad"),
     Setup("1x8"),
     Setup("1x8", comm_dtype="bfloat16"),
+    Setup("2x4", "rowwise_adagrad", placed="columns", clip_norm=1.0, penalty=OF_ALL_ROWS),
+    Setup("2x4", "rowwise_adagrad", placed="devices", clip_norm=1.0, penalty=OF_ALL_ROWS),
 ]
 
 

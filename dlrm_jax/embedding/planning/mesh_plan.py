@@ -74,8 +74,14 @@ def planned_mesh(
     groups = workload.data_groups
     layout = make_layout(tables, features, lookups, plan, optimizer, groups)
     shape = {DATA: groups, MODEL: plan.shards}
-    moved = collectives(layout, shape, workload.batch_size, micro_batches=workload.micro_batches)
+    moved = collectives(
+        layout,
+        shape,
+        workload.batch_size,
+        micro_batches=workload.micro_batches,
+        all_rows=workload.all_rows,
+    )
     seconds = seconds_by_resource(tables, plan, optimizer, workload, device)
     seconds[STARTS] = sum(each.starts for each in moved) * device.latency
-    arrays = temporaries(layout, moved, shape, workload.batch_size)
+    arrays = temporaries(layout, moved, shape, workload.batch_size, workload.all_rows)
     return MeshPlan(groups, plan, balance(layout, plan, workload), moved, arrays, seconds)

@@ -69,10 +69,11 @@ class MeshSearch:
             return min(fitting, key=lambda each: each.total_seconds)
         found = max(tried + uniform, key=self._room)
         tables, arrays = found.balance.device_bytes, found.temporaries
+        less = "update touched rows alone" if workload.all_rows else "a smaller batch"
         raise MemoryExceededError(
             f"memory: expected at most {_WITH_TEMPORARIES * memory / 2**30:.3g} GiB for tables and "
             f"the arrays that a step makes of their rows, got about {tables / 2**30:.3g} and "
-            f"{arrays / 2**30:.3g} GiB on mesh {found.mesh}; use more devices or a smaller batch",
+            f"{arrays / 2**30:.3g} GiB on mesh {found.mesh}; use more devices or {less}",
             tables + arrays,
         )
 

@@ -63,6 +63,7 @@ def plan_meshes(
     batch_size: int = 65_536,
     micro_batches: int = 1,
     zipf_exponent: float = 1.05,
+    all_rows: bool = False,
     device: Device = DEVICES["h100"],
     limits: Limits | None = None,
 ) -> list[MeshPlan]:
@@ -80,6 +81,7 @@ def plan_meshes(
         batch_size: samples of one step, over all devices.
         micro_batches: number of equal parts of the batch that are looked up one after the other.
         zipf_exponent: Zipf exponent of the ids of every table.
+        all_rows: whether an update changes all rows, see `Workload`.
         device: model of every device.
         limits: limits of `automatic_plan`.
 
@@ -90,7 +92,8 @@ def plan_meshes(
 
     def workload(shards: int) -> Workload:
         bags = bags_of(features, lookups)
-        return Workload(batch_size, devices // shards, zipf_exponent, bags, micro_batches)
+        groups = devices // shards
+        return Workload(batch_size, groups, zipf_exponent, bags, micro_batches, all_rows)
 
     if devices < 1 or batch_size // workload(devices).micro_batches % devices:
         which = "batch" if micro_batches == 1 else "micro-batch"

@@ -2,8 +2,9 @@
 
 A compiled program keeps few of them at a time, and which ones is XLA's choice. The estimate counts
 what a device receives, and what the update of a slab makes of each id: its row number and places of
-equal ones and, if bags have several ids, a gradient. ``python -m dlrm_jax compile`` prints it
-beside the bytes of the compiled program.
+equal ones and, if bags have several ids, a gradient. If an update changes all rows, it makes arrays
+as large as a slab instead. ``python -m dlrm_jax compile`` prints the estimate beside the bytes of
+the compiled program.
 """
 
 from __future__ import annotations
@@ -14,16 +15,25 @@ from collections.abc import Mapping, Sequence
 from dlrm_jax.embedding.collectives import Collective
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.row_gradients import reduction
+from dlrm_jax.embedding.row_optimizer import slot_bytes
+from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.mesh import DATA, MODEL
 
 # Fitted to programs of `mlperf_v2` on 16x8, 4x32, 1x8 and 8x1 and of `terabyte` on 2x4: numbers of
 # 4 bytes for each id, and arrays of gradients that live at a time.
 _NUMBERS = 4
 _GRADIENTS = 1.15
+# Arrays of all rows from which new values are rounded at random, fitted to programs of three
+# optimizers.
+_ROUNDING = 3.5
 
 
 def temporaries(
-    layout: Layout, moved: Sequence[Collective], mesh_shape: Mapping[str, int], batch_size: int
+    layout: Layout,
+    moved: Sequence[Collective],
+    mesh_shape: Mapping[str, int],
+    batch_size: int,
+    all_rows: bool = False,
 ) -> float:
     """The bytes that lookups and updates make on a device, besides tables and optimizer state.
 
@@ -32,6 +42,7 @@ def temporaries(
         moved: collectives of the tables in a step.
         mesh_shape: sizes of the mesh's axes, by name.
         batch_size: samples of a batch, over all devices.
+        all_rows: whether an update changes all rows, see `Workload`.
     """
     groups, devices = mesh_shape[DATA], math.prod(mesh_shape[axis] for axis in (DATA, MODEL))
     nbytes = float(sum(each.nbytes for each in moved))
@@ -50,9 +61,29 @@ def temporaries(
             samples //= copies
         vector = slab.width * slab.vector_dtype.itemsize
         nbytes += _NUMBERS * 4 * samples * ids
+        if all_rows:
+            continue
         if way.dense:
             nbytes += slab.rows * vector
         else:
             several = sum(b.bag.shape[1] * b.length for b in blocks if b.length > 1)
             nbytes += _GRADIENTS * samples * several * vector
-    return nbytes
+    trained = [slab for slab in layout.slabs if slab.optimizer]
+    return nbytes + _of_all_rows(trained) if all_rows else nbytes
+
+
+def _of_all_rows(slabs: Sequence[Slab]) -> float:
+    """The bytes of an update of all rows: gradients of all slabs, and most of one slab's rest."""
+    gradients, rest = 0.0, 0.0
+    for slab in slabs:
+        assert slab.optimizer is not None
+        vector = slab.width * slab.vector_dtype.itemsize
+        # A change, new optimizer state, and the old one of one slot at a time.
+        slots = [0, *slot_bytes(slab.optimizer, slab.width, slab.dtype).values()]
+        own = vector + sum(slots) + max(slots) + slab.rounds_randomly * _ROUNDING * vector
+        row = vector + 4  # gradient and row number
+        if slab.fully_sharded:  # whose gradients come while it is updated
+            own, row = own + row + vector, 0
+        gradients += row * slab.rows
+        rest = max(rest, own * slab.rows)
+    return gradients + rest

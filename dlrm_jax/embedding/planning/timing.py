@@ -75,7 +75,7 @@ class SlabCosts:
         self._samples = workload.batch_size / self._copies  # whose rows one device reads
         self.width = -(-key.dim // shards) if key.split == "columns" else key.dim
         self.trained = key.optimizer is not None
-        self.needs_sums = needs_sums(key.optimizer, np.dtype(key.dtype))
+        self.needs_sums = workload.all_rows or needs_sums(key.optimizer, np.dtype(key.dtype))
         number = np.dtype(key.dtype).itemsize
         # Pooled vectors, gradients and the optimizer state have at least 32 bits.
         self._number = jnp.promote_types(key.dtype, jnp.float32).itemsize
@@ -144,11 +144,11 @@ class SlabCosts:
 
         Returns:
             The number of these rows, in each micro-batch anew; the seconds of reading them; and
-            those of updating the rows of the whole batch.
+            those of updating the rows of the whole batch at random, 0 if all rows are updated.
         """
         row_seconds = self._device.row_seconds
         reads, update = self._workload.rows_read(table, self._samples), 0.0
-        if self.trained:
+        if self.trained and not self._workload.all_rows:
             written = self._workload.distinct_rows(table, float(self._workload.batch_size))
             update = 2 * written * sum(map(row_seconds, [self._table_row, *self._slot_rows]))
         return reads, reads * row_seconds(self._table_row), update
@@ -186,13 +186,15 @@ class SlabCosts:
         occurrences = np.where(way.exchanged, ids / self._copies, ids)
         passed = (program.update * occurrences + program.dense * way.dense * rows) * self._vector
         passed += way.dedup * program.dedup * _ID_BYTES * occurrences
+        if self._workload.all_rows:  # gradients of all; tables and their state are read and written
+            passed += (program.dense * self._vector + 2 * self.row_bytes) * rows
         links = _NO_TIME
         if self._copies > 1:
             cotangents = _ID_BYTES * ids + bags * self.width * (program.sent_bytes or self._number)
             moved = np.where(way.exchanged, 2 * rows * (self._vector + self._number), cotangents)
             links += device.gather(moved, self._stride, self._copies)
         if self._row_means:  # over all shards, in a collective of the slab's own
-            means = np.where(way.dense, rows, ids) * self._number
+            means = np.where(way.dense | self._workload.all_rows, rows, ids) * self._number
             links += device.all_reduce(means, 1, self._shards)
         memory = {("update", "memory"): passed / device.memory_bandwidth}
         return memory | _of("update", links)

@@ -25,6 +25,8 @@ class Workload:
             entry is read by one bag of one id.
         micro_batches: number of equal parts of the batch that are looked up one after the other,
             before one update of all.
+        all_rows: whether an update changes all rows of the tables that are trained, read or not:
+            those of a penalty with ``whole_tables``, see `add_l2`.
     """
 
     batch_size: int = 65_536
@@ -32,6 +34,7 @@ class Workload:
     zipf_exponent: float = 1.05
     bags: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
     micro_batches: int = 1
+    all_rows: bool = False
 
     def __post_init__(self):
         if self.batch_size < 1 or self.data_groups < 1:
