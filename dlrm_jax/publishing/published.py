@@ -123,15 +123,25 @@ def last_step(directory: Path) -> int:
     return int(bases[-1].name) if bases else -1
 
 
-def fits(manifest: Manifest, model: LiveModel, name: str, row_format: RowFormat) -> bool:
-    """Whether a base is what an export of the model would be, but for its numbers."""
+_OF_STATE = ("layers", "programs", "files", "step", "dense_layers")
+"""Fields of a manifest that are another base's own."""
+
+OF_WRITER = frozenset(("name", "made_by"))
+"""Fields of a manifest that may change while a run goes on: by a new workdir or an upgrade."""
+
+
+def differences(manifest: Manifest, model: LiveModel, name: str, row_format: RowFormat) -> set[str]:
+    """The fields in which a base isn't what an export of the model would be, but for its numbers.
+
+    Deltas of the model can follow the base if there are none.
+    """
     wanted = describe(model, name, notes_of(model, row_format))
+    names = (x.name for x in dataclasses.fields(Manifest) if x.name not in _OF_STATE)
+    found = {x for x in names if getattr(manifest, x) != getattr(wanted, x)}
     layers = {name: (x.shape, str(x.dtype)) for name, x in model.dense.layers.items()}
-    same = ("layers", "programs", "files", "step", "dense_layers")
-    own = {x: getattr(manifest, x) for x in same}
-    return dataclasses.replace(wanted, **own) == manifest and layers == {
-        x.name: (x.shape, x.dtype) for x in manifest.layers
-    }
+    if layers != {x.name: (x.shape, x.dtype) for x in manifest.layers}:
+        found.add("layers")
+    return found
 
 
 def differing_rows(published: Published, model: LiveModel) -> Numbers:

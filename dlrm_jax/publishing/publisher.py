@@ -6,6 +6,7 @@ done by other threads, see `delta_writer`.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import time
 from collections.abc import Callable
@@ -18,7 +19,15 @@ from dlrm_jax.data.batches import Batches
 from dlrm_jax.errors import UserError
 from dlrm_jax.publishing.delta_writer import DeltaWriter, Taken, delete_old
 from dlrm_jax.publishing.live_model import LiveModel, LiveModels
-from dlrm_jax.publishing.published import differing_rows, fits, last_step, newest, publications
+from dlrm_jax.publishing.published import (
+    OF_WRITER,
+    differences,
+    differing_rows,
+    last_step,
+    newest,
+    publications,
+)
+from dlrm_jax.publishing.run_note import claim
 from dlrm_jax.serving.export import export
 from dlrm_jax.training.learner import TrainState
 from dlrm_jax.training.touched_rows import NotedBatches, TouchedRows
@@ -72,6 +81,7 @@ class Publisher:
         self._step = -1  # of the last publication; later ones are of later steps
         self._trained = -1  # last step that was done
         self._failure = ""  # why the last publication failed; empty if it didn't
+        self._behind = ""  # why what is published isn't a state of the run; empty if it is
         self._due = 0.0
         self._writing: tuple[Taken, Future[None]] | None = None
         self._stack = contextlib.ExitStack()
@@ -94,12 +104,22 @@ class Publisher:
         with self._stack:
             self._settle(wait=True)
             if self._trained > self._step:
-                self._say(
-                    f"warning: publish: the last state, of step {self._trained}, isn't published: "
-                    f"{self._failure or 'the run has ended before'}; the same command goes on and "
-                    f"publishes it, or python -m dlrm_jax export --run={self._models.workdir} "
-                    f"--output=NAME writes an artifact of it"
+                self._warn_at_end(
+                    self._failure or "the run has ended before",
+                    "the same command goes on and publishes it",
                 )
+            elif self._trained >= 0 and self._behind:
+                self._warn_at_end(
+                    f"{self._behind}, and a base is named by its step, which must be a later one",
+                    "train further, or give --publish another name",
+                )
+
+    def _warn_at_end(self, reason: str, advice: str) -> None:
+        self._say(
+            f"warning: publish: the last state, of step {self._trained}, isn't published: "
+            f"{reason}; {advice}, or python -m dlrm_jax export --run={self._models.workdir} "
+            f"--output=NAME writes an artifact of it"
+        )
 
     def batches(self, batches: Batches) -> Batches:
         """The batches, whose ids are noted as they are read."""
@@ -111,36 +131,39 @@ class Publisher:
         Rows that differ from it, as after a crash, belong to the next delta.
 
         Raises:
-            UserError: what is published is of another model and of a later step.
+            UserError: what is published is of another model or run and of a later step.
         """
         settings, step = self._settings, int(state.step)
         self._due = self._clock() + settings.seconds
         self._step = last_step(settings.directory)
+        published, others, differing = None, set(), {}
         try:
-            if (published := newest(settings.directory)) is None:
-                return
-            model = self._models.of(state, step)
-            is_ours = fits(published.manifest, model, settings.name, settings.row_format)
-            differing = differing_rows(published, model) if is_ours else {}
+            if published := newest(settings.directory):
+                model = self._models.of(state, step)
+                others = differences(published.manifest, model, settings.name, settings.row_format)
+                if not others:
+                    differing = differing_rows(published, model)
+                elif others <= OF_WRITER:
+                    collections.deque(published.chain.rest(), 0)  # to its last step
+                self._step = published.chain.step
         except (UserError, OSError) as error:
+            self._behind = str(error)
             self._say(f"warning: publish: a new base follows: {error}")
+            published = None
+        is_other_model = bool(others - OF_WRITER)
+        claim(settings.directory, self._models.workdir, self._step, step, is_other_model)
+        if published is None:
             return
-        if not is_ours:
-            self._follow_other(published.directory, step)
+        if others:
+            what = "is of another model" if is_other_model else "has another name or versions"
+            self._behind = f"{published.directory} {what}"
+            self._say(f"publish: {self._behind}; a new base follows")
             return
+        if differing and step == self._step:
+            self._behind = f"another state of step {step} is published"
         self._touched.mark(differing)
-        self._writer.published, self._step = published, published.chain.step
+        self._writer.published = published
         self._say(f"publish: goes on after step {self._step} in {settings.directory}")
-
-    def _follow_other(self, base: Path, step: int) -> None:
-        """Tells of another model's base; a server would never load one of an earlier step."""
-        if step < self._step:
-            raise UserError(
-                f"publish: expected a run at step {self._step} or later, or an empty directory, "
-                f"got step {step}, and {base} of another model or row format; give --publish "
-                f"another name"
-            )
-        self._say(f"publish: {base} is of another model; a new base follows")
 
     def step_done(self, state: TrainState, step: int) -> bool:
         """Publishes a state if one is due; says whether that has taken time.
@@ -189,7 +212,7 @@ class Publisher:
             self._touched.mark(numbers)
             self._failed(step, error)
             return
-        self._failure = ""
+        self._failure = self._behind = ""
         self._say(f"published step {step} as a base in {self._clock() - begun:.1f} s")
 
     def _settle(self, wait: bool) -> bool:
@@ -205,7 +228,7 @@ class Publisher:
             self._writing = None
             try:
                 future.result()
-                self._step, self._failure = taken.step, ""
+                self._step, self._failure, self._behind = taken.step, "", ""
             except (UserError, OSError) as error:
                 self._touched.mark(taken.numbers)
                 self._failed(taken.step, error)

@@ -19,6 +19,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.publishing import delta_writer
 from dlrm_jax.publishing.compaction import compact
 from dlrm_jax.publishing.published import newest
+from dlrm_jax.serving import export as serving_export
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,9 @@ def test_base_and_deltas_are_a_full_export(
         run.publisher.end(run.state)
         expected = files_in(run.exported(tmp_path / "expected", row_format))
     models = tmp_path / "models"
-    assert sorted(x.name for x in models.iterdir()) == ["1", "1.deltas", "publishing.lock"]
+    assert sorted(x.name for x in models.iterdir()) == [
+        "1", "1.deltas", "publishing.json", "publishing.lock",
+    ]  # fmt: skip
     assert sorted(x.name for x in (models / "1.deltas").iterdir()) == [
         "000001", "000002", "000003", "000004",
     ]  # fmt: skip
@@ -176,7 +179,8 @@ def test_a_damaged_chain_is_followed_by_a_new_base(damage: str, tmp_path: Path):
 
 
 def test_deltas_without_a_base_are_deleted(tmp_path: Path):
-    models, wanted = tmp_path / "models", ["1", "1.deltas", "publishing.lock"]
+    models = tmp_path / "models"
+    wanted = ["1", "1.deltas", "publishing.json", "publishing.lock"]
     with run_of(tmp_path, share=1e9) as run:
         run.begin()
         for _ in range(4):
@@ -191,7 +195,9 @@ def test_deltas_without_a_base_are_deleted(tmp_path: Path):
     shutil.copytree(models / "1.deltas", models / "2.deltas")  # of one that was killed
     (models / "notes.deltas").mkdir()
     with run_of(tmp_path):
-        assert sorted(x.name for x in models.iterdir()) == [*wanted[:2], "notes.deltas", wanted[2]]
+        assert sorted(x.name for x in models.iterdir()) == [
+            *wanted[:2], "notes.deltas", *wanted[2:],
+        ]  # fmt: skip
 
 
 def test_a_damaged_base_isnt_gone_on_with(tmp_path: Path):
@@ -278,16 +284,113 @@ def test_an_earlier_step_is_refused_of_another_model_only(tmp_path: Path):
         run.begin()
         run.train(2)
         run.publish()
-    expected = r"expected a run at step 3 or later, .* got step 0, and .*/3 of another model"
+    expected = r"expected a run at step 3 or later, .* got step 0, and .* step 3 of another model"
     with run_of(tmp_path, "int4") as run, pytest.raises(UserError, match=expected):
         run.begin()
-    with run_of(tmp_path) as run:
+    with run_of(tmp_path) as run:  # killed before its first checkpoint
         run.begin()
         assert "goes on after step 3" in run.said[0]
         run.train(3)
         run.publish()
         assert [x.name for x in run.bases()] == ["3"]
         assert [x.note.step for x in run.deltas()] == [4]
+
+
+@pytest.mark.parametrize("is_noted", [True, False])
+def test_a_run_that_is_begun_anew_is_another_one(is_noted: bool, tmp_path: Path):
+    models, checkpoints = tmp_path / "models", tmp_path / "run" / "checkpoints"
+    with run_of(tmp_path) as run:
+        run.begin()
+        run.train(1)
+        state = run.arrays()
+        run.publish()
+        run.publish()
+        last = run.arrays()
+    if not is_noted:  # by an earlier version
+        (models / "publishing.json").unlink(missing_ok=True)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    before = files_in(models)
+    expected = r"expected a run at step 3 or later, .* got step 0, and .* step 3 of another run"
+    for _ in range(2):
+        with run_of(tmp_path) as run, pytest.raises(UserError, match=expected):
+            run.begin()
+    assert files_in(models) == before
+    assert not run.said
+    with run_of(tmp_path) as run:
+        if is_noted:
+            with pytest.raises(UserError, match="got step 1"):
+                run.begin(state)
+        else:  # it has a checkpoint
+            run.begin(state)
+    with run_of(tmp_path, config=dataclasses.replace(CONFIG, learning_rate=0.5)) as run:
+        run.begin(last)
+        run.publish()
+        assert [x.note.step for x in run.deltas()] == [3, 4]
+    with run_of(tmp_path) as run:
+        run.begin(state)  # of this run now
+        assert "goes on after step 4" in run.said[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "reason"),
+    [
+        ({"row_format": "int4"}, None, "is of another model"),
+        ({}, "rows", "another state of step 2 is published"),
+        ({}, "damage", "models/2 is damaged"),
+    ],
+)
+def test_a_last_state_that_isnt_published_is_told_of(
+    settings: Any, change: str | None, reason: str, tmp_path: Path
+):
+    with run_of(tmp_path) as run:
+        run.begin()
+        run.train(1)
+        run.publish()
+        state = run.arrays()
+    with run_of(tmp_path) as run:
+        run.begin(state)
+        run.publisher.end(run.state)
+    assert len(run.said) == 1, "it is published"
+    if change == "rows":
+        state[1]["C2"]["table"] = state[1]["C2"]["table"] + 1
+    elif change == "damage":
+        _flip(tmp_path / "models" / "2" / "golden" / "ids.npy")
+    with run_of(tmp_path, **settings) as run:
+        run.begin(state)
+        run.publisher.end(run.state)
+    assert "the last state, of step 2, isn't published: " in run.said[-1]
+    assert reason in run.said[-1]
+    with run_of(tmp_path, **settings) as run:
+        run.begin(state)
+        run.publish()
+        run.publisher.end(run.state)
+    assert "isn't published" not in run.said[-1]
+
+
+@pytest.mark.parametrize("is_name", [True, False])
+def test_another_name_or_an_upgrade_goes_on_with_a_new_base(
+    is_name: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with run_of(tmp_path) as run:
+        run.begin()
+        run.train(1)
+        state = run.arrays()
+        run.publish()
+        run.publish()
+    if not is_name:
+        monkeypatch.setattr(serving_export, "made_by", lambda: {"numpy": "9.9.9"})
+    with run_of(tmp_path, **({"name": "other"} if is_name else {})) as run:
+        run.begin(state)
+        assert "2 has another name or versions; a new base follows" in run.said[0]
+        run.publish()
+        run.publish()
+        assert [x.name for x in run.bases()] == ["2"], "step 3 is published already"
+        run.publish()
+        assert [x.name for x in run.bases()] == ["2", "4"]
+        published = newest(tmp_path / "models")
+        assert published
+        assert (published.manifest.name == "other") is is_name
+        assert (published.manifest.made_by == {"numpy": "9.9.9"}) is not is_name
 
 
 def test_a_directory_of_others_is_refused(tmp_path: Path):
