@@ -15,10 +15,10 @@ import numpy as np
 from dlrm_jax.artifact.artifact import Artifact, write_layer
 from dlrm_jax.artifact.delta import FILES, read_note, write_note
 from dlrm_jax.artifact.delta_chain import DeltaChain, delta_path, deltas_of
-from dlrm_jax.artifact.files import check_content, note_files
-from dlrm_jax.artifact.manifest import Manifest
+from dlrm_jax.artifact.files import check_content, check_present, note_files
+from dlrm_jax.artifact.manifest import MANIFEST, Manifest, is_artifact
 from dlrm_jax.artifact.row_formats import row_bytes
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.files import creating, delete_directory, flush_all
 from dlrm_jax.inference.artifact_scorer import ArtifactScorer
 from dlrm_jax.inference.predictor import Predictor
@@ -65,13 +65,19 @@ def compact(
 def _write(directory: Path, source: Path, before: Manifest, last: int) -> Manifest:
     """Writes the files of the new base; returns its manifest."""
     directory.mkdir()
-    for name in before.files:
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, directory / name)
-        # The new base has checksums of its own: damage would get one that fits.
-        check_content(source, name, before.files[name], copy=directory / name)
+    try:
+        for name in before.files:
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, directory / name)
+            # The new base has checksums of its own: damage would get one that fits.
+            check_content(source, name, before.files[name], copy=directory / name)
+        chain, layers = DeltaChain(source, before), {}
+    except (FileNotFoundError, NotADirectoryError) as error:
+        check_present(source, before.files)
+        if not is_artifact(source):
+            raise DamagedArtifactError(str(source), MANIFEST, "it is missing") from error
+        raise
     examples = golden.Golden.read(directory, before).examples
-    chain, layers = DeltaChain(source, before), {}
     tables = {
         x.name: np.memmap(
             directory / x.file, np.uint8, "r+", shape=(x.rows, row_bytes(x.row_format, x.dim))

@@ -214,21 +214,46 @@ def test_a_damaged_base_isnt_gone_on_with(tmp_path: Path):
         assert "golden/ids.npy: expected the checksum" in line
 
 
-@pytest.mark.parametrize("file", ["tables/C2.rows", "golden/ids.npy"])
+@pytest.mark.parametrize(
+    ("file", "is_lost"),
+    [
+        ("tables/C2.rows", False),
+        ("golden/ids.npy", False),
+        ("tables/C2.rows", True),
+        ("manifest.json", True),
+    ],
+)
 def test_a_damaged_base_isnt_made_a_new_one(
-    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    file: str, is_lost: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     with run_of(tmp_path, deltas=2, share=1e9) as run:
         run.begin()
         run.publish()
-        _flip(tmp_path / "models" / "1" / file)
+        path = tmp_path / "models" / "1" / file
+        path.unlink() if is_lost else _flip(path)
         for _ in range(2):
             run.publish()
         run.publisher.end(run.state)
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("warning: publish: a new base of the whole state follows: ")
-        assert f"1 is damaged: {file}: expected the checksum" in line
-        assert [x.name for x in run.bases()] == ["1", "3"]
+        reason = "it is missing" if is_lost else "expected the checksum"
+        assert f"1 is damaged: {file}: {reason}" in line
+        assert [x.name for x in run.bases()][-1] == "3"
+        assert files_in(run.bases()[-1]) == files_in(run.exported(tmp_path / "expected"))
+
+
+def test_a_base_that_is_deleted_is_followed_by_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with run_of(tmp_path, deltas=2, share=1e9) as run:
+        run.begin()
+        run.publish()
+        shutil.rmtree(tmp_path / "models" / "1")
+        for _ in range(2):
+            run.publish()
+        run.publisher.end(run.state)
+        assert "1 is damaged: " in capsys.readouterr().err
+        assert [x.name for x in run.bases()] == ["3"]
         assert files_in(run.bases()[-1]) == files_in(run.exported(tmp_path / "expected"))
 
 
