@@ -20,6 +20,7 @@ from dlrm_jax.backend import describe_devices
 from dlrm_jax.cli.config_flags import OF_WHOLE_RUNS, define_run_flags, with_flags
 from dlrm_jax.cli.flags import FLAGS
 from dlrm_jax.cli.start import start
+from dlrm_jax.embedding.planning.devices import DEVICES
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.presets import preset
@@ -71,9 +72,16 @@ def main() -> None:
         "temporaries": memory.temp_size_in_bytes,
     }
     planned = planned_collectives(learner, config.batch_size)
-    sizes["temporaries, estimated"] = estimated_temporaries(learner, config.batch_size)
+    estimated = estimated_temporaries(learner, config.batch_size)
+    sizes["temporaries, estimated without activations"] = estimated
     rows = [(name, f"{nbytes / 2**30:.4f}") for name, nbytes in sizes.items()]
     print(f"\n{text_table(('on each device', 'GiB'), rows)}")
+    memory_for_tables = DEVICES["cpu"].memory_for_tables
+    if not config.plan and sizes["tables"] + sizes["state of their optimizers"] > memory_for_tables:
+        print(
+            f"note: tables and their state exceed the {memory_for_tables / 2**30:.3g} GiB that a "
+            f"CPU has for them; python -m dlrm_jax plan makes plans for other devices, for --plan"
+        )
 
     rows = [
         (x.kind, ",".join(x.axes), x.purpose, f"{x.nbytes / 2**20:.3f}", f"{x.needed / 2**20:.3f}",

@@ -158,7 +158,7 @@ def main() -> None:
     print(f"\n{collectives_table(found.collectives, dtype)}")
     print("without the gradients of the dense model, which python -m dlrm_jax compile prints")
     print(f"\n{time_table(found, kind, dtype)}")
-    print(f"limited by: {binding(found, limits)}")
+    print(f"limited by: {binding(found, kind, limits)}")
     if simulated:
         print(f"\n{simulated}")
     for given in filter(None, (FLAGS.output, FLAGS.picture, FLAGS.mesh_picture)):

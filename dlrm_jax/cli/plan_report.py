@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from dlrm_jax.embedding.collectives import Collective
 from dlrm_jax.embedding.planning.balance import LINKS, NETWORK
-from dlrm_jax.embedding.planning.devices import Device
+from dlrm_jax.embedding.planning.devices import Device, LinkSeconds
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.mesh_plan import STARTS, MeshPlan
-from dlrm_jax.mesh import DATA
+from dlrm_jax.mesh import DATA, MODEL
 from dlrm_jax.text_table import text_table
 
 _GIB, _MIB = 2**30, 2**20
@@ -106,14 +106,15 @@ def time_table(plan: MeshPlan, kind: Device, dtype: str = "") -> str:
     return text_table([f"estimated for {kind.name}{dtype}", "ms"], rows)
 
 
-def binding(plan: MeshPlan, limits: Limits) -> str:
+def binding(plan: MeshPlan, kind: Device, limits: Limits) -> str:
     """The reasons why a step isn't faster, or the plan isn't another one."""
     found, moved, parts = plan.balance, plan.collectives, plan.seconds
     part = max(parts, key=lambda name: parts[name])
     reasons = [f"{part}, {parts[part] / sum(parts.values()):.0%} of the estimated time"]
     if part in (LINKS, NETWORK):
-        crossing = [each for each in moved if (DATA in each.axes) == (part == NETWORK)]
-        largest = max(crossing or moved, key=lambda each: each.nbytes)
+        took = [_link_seconds(each, plan, kind) for each in moved]
+        took = [each.network if part == NETWORK else each.host for each in took]
+        largest = moved[took.index(max(took))]
         reasons.append(f"most of the bytes are {largest.purpose} in an {largest.kind}")
     padded, needed = exchange_bytes([each for each in moved if not each.has_room])
     for name, value, limit in (
@@ -126,3 +127,15 @@ def binding(plan: MeshPlan, limits: Limits) -> str:
         if value > limit * (1 - _NEAR):
             reasons.append(f"{'over' if value > limit * 1.0001 else 'at'} the limit of {name}")
     return "; ".join(reasons)
+
+
+def _link_seconds(moved: Collective, plan: MeshPlan, kind: Device) -> LinkSeconds:
+    """The seconds of a collective's bytes, on links in a host and between hosts."""
+    groups, shards = plan.groups, plan.plan.shards
+    stride = 1 if MODEL in moved.axes else shards
+    devices = (groups if DATA in moved.axes else 1) * (shards if MODEL in moved.axes else 1)
+    if moved.kind == "all-to-all":
+        return kind.exchange(moved.nbytes, devices, stride)
+    if moved.kind == "all-reduce":
+        return kind.all_reduce(moved.nbytes, stride, devices)
+    return kind.gather(moved.nbytes, stride, devices)

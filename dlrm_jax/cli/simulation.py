@@ -67,10 +67,11 @@ def report(config: Config, described: Descriptions, plan: Plan, groups: int, dev
     options = Options(pipelined=config.pipelined, in_network=FLAGS.in_network)
     slots = simulate(config, described, plan, groups, device, options)
     seconds = seconds_of(slots)
+    throughput = float(f"{config.batch_size / seconds:.4g}")
     return (
         f"{operations_table(slots, device)}\n"
         f"a step of {config.batch_size:,} samples: {1e3 * seconds:.3f} ms, "
-        f"{config.batch_size / seconds:,.0f} samples a second"
+        f"{throughput:,.0f} samples a second"
     )
 
 

@@ -7,21 +7,15 @@ import jax.numpy as jnp
 import pytest
 
 from dlrm_jax.embedding import (
-    SGD,
-    Adagrad,
-    Adam,
     EmbeddingCollection,
     Feature,
     Lookup,
     RowWiseAdagrad,
     Table,
     Workload,
-    automatic_plan,
 )
-from dlrm_jax.embedding.l2 import add_l2
 from dlrm_jax.embedding.planning.devices import DEVICES
 from dlrm_jax.embedding.planning.limits import Limits
-from dlrm_jax.embedding.planning.mesh_plan import planned_mesh
 from dlrm_jax.embedding.planning.meshes import plan_on_mesh
 from dlrm_jax.embedding.planning.workload import bags_of
 from dlrm_jax.errors import UserError
@@ -65,48 +59,6 @@ def test_the_estimate_is_near_what_a_compiled_program_needs(placement):
     memory = compiled.memory_analysis()
     assert memory is not None
     assert 0.6 <= found.temporaries / memory.temp_size_in_bytes <= 1.2
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "placement"),
-    [
-        (SGD(0.1), "row_wise"),
-        (RowWiseAdagrad(0.1), "column_wise"),
-        (Adagrad(0.1), "replicated"),
-        (Adagrad(0.1), "fully_sharded"),
-        (Adam(0.1), "row_wise"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
-)
-def test_updates_of_all_rows_make_arrays_as_large_as_tables(optimizer, placement):
-    tables = [
-        Table("a", 30_000, 16, optimizer=optimizer),
-        Table("b", 30_000, 16, optimizer=SGD(0.2)),  # in a slab of its own
-        Table("c", 1_000, 16, trainable=False),
-    ]
-    features = [Feature(table.name) for table in tables]
-    lookups = [Lookup(table.name, table.name, table.name) for table in tables]
-    workload = Workload(64, 2, bags=bags_of(features, lookups), all_rows=True)
-    placements = {table.name: placement for table in tables}
-    plan = automatic_plan(tables, 2, placements, workload=workload)
-    described = tables, features, lookups
-    found = planned_mesh(*described, plan, None, workload, DEVICES["h100"])
-    collection = EmbeddingCollection(*described, "2x2", None, plan, kernels="jax")
-
-    def step(state, ids, count):
-        pooled, routed = collection.lookup(state, ids)
-        cotangents = collection.send_cotangents(routed, pooled)
-        rows = collection.coalesce(cotangents, sum_duplicates=True)
-        rows = add_l2(collection, state, rows, 0.1, whole_tables=True)
-        return collection.apply(state, rows, count)
-
-    sharding = batch_sharding(collection.axes.mesh)
-    ids = jax.ShapeDtypeStruct((64, 3), jnp.int32, sharding=sharding)
-    count = jax.ShapeDtypeStruct((), jnp.int32)
-    compiled = jax.jit(step, donate_argnums=0).lower(collection.state_specs(), ids, count).compile()
-    memory = compiled.memory_analysis()
-    assert memory is not None
-    assert 0.7 <= found.temporaries / memory.temp_size_in_bytes <= 1.2
 
 
 def test_tables_leave_memory_for_temporaries():
