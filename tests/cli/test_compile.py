@@ -77,7 +77,7 @@ def test_updates_of_all_rows_make_arrays_as_large_as_tables(
     temporaries = _number(r"^temporaries +(\S+)$", result.stdout)
     estimated = _number(r"^temporaries, estimated without activations +(\S+)$", result.stdout)
     assert temporaries > 0.01
-    assert 0.85 <= estimated / temporaries <= 1.15
+    assert 0.8 <= estimated / temporaries <= 1.3
 
 
 def test_tables_that_exceed_the_memory_are_noted():
