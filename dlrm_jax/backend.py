@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
+from typing import Any
 
+import jax
 from jax.sharding import Mesh
+
+from dlrm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +96,53 @@ def backend_of(mesh: Mesh) -> Backend:
     )
 
 
+def devices(platform: str | None = None) -> list[Any]:
+    """JAX's devices: of a platform, or of its default backend.
+
+    Raises:
+        UserError: there are none, such as those that ``$JAX_PLATFORMS`` asks for.
+    """
+    try:
+        return jax.devices(platform)
+    except (RuntimeError, AssertionError) as error:  # the latter has no words
+        if jax.distributed.is_initialized() and isinstance(error, RuntimeError):
+            raise  # another process may be lost
+        asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        setting = f"JAX_PLATFORMS={asked}" if asked else "JAX_PLATFORMS unset"
+        found = str(error) or "none of them"
+        raise UserError(
+            f"expected {platform or 'some'} devices of JAX, with {setting}; found {found}. Unset "
+            f"JAX_PLATFORMS, or name in it what there is, such as cpu; BUILD.md says how to "
+            f"install JAX for a GPU or TPU"
+        ) from error
+
+
+def xla_flags() -> str:
+    """The flags of ``$XLA_FLAGS``, or of the file that it names.
+
+    It names one if it doesn't begin with a dash, see ``tsl::ParseFlagsFromEnv`` of XLA.
+
+    Raises:
+        UserError: there is no such file, or it has no text.
+    """
+    text = os.environ.get("XLA_FLAGS", "")
+    if not text.strip() or text.lstrip().startswith("-"):
+        return text
+    try:
+        flags = Path(text).read_text(encoding="utf-8")
+        if "\0" in flags:
+            raise ValueError("it has a NUL")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"XLA_FLAGS: expected flags that begin with --, or a text file of such flags, got "
+            f"{text!r}: {error}"
+        ) from error
+    return flags
+
+
 def scatters_vary(mesh: Mesh) -> bool:
     """Whether each device of a mesh sums scatters in an order of its own."""
-    deterministic = "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", "")
+    deterministic = "xla_gpu_deterministic_ops=true" in xla_flags()
     return backend_of(mesh).atomic_scatters and not deterministic
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dlrm_jax.backend import CPU, is_accelerator
+from dlrm_jax.backend import CPU, devices, is_accelerator, xla_flags
 from dlrm_jax.errors import UserError
 
 DATA = "data"
@@ -64,7 +64,8 @@ def emulate_devices(count: int, processes: int = 1) -> None:
     """Asks for ``count`` CPU devices; call before JAX is used for the first time.
 
     Accelerators stay there, and `make_mesh` prefers them where there are enough. What ``XLA_FLAGS``
-    says of the number of devices and of the order of collectives is left alone.
+    says of the number of devices and of the order of collectives is left alone. If it names a file
+    of flags, it gets the file's text, and what is added.
 
     Args:
         count: number of devices of all processes.
@@ -72,7 +73,7 @@ def emulate_devices(count: int, processes: int = 1) -> None:
 
     Raises:
         UserError: they are more than `MOST_DEVICES`, or can't be shared out evenly; or JAX has been
-            used already, and there are fewer devices.
+            used already, and there are fewer devices; or ``XLA_FLAGS`` names no file.
     """
     check_device_count(count, "emulated devices")
     if count % processes:
@@ -80,16 +81,16 @@ def emulate_devices(count: int, processes: int = 1) -> None:
             f"{count} devices can't be shared out evenly among {processes} processes; choose a "
             f"multiple"
         )
-    flags = os.environ.get("XLA_FLAGS", "")
+    flags = xla_flags()
     if "xla_force_host_platform_device_count" not in flags:
         try:
             jax.config.update("jax_num_cpu_devices", count // processes)
         except RuntimeError as error:  # JAX has been used
-            if max(len(jax.devices()), len(jax.devices("cpu"))) >= count:
+            if max(len(devices()), len(devices("cpu"))) >= count:
                 return
             raise UserError(
                 f"emulate_devices({count}) comes too late: JAX has been used already, with "
-                f"{len(jax.devices())} of {jax.devices()[0].platform}; call it before anything "
+                f"{len(devices())} of {devices()[0].platform}; call it before anything "
                 f"makes an array or asks for devices, in a notebook after a restart of the kernel"
             ) from error
     if count == 1:
@@ -101,7 +102,8 @@ def emulate_devices(count: int, processes: int = 1) -> None:
     # in an order of its own (0 of 6 runs of `experiments.two_tower` on 2x4 came to an end). In
     # one order a DLRM step on 2x4 is as fast, or faster.
     if _SCHEDULER not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --{_SCHEDULER}=false".strip()
+        # First, as XLA reads flags up to a word that is none. What a file says takes its place.
+        os.environ["XLA_FLAGS"] = f"--{_SCHEDULER}=false {flags}".strip()
 
 
 def make_mesh(shape: str | tuple[int, int]) -> Mesh:
@@ -117,27 +119,28 @@ def make_mesh(shape: str | tuple[int, int]) -> Mesh:
         shape: ``"2x4"`` or ``(2, 4)``.
 
     Raises:
-        UserError: neither backend has as many devices, or several processes have more.
+        UserError: neither backend has as many devices, or several processes have more, or JAX has
+            none at all.
     """
     shape = parse_mesh(shape) if isinstance(shape, str) else shape
     count = shape[0] * shape[1]
-    devices = jax.devices()
-    if len(devices) < count and is_accelerator(devices[0].platform):
-        devices = jax.devices(CPU.platform)
-    if len(devices) < count:
+    found = devices()
+    if len(found) < count and is_accelerator(found[0].platform):
+        found = devices(CPU.platform)
+    if len(found) < count:
         raise _too_few(shape)
-    if devices[0].platform != jax.devices()[0].platform:
+    if found[0].platform != devices()[0].platform:
         # What isn't placed explicitly must not wander to the accelerator.
-        jax.config.update("jax_default_device", devices[0])
-    processes = len({device.process_index for device in devices})
-    if processes > 1 and len(devices) != count:
+        jax.config.update("jax_default_device", found[0])
+    processes = len({device.process_index for device in found})
+    if processes > 1 and len(found) != count:
         raise UserError(
             f"mesh {shape[0]}x{shape[1]} has {count} devices, the {processes} processes have "
-            f"{len(devices)} of {devices[0].platform}; expected a mesh of all of them"
+            f"{len(found)} of {found[0].platform}; expected a mesh of all of them"
         )
     # In the order of processes: each then has consecutive samples of a batch.
-    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
-    grid = np.array(devices[:count]).reshape(shape)
+    found = sorted(found, key=lambda device: (device.process_index, device.id))
+    grid = np.array(found[:count]).reshape(shape)
     return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
@@ -147,6 +150,7 @@ def host_mesh() -> Mesh:
     Raises:
         UserError: JAX was told to have no CPU devices.
     """
+    devices()  # those that are asked for are there
     try:
         device = jax.devices(CPU.platform)[0]
     except RuntimeError as error:
@@ -178,16 +182,16 @@ def check_accelerators(shape: tuple[int, int]) -> None:
     Raises:
         UserError: there are fewer; it says how to ask for emulated devices.
     """
-    devices = jax.devices()
-    if is_accelerator(devices[0].platform) and len(devices) < shape[0] * shape[1]:
+    found = devices()
+    if is_accelerator(found[0].platform) and len(found) < shape[0] * shape[1]:
         raise _too_few(shape)
 
 
 def _too_few(shape: tuple[int, int]) -> UserError:
-    count, devices = shape[0] * shape[1], jax.devices()
+    count, found = shape[0] * shape[1], devices()
     return UserError(
-        f"mesh {shape[0]}x{shape[1]} needs {count} devices, but there are {len(devices)} of "
-        f"{devices[0].platform}; choose a smaller mesh, or ask for emulated devices: --emulate of "
+        f"mesh {shape[0]}x{shape[1]} needs {count} devices, but there are {len(found)} of "
+        f"{found[0].platform}; choose a smaller mesh, or ask for emulated devices: --emulate of "
         f"the commands, emulate=True of dlrm_jax.fit, emulate_devices({count}) before JAX is first "
         f"used, or "
         f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dlrm_jax.backend import devices
 from dlrm_jax.errors import DamagedCheckpointError, UserError
 
 CLUSTER = "cluster"
@@ -92,6 +93,7 @@ def join(coordinator: str, count: int, index: int | None) -> None:
         ) from error
     # The first exchange connects the processes, and waits half a minute for the others; later ones
     # wait as long as another process works.
+    devices()  # without any, JAX ends without a word
     on_process_0(lambda: None)
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
+from main_job import run
 
 from dlrm_jax.backend import scatters_vary
 from dlrm_jax.errors import UserError
@@ -142,4 +143,61 @@ def test_several_devices_start_collectives_in_one_order(monkeypatch):
     emulate_devices(5)
     assert changed["jax_num_cpu_devices"] == 5
     added = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-    assert os.environ["XLA_FLAGS"] == f"--xla_other=1 {added}"
+    assert os.environ["XLA_FLAGS"] == f"{added} --xla_other=1"
+    emulate_devices(5)
+    assert os.environ["XLA_FLAGS"] == f"{added} --xla_other=1"
+
+
+def test_xla_flags_of_a_file(tmp_path):
+    """XLA itself reads the file, and what is after the flags it takes for a comment."""
+    file = tmp_path / "flags"
+    file.write_text("--xla_force_host_platform_device_count=3\n# three of them\n")
+    program = (
+        "import os, jax\n"
+        "from dlrm_jax.mesh import emulate_devices, make_mesh\n"
+        "emulate_devices(2)\n"
+        "print(len(jax.devices()), make_mesh('1x2').size, os.environ['XLA_FLAGS'].split()[0])\n"
+    )
+    ended = run(program=("-c", program), XLA_FLAGS=str(file))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "3 2 --xla_cpu_enable_concurrency_optimized_scheduler=false\n"
+
+
+def test_xla_flags_of_a_file_count_for_sums_of_gpus(tmp_path, monkeypatch):
+    gpus = Mesh(np.array([[Accelerator(0), Accelerator(1)]]), ("data", "model"))
+    file = tmp_path / "flags"
+    file.write_text("--xla_gpu_deterministic_ops=true\n")
+    monkeypatch.setenv("XLA_FLAGS", str(file))
+    assert not scatters_vary(gpus)
+
+
+@pytest.mark.parametrize("content", [None, b"\0", b"\xff"])
+def test_xla_flags_that_are_neither_flags_nor_a_file(content, tmp_path, monkeypatch):
+    if content is not None:
+        (tmp_path / "flags").write_bytes(content)
+    monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags"))
+    with pytest.raises(UserError, match=r"XLA_FLAGS: expected flags .* or a text file .*/flags'"):
+        emulate_devices(8)
+
+
+@pytest.mark.parametrize(
+    ("platforms", "why"),
+    [("cuda", "found none of them"), ("tpu", "libtpu.so"), ("x", "'x' is not")],
+)
+def test_devices_that_there_are_not(platforms, why):
+    program = (
+        "import jax\n"
+        "from dlrm_jax.errors import UserError\n"
+        "from dlrm_jax.mesh import check_accelerators, host_mesh, make_mesh\n"
+        f"jax.config.update('jax_platforms', {platforms!r})\n"  # was imported without
+        "for call in lambda: make_mesh('1x1'), lambda: check_accelerators((1, 1)), host_mesh:\n"
+        "    try: call()\n"
+        "    except UserError as error: print(str(error).replace('\\n', ' '))\n"
+    )
+    ended = run(program=("-c", program))
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert len(lines) == 3, ended.stdout
+    for line in lines:
+        assert f"expected some devices of JAX, with JAX_PLATFORMS={platforms}; found" in line
+        assert why in line

@@ -24,7 +24,7 @@ from dlrm_jax.artifact.notes import LayerNote
 from dlrm_jax.artifact.row_pooling import RowPooling
 from dlrm_jax.artifact.shared_pooling import SharedPooling
 from dlrm_jax.artifact.tables import map_lookups
-from dlrm_jax.backend import CPU
+from dlrm_jax.backend import CPU, devices
 from dlrm_jax.data.formats.npy import map_npy, write_npy
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.native.dense_model import DenseModel
@@ -85,6 +85,7 @@ class Artifact:
             UserError: there is no artifact, or a later version wrote it.
             DamagedArtifactError: a file is missing or isn't as it was written.
         """
+        devices()  # without any, JAX may end without a word
         directory = Path(directory)
         manifest = Manifest.read(directory)
         check_present(directory, manifest.files)

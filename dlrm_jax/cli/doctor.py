@@ -13,9 +13,8 @@ import os
 import shutil
 from pathlib import Path
 
-import jax
-
 from dlrm_jax import processor
+from dlrm_jax.backend import devices, is_accelerator
 from dlrm_jax.console import status
 from dlrm_jax.errors import UserError
 from dlrm_jax.native import layers, library
@@ -51,15 +50,22 @@ def main() -> None:
 
 
 def _machine(kernels: bool) -> list[Row]:
-    devices = jax.devices()
-    kinds = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
-    cpu = devices[0].platform == "cpu"
-    hint = "JAX trains here" + ("; BUILD.md says how to install it for a GPU or TPU" if cpu else "")
     return [
         ("processor", processor.name(), f"{processors()} cores for this program"),
         ("instructions", " ".join(processor.instruction_sets()) or "unknown", _bfloat16(kernels)),
-        ("devices", kinds, hint),
+        _devices(),
     ]
+
+
+def _devices() -> Row:
+    try:
+        found = devices()
+    except UserError as error:
+        return "devices", "none", str(error)
+    kinds = f"{len(found)} x {found[0].device_kind} ({found[0].platform})"
+    cpu = not is_accelerator(found[0].platform)
+    hint = "JAX trains here" + ("; BUILD.md says how to install it for a GPU or TPU" if cpu else "")
+    return "devices", kinds, hint
 
 
 def _bfloat16(kernels: bool) -> str:

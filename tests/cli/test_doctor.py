@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import pytest
 
 from dlrm_jax.cli import doctor
@@ -71,6 +72,19 @@ def test_a_wrong_setting_stands_in_its_row(
     library.load.cache_clear()
     assert said in rows(capsys)[row]
     library.load.cache_clear()
+
+
+def test_devices_that_there_are_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def fail(platform: str | None = None):
+        raise AssertionError  # as JAX does where it has no cuda
+
+    monkeypatch.setattr(jax, "devices", fail)
+    found = rows(capsys)["devices"]
+    assert found.startswith("devices ")
+    assert " none " in found
+    assert "expected some devices of JAX, with JAX_PLATFORMS" in found
 
 
 def test_a_blank_name_of_the_compiler_is_none(

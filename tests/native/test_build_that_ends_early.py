@@ -81,7 +81,7 @@ def test_the_first_error(tmp_path: Path, pipe: int, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("CXX", compiler(tmp_path, fails))
     began = time.monotonic()
-    with pytest.raises(UserError, match="failed:\nx.cc: error: �t�$"):
+    with pytest.raises(UserError, match=r"failed:\nx.cc: error: �t�$"):
         library.build()
     assert time.monotonic() - began < 20
     check_nothing_is_left(pipe, tmp_path / "cache")
