@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from main_job import in_background, run
@@ -87,7 +88,7 @@ def test_the_first_error(tmp_path: Path, pipe: int, monkeypatch: pytest.MonkeyPa
     check_nothing_is_left(pipe, tmp_path / "cache")
 
 
-def build(**variables: str) -> str:
+def build(**variables: Any) -> str:
     """What the command says when it fails."""
     ended = run(program=("-m", "dlrm_jax.native"), **variables)
     assert (ended.returncode, ended.stdout) == (2, "")
