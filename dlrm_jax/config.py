@@ -69,7 +69,9 @@ class Config(TableSettings):
         "C3=row_wise:0-3,C4=table_wise.",
     )
     kernels: Literal["auto", "native", "jax"] = field(
-        "auto", "Implementation of lookups and updates; auto takes native ones that are built."
+        "auto",
+        "Implementation of lookups, updates and model; auto takes native ones where they are "
+        "built, native demands that one of the three is native.",
     )
     plan: str = field(
         "", "File that `dlrm_jax plan` wrote; without it, a plan is made; such as plan.json."

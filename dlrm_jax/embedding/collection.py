@@ -57,7 +57,7 @@ class EmbeddingCollection(WholeTables):
         comm_dtype: dtype of pooled vectors and cotangents between devices, such as ``"bfloat16"``
             for half the bytes; sums are in at least float32. None keeps their dtype.
         kernels: implementation on CPUs: ``"auto"`` looks up long bags and updates rows with
-            `dlrm_jax.native` if it is built, ``"native"`` requires it, ``"jax"`` avoids it.
+            `dlrm_jax.native` if it is built, ``"native"`` requires that it is, ``"jax"`` avoids it.
         data_axes: name or names of the axes over which tables are copied and batches split.
         model_axis: name of the axis over which tables are split.
 

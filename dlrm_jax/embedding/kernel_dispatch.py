@@ -13,6 +13,7 @@ from dlrm_jax.embedding.layout import Block, Layout
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.embedding.row_optax import RowOptax
 from dlrm_jax.embedding.slab import Slab
+from dlrm_jax.errors import UserError
 from dlrm_jax.native import library, threefry
 from dlrm_jax.processes import check_same
 
@@ -82,6 +83,27 @@ def kernels_in_use(layout: Layout, native: bool) -> dict[str, str]:
     lookups = {slab.name: slab.name in pooled for slab in layout.slabs}
     updates = {s.name: native and has_native_update(s) for s in layout.slabs if s.optimizer}
     return {"lookups": _summary(layout, lookups), "updates": _summary(layout, updates)}
+
+
+def check_demanded(kernels: str, used: Mapping[str, str]) -> None:
+    """Checks that a native kernel is in use, if they are demanded.
+
+    Args:
+        kernels: ``"native"``, which demands them, or another choice.
+        used: result of `kernels_in_use`, or more of that kind.
+
+    Raises:
+        UserError: everything runs in JAX.
+    """
+    if kernels == "native" and not any("native" in kind for kind in used.values()):
+        found = ", ".join(f"{what} {kind}" for what, kind in used.items())
+        raise UserError(
+            f"kernels: native demands a native kernel for at least one of {', '.join(used)}, there "
+            f"is none for these tables, optimizer and model: {found}. Lookups have one for float32 "
+            f"tables with bags of several ids, updates for float32 tables with sgd or "
+            f"rowwise_adagrad, models for DLRM's dot interaction, and MLPs in bfloat16 on some "
+            f"processors; choose auto or jax, or one of these"
+        )
 
 
 def check_processes(mesh: Mesh, used: Mapping[str, str]) -> None:

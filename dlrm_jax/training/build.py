@@ -18,6 +18,7 @@ from dlrm_jax.data.groups import codes_of, first_places
 from dlrm_jax.data.unseen_ids import unseen_ids
 from dlrm_jax.device_memory import memory_limit
 from dlrm_jax.embedding import EmbeddingCollection, Plan, Table, Workload
+from dlrm_jax.embedding.kernel_dispatch import check_demanded
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.optimizer import row_optimizer
 from dlrm_jax.embedding.planning.devices import Device, device_like
@@ -146,11 +147,12 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
     """The learner of a config.
 
     Raises:
-        UserError: the config contradicts itself or the mesh.
+        UserError: the config contradicts itself or the mesh, or demands native kernels and none
+            would run.
     """
     check_batch_size(mesh, "batch_size", config.batch_size, config.accumulation_steps)
     described = describe(config)
-    return Learner(
+    learner = Learner(
         _place(config, described, mesh),
         functools.partial(make_model, config, described.composers),
         dense_optimizer(
@@ -165,6 +167,8 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
         shard_dense_optimizer=config.shard_dense_optimizer,
         dense_comm_dtype=_narrower(config.dense_comm_dtype),
     )
+    check_demanded(config.kernels, learner.kernels_in_use)
+    return learner
 
 
 def check_config(config: Config, mesh: Mesh) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from dlrm_jax import backend
 from dlrm_jax.config import Config
+from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.models.dlrm import DLRM
 from dlrm_jax.models.fields import Field
@@ -90,6 +91,16 @@ def config(kernels: str, **changes: Any) -> Config:
         "kernels": kernels,
     }
     return dataclasses.replace(preset("small"), **(defaults | changes))
+
+
+def test_kernels_that_are_demanded_must_run():
+    changes = {"model": "fm", "optimizer": "adam", "bag_lengths": (1,)}
+    with pytest.raises(UserError, match=r"kernels: native demands .* one of lookups, updates, mod"):
+        make_learner(config("native", **changes), make_mesh("1x1"))
+    for one in ({"optimizer": "sgd"}, {"bag_lengths": (1, 1, 2)}, {"model": "dlrm"}):
+        learner = make_learner(config("native", **(changes | one)), make_mesh("1x1"))
+        assert sum("native" in kind for kind in learner.kernels_in_use.values()) == 1
+    make_learner(config("auto", **changes), make_mesh("1x1"))
 
 
 @pytest.mark.parametrize(
