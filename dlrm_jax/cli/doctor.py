@@ -92,8 +92,12 @@ def _kernels() -> tuple[str | None, str]:
     try:
         if built := library.version():
             return built, "lookups, updates, interaction, bfloat16 MLPs, serving"
-        setting = library.forbidden()
-        why = f"not used: {setting}" if setting else "python -m dlrm_jax.native says why"
+        if setting := library.forbidden():
+            why = f"not used: {setting}"
+        elif setting := library.unbuilt():
+            why = f"not built unasked: {setting}; python -m dlrm_jax.native builds them"
+        else:
+            why = "python -m dlrm_jax.native builds them, or says why it can't"
     except UserError as error:  # a setting is misspelt, which ends all other commands
         why = str(error)
     return None, f"{why}; XLA does their work, more slowly"

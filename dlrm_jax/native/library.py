@@ -157,6 +157,15 @@ def forbidden() -> str | None:
     return f"{USE}=jax" if _setting(USE, "auto", "jax") == "jax" else None
 
 
+def unbuilt() -> str | None:
+    """The setting that forbids to build the library unasked, for messages; None if none does.
+
+    Raises:
+        UserError: it has another value.
+    """
+    return f"{SETTING}=never" if _setting(SETTING, "auto", "never") == "never" else None
+
+
 def absence() -> str:
     """Why `load` has found none, and what to do, for messages.
 
@@ -165,9 +174,10 @@ def absence() -> str:
     """
     if setting := forbidden():
         return f"{setting} forbids the native ones; unset it to use them"
+    unasked = f", and {setting} forbids to build them unasked" if (setting := unbuilt()) else ""
     return (
-        "the native ones are not built for this machine and version of jaxlib; run python -m "
-        "dlrm_jax.native"
+        f"the native ones are not built for this machine and version of jaxlib{unasked}; run "
+        f"python -m dlrm_jax.native, which builds them"
     )
 
 
@@ -183,7 +193,7 @@ def load() -> bool:
     Raises:
         UserError: a setting has another value.
     """
-    may_build = _setting(SETTING, "auto", "never") == "auto"  # first, so that no typo stays unseen
+    may_build = not unbuilt()  # first, so that no typo stays unseen
     if forbidden() or not _built(may_build):
         return False
     try:

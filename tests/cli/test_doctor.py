@@ -25,7 +25,12 @@ def test_what_is_missing_comes_with_what_to_do(
     found = rows(capsys)
     assert "no no-such-compiler" in found["C++ compiler"]
     assert library.version() is None  # tests do without them
-    assert "python -m dlrm_jax.native says why" in found["native kernels"]
+    assert (
+        "not built unasked: DLRM_JAX_BUILD=never; python -m dlrm_jax.native builds them"
+        in (found["native kernels"])
+    )
+    monkeypatch.setenv(library.SETTING, "auto")
+    assert "dlrm_jax.native builds them, or says why it can't" in rows(capsys)["native kernels"]
     assert "brings little here: no native kernels, see below" in found["instructions"]
     assert "commands set them" in found["allocator"]
     assert "pip install -e '.[onnx]' in the checkout, for convert" in found["onnx"]
