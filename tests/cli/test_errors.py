@@ -67,6 +67,28 @@ def test_a_workdir_that_orbax_would_not_find_again(tmp_path: Path):
     assert not (tmp_path / "w[1]").exists()
 
 
+@pytest.mark.parametrize("home", ["/proc", "a file"])
+def test_a_cache_that_cannot_be_made_is_said_once(home: str, tmp_path: Path):
+    if home == "a file":
+        (tmp_path / "home").touch()
+        home = str(tmp_path / "home")
+    program = (
+        "import jax, sys\n"
+        "from dlrm_jax.cli.flags import FLAGS\n"
+        "from dlrm_jax.cli.start import start\n"
+        "FLAGS(['program'])\n"
+        "start('1x1')\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+        "for size in (3, 4): jax.numpy.ones(size).block_until_ready()\n"
+    )
+    result = run(program=("-c", program), XDG_CACHE_HOME="", HOME=home)
+    assert result.returncode == 0, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("note: compiled programs aren't kept for the next run: [Errno ")
+    assert f"'{home}/.cache" in line
+    assert line.endswith("; set XDG_CACHE_HOME to a directory that you can write to")
+
+
 def test_too_few_devices_in_xla_flags(tmp_path: Path):
     flags = "--xla_force_host_platform_device_count=4"
     result = run(*SMALL, "--mesh=2x4", f"--workdir={tmp_path}", XLA_FLAGS=flags)
