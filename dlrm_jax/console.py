@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 
 def status(text: str, error: bool = False, end: str = "\n") -> None:
@@ -29,6 +31,31 @@ def status(text: str, error: bool = False, end: str = "\n") -> None:
             print(text, end=end, file=stream, flush=True)
         except BrokenPipeError:  # what is left in the buffer would be an error at the exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextlib.contextmanager
+def telling_time(what: str, first: float = 5) -> Iterator[None]:
+    """Context that says on standard error that work goes on, if it takes long.
+
+    Args:
+        what: description of the work.
+        first: seconds until the first line. The time to the next one doubles with each.
+    """
+    done = threading.Event()
+
+    def tell() -> None:
+        begun, pause = time.monotonic(), first
+        while not done.wait(pause):
+            status(f"{what}: {time.monotonic() - begun:.0f} s so far", error=True)
+            pause *= 2
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
 
 
 def once(say: Callable[[str], None]) -> Callable[[str], None]:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
+import time
 
 import pytest
 
 from dlrm_jax.cli import launch
-from dlrm_jax.console import once, status
+from dlrm_jax.console import once, status, telling_time
 
 
 class Broken(io.StringIO):
@@ -38,6 +40,19 @@ def test_a_text_is_said_once():
     for text in "abab":
         say(text)
     assert said == ["a", "b"]
+
+
+def test_what_takes_long_says_so_ever_more_rarely(capsys: pytest.CaptureFixture[str]):
+    with telling_time("working", first=0.2):
+        time.sleep(1)
+    lines = capsys.readouterr().err.splitlines()
+    time.sleep(0.5)
+    assert 1 <= len(lines) <= 2
+    assert all(re.fullmatch("working: [01] s so far", line) for line in lines)
+    assert not capsys.readouterr().err
+    with telling_time("working", first=60):
+        pass
+    assert not capsys.readouterr().err
 
 
 def test_letters_that_a_stream_lacks_are_escaped(monkeypatch: pytest.MonkeyPatch):

@@ -39,6 +39,7 @@ from dlrm_jax.cli.plan_report import (
 )
 from dlrm_jax.cli.simulation import check_simulation, define_simulation, report
 from dlrm_jax.config import Config
+from dlrm_jax.console import telling_time
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.planning.devices import DEVICES, Device, device
@@ -130,7 +131,8 @@ def main() -> None:
     kind = device(FLAGS.device)
     limits = Limits(memory=_memory(kind, devices))
     try:
-        meshes = _meshes(config, described, kind, limits)
+        with telling_time(f"planning {len(described.tables):,} tables on {devices:,} devices"):
+            meshes = _meshes(config, described, kind, limits)
     except MemoryExceededError as error:
         if not kind.emulated or FLAGS.memory_gib is not None:
             raise

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from main_job import ROOT, run
 
 from dlrm_jax.cli.flags import parse
 from dlrm_jax.config import Config
+from dlrm_jax.console import telling_time
 from dlrm_jax.embedding import Plan, automatic_plan
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import MODEL, make_mesh
@@ -87,6 +91,24 @@ def test_the_fastest_mesh_of_so_many_devices_is_planned(
     assert lines[end + 1] == f"plan for mesh {names[0]}:"
     shards = int(names[0].split("x")[1])
     assert Plan.from_json((tmp_path / "plan.json").read_text()).shards == shards
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.plan"], indirect=True)
+def test_planning_that_takes_long_says_so(
+    program: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    search = program._meshes
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.3)
+        return search(*arguments)
+
+    quickly = functools.partial(telling_time, first=0.1)
+    monkeypatch.setattr(program, "telling_time", quickly)
+    monkeypatch.setattr(program, "_meshes", slowly)
+    parse([PROGRAM[-1], "--preset=small", "--devices=2"])
+    program.main()
+    assert re.match(r"planning \d+ tables on 2 devices: \d s so far\n", capsys.readouterr().err)
 
 
 def test_a_mesh_and_a_number_of_devices_exclude_each_other():
@@ -269,6 +291,9 @@ def test_the_main_job_takes_a_plan_from_a_file(tmp_path: Path):
     collection = make_collection(config, make_mesh("2x4"))
     assert collection.plan == Plan.from_json(Path(config.plan).read_text())
     assert collection.mesh.shape[MODEL] == 4
+    path = Path(config.plan)
+    path.write_text(path.read_text(), encoding="utf-8-sig")  # as some editors write
+    assert make_collection(config, make_mesh("2x4")).plan == collection.plan
 
 
 def test_a_plan_that_does_not_fit_is_refused_by_file(tmp_path: Path):
