@@ -12,6 +12,7 @@ from typing import Any
 from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.config_fields import check_field
 from dlrm_jax.errors import UserError
+from dlrm_jax.json_objects import without_repeats
 
 # Earlier names of fields, which checkpoints still have.
 _RENAMED = {"exchange_dtype": "comm_dtype"}
@@ -166,7 +167,9 @@ def file_fields(path: Path) -> dict[str, Any]:
         UserError: it can't be read, isn't such an object, or a field is unknown or not of its type.
     """
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
+        content: Any = json.loads(
+            path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_repeats
+        )
     except OSError as error:
         raise UserError(f"config file {path} can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -219,11 +222,3 @@ def file_text(config: Config, without: Iterable[str] = ()) -> str:
     left_out = set(without)
     fields = {x: y for x, y in dataclasses.asdict(config).items() if x not in left_out}
     return json.dumps({VERSION_KEY: VERSION, **fields}, indent=1) + "\n"
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of names and values, each of which may be there once."""
-    names = [name for name, _ in pairs]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{twice[0]!r} is there twice")
-    return dict(pairs)

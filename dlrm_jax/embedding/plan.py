@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dlrm_jax.embedding import row_split
 from dlrm_jax.embedding.table import Table
 from dlrm_jax.errors import UserError
+from dlrm_jax.json_objects import without_repeats
 from dlrm_jax.text_table import text_table
 
 PLACEMENTS = ("replicated", "table_wise", "row_wise", "column_wise", "fully_sharded")
@@ -143,7 +144,7 @@ class Plan:
                 raise UserError(
                     f"table {table.name}: its pieces must hold every row once, each on a shard "
                     f"of its own below {self.shards}, or all its columns in order over all "
-                    f"shards, or be one on all devices; the plan has {pieces}"
+                    f"shards, or be one on all devices; the plan has {_shortened(pieces)}"
                 )
             if by_columns and table.dim % self.shards:
                 raise UserError(
@@ -163,7 +164,7 @@ class Plan:
             UserError: the text isn't such a plan; the message names the fault.
         """
         try:
-            fields = json.loads(text)
+            fields = json.loads(text, object_pairs_hook=without_repeats)
         except (ValueError, RecursionError) as error:  # numbers may be too long, too
             raise UserError(f"a plan is JSON, as Plan.to_json writes it; got {error}") from None
         if not isinstance(fields, dict) or fields.keys() != {"shards", "pieces"}:

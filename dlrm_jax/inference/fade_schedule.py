@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from dlrm_jax.data.preprocessing.schema import without_repeats
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import read_json
+from dlrm_jax.json_objects import without_repeats
 
 _EXAMPLE = '{"features": {"shop": [["2026-11-01T00:00:00Z", 1], ["2026-11-15T00:00:00Z", 0]]}}'
 

@@ -268,7 +268,7 @@ def read_plan(config: Config, tables: Sequence[Table], shards: int) -> Plan:
     """
     path = Path(config.plan)
     try:
-        plan = Plan.from_json(path.read_text(encoding="utf-8"))
+        plan = Plan.from_json(path.read_text(encoding="utf-8-sig"))
         if plan.shards != shards:
             raise UserError(f"the plan is for {plan.shards} shards, the mesh has {shards}")
         unknown = sorted({x.table for x in plan.pieces} - {x.name for x in tables})

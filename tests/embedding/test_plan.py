@@ -147,6 +147,12 @@ def test_a_plan_that_does_not_hold_every_row_once_is_refused(pieces):
         Plan(3, pieces + WHOLE_B).check(TABLES)
 
 
+def test_not_all_pieces_of_a_table_are_printed():
+    with pytest.raises(UserError, match="its pieces must hold every row once") as refused:
+        Plan(1000, row_wise("a", range(1000))[1:] + WHOLE_B).check(TABLES)
+    assert len(str(refused.value)) < 400
+
+
 def test_a_plan_of_unknown_tables_is_refused():
     plan = Plan(3, (Piece("z", 0), Piece("a", 0), *WHOLE_B))
     with pytest.raises(UserError, match=re.escape("unknown table(s) z")):
@@ -206,6 +212,11 @@ GOOD = '{"table": "a", "shard": 0}'
         ("", "a plan is JSON, as Plan.to_json writes it; got Expecting value: line 1"),
         pytest.param("[" * 100_000, "a plan is JSON, .*; got maximum recursion", id="too deep"),
         ("[]", r"an object with shards and pieces, got \[\]"),
+        ('{"shards": 2, "shards": 4, "pieces": []}', "a plan is JSON, .*'shards' is there twice"),
+        (
+            '{"shards": 2, "pieces": [{"table": "a", "shard": 0, "shard": 1}]}',
+            "'shard' is there tw",
+        ),
         ('{"shards": 2}', "an object with shards and pieces"),
         ('{"shards": "2", "pieces": []}', "shards to be a number from 1, got '2'"),
         ('{"shards": true, "pieces": []}', "shards to be a number from 1, got True"),

@@ -20,6 +20,7 @@ from jaxtyping import Float64, Int32, Int64, Integer
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import read_json
+from dlrm_jax.json_objects import without_repeats
 
 NEW = 0
 """The distance of an access to an id that hasn't occurred before."""
@@ -84,7 +85,7 @@ class StackProfile:
             OSError: the file can't be read.
         """
         try:
-            fields = read_json(path)
+            fields = read_json(path, object_pairs_hook=without_repeats)
             distances, counts = tuple(fields["distances"]), tuple(fields["counts"])
             if not all(type(value) is int for value in distances + counts):
                 raise TypeError("not all numbers are integers")

@@ -13,6 +13,7 @@ from dlrm_jax.data.preprocessing.label_threshold import thresholds_of
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import check_encodable, check_names, check_no_pattern
 from dlrm_jax.files import read_json
+from dlrm_jax.json_objects import without_repeats
 
 TRANSFORMS = ("log", "none", "standardize", "log_standardize")
 LAYOUTS = ("named", "criteo")
@@ -280,15 +281,6 @@ class Schema:
             labels = [given["label"]] if isinstance(given["label"], str) else given["label"]
             given["label_at_least"] = thresholds_of(given["label_at_least"], labels)
         return cls(**given)
-
-
-def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of a JSON text; Python's reader would take the last of equal names."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(x for x in names if names.count(x) > 1)!r} is there twice")
-    return fields
 
 
 CRITEO = Schema("label", CATEGORICALS, INTEGERS, layout="criteo")
