@@ -22,6 +22,7 @@ BATCH = PartitionSpec((DATA, MODEL))
 MOST_DEVICES = 4096
 """Devices of the largest mesh that is planned or emulated: more take minutes."""
 
+_COUNT = "xla_force_host_platform_device_count"
 _SCHEDULER = "xla_cpu_enable_concurrency_optimized_scheduler"
 
 
@@ -82,7 +83,7 @@ def emulate_devices(count: int, processes: int = 1) -> None:
             f"multiple"
         )
     flags = xla_flags()
-    if "xla_force_host_platform_device_count" not in flags:
+    if _COUNT not in flags:
         try:
             jax.config.update("jax_num_cpu_devices", count // processes)
         except RuntimeError as error:  # JAX has been used
@@ -189,12 +190,18 @@ def check_accelerators(shape: tuple[int, int]) -> None:
 
 def _too_few(shape: tuple[int, int]) -> UserError:
     count, found = shape[0] * shape[1], devices()
+    if _COUNT in xla_flags() and not is_accelerator(found[0].platform):
+        return UserError(
+            f"mesh {shape[0]}x{shape[1]} needs {count} devices, but XLA_FLAGS asks for "
+            f"{len(found)} of {found[0].platform}: set its --{_COUNT} to {count} or leave it out, "
+            f"or choose a smaller mesh"
+        )
     return UserError(
         f"mesh {shape[0]}x{shape[1]} needs {count} devices, but there are {len(found)} of "
         f"{found[0].platform}; choose a smaller mesh, or ask for emulated devices: --emulate of "
         f"the commands, emulate=True of dlrm_jax.fit, emulate_devices({count}) before JAX is first "
         f"used, or "
-        f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+        f"XLA_FLAGS=--{_COUNT}={count}"
     )
 
 

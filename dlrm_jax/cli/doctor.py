@@ -26,6 +26,7 @@ _EXTRAS = {
     "safetensors": ("torch", "convert of .safetensors files"),
     "torch": ("torch", "convert of .pt files"),
     "onnx": ("onnx", "convert --format=onnx"),
+    "usearch": ("retrieval", "experiments.two_tower --index=usearch"),
     "redis": ("redis", "train --stream=redis://…"),
     "confluent-kafka": ("kafka", "train --stream=kafka://…"),
 }

@@ -20,7 +20,8 @@ def test_what_is_missing_comes_with_what_to_do(
 ):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("GLIBC_TUNABLES", "")
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "onnx" else "1.2.3")
+    absent = ("onnx", "usearch")
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in absent else "1.2.3")
     monkeypatch.setattr(doctor.processor, "instruction_sets", lambda: ["avx512_bf16"])
     found = rows(capsys)
     assert "no no-such-compiler" in found["C++ compiler"]
@@ -34,6 +35,7 @@ def test_what_is_missing_comes_with_what_to_do(
     assert "brings little here: no native kernels, see below" in found["instructions"]
     assert "commands set them" in found["allocator"]
     assert "pip install -e '.[onnx]' in the checkout, for convert" in found["onnx"]
+    assert "pip install -e '.[retrieval]' in the checkout" in found["usearch"]
     assert "jax 1.2.3" in found["packages"]
 
 
