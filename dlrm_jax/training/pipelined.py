@@ -25,7 +25,8 @@ def make_pipelined_step(
     """Makes the train step ``state, loss, routed = step(state, batch, routed, following)``.
 
     It takes the routed ids of its own batch and returns those of the following one. A fifth
-    argument is the third of `make_train_step`; loss and state have the same bits as there.
+    argument is the third of `make_train_step`; loss and state are the same as there, but for last
+    bits where XLA fuses otherwise.
     """
 
     def train_step(

@@ -266,6 +266,10 @@ def test_cotangents_have_the_shape_of_what_was_looked_up(name, shape, message):
 
 @pytest.mark.parametrize("plan", ["mixed", "half_fully_sharded", "column_wise"])
 def test_ids_can_be_routed_in_another_program_before_the_tables_are_read(plan):
+    # Two programs give the same bits where XLA fuses alike. A product that one of them alone fuses
+    # with the sum after it isn't rounded there: both become an FMA. With two more lookups of a
+    # replicated table e, 2 of its 232 numbers differed in the last bit, and none with
+    # --xla_cpu_max_isa=AVX, which has no FMA.
     tables = collection("2x4", plan)
     state = built(tables, random_arrays())
     ids, weights = random_batch()
