@@ -65,13 +65,18 @@ def for_schema(config: Config, schema: Schema) -> Config:
             f"({', '.join(schema.categorical)}), got {len(rows)}"
         )
     rows = rows * count if len(rows) == 1 else rows
-    shared = [f"{name}={owner}" for name, owner in schema.shared.items()]
+    shared = tuple(f"{name}={owner}" for name, owner in schema.shared.items())
+    if others := [x for x in config.shared_tables if x not in shared]:
+        raise UserError(
+            f"shared_tables: {others[0]}: a stream gives a value one row in columns that the "
+            f"schema shares, and rows of their own in others; name them as shared in the schema"
+        )
     config = dataclasses.replace(
         config,
         features=() if schema.categorical == numbered(count) else schema.categorical,
         table_rows=rows,
         bag_lengths=schema.lengths,
-        shared_tables=tuple(dict.fromkeys([*shared, *config.shared_tables])),
+        shared_tables=shared,
         dense_features=len(schema.dense),
         labels=schema.labels if len(schema.labels) > 1 else (),
     )

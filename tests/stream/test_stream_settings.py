@@ -20,6 +20,7 @@ def test_the_schema_decides_tables_and_features():
     assert config.table_rows == (100, 100, 100)
     assert config.bag_lengths == (1, 1, 2)
     assert config.shared_tables == ("item=user",)
+    assert for_schema(config, schema) == config
     assert config.dense_features == 1
     several = Schema(("click", "buy"), ("user",))
     mmoe = dataclasses.replace(CONFIG, model="mmoe")
@@ -31,6 +32,7 @@ def test_the_schema_decides_tables_and_features():
     [
         ({"table_rows": (1, 2)}, SCHEMA, "one for each of the 3 categorical columns"),
         ({"loss": "listwise:user"}, SCHEMA, "loss: listwise:user compares the examples of a user"),
+        ({"shared_tables": ("item=user",)}, SCHEMA, "name them as shared in the schema"),
         ({"pipelined": True}, SCHEMA, "pipelined: no effect with a stream"),
         ({"patience": 2}, SCHEMA, "patience: it needs examples for validation"),
         ({}, CRITEO, "layout: expected named"),
