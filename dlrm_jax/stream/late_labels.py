@@ -23,6 +23,7 @@ import polars as pl
 
 from dlrm_jax.data.preprocessing.logs import as_times
 from dlrm_jax.errors import UserError
+from dlrm_jax.stream.same_columns import as_before, cast_exactly
 
 _TIME, _LABELLED = "__time", "__labelled"  # microseconds since 1970; whether the event has come
 
@@ -83,7 +84,8 @@ def join(
     Args:
         settings: see the class.
         held: rows that earlier calls held; ``Held()`` at first.
-        rows: rows that have come, without a label.
+        rows: rows that have come, without a label. Their columns are those of the first ones, in
+            any order and in any type that has the values; further ones are left out.
         events: events that have come: ids and times, of which other columns are left out. One may
             come before its row.
 
@@ -92,8 +94,9 @@ def join(
         rows that have come, and then those whose event has. And what is held now.
 
     Raises:
-        UserError: a column is missing or there already, a time or an id is malformed, two rows
-            have one id, or more rows or events are held than may be.
+        UserError: a column is missing or there already, a time or an id is malformed, values don't
+            fit the type of the first rows, two rows have one id, or more rows or events are held
+            than may be.
     """
     window = round(settings.seconds * 1e6)
     came = _checked(settings, rows, "rows")
@@ -103,10 +106,15 @@ def join(
             f"drop it"
         )
     came = came.with_columns(pl.lit(False).alias(_LABELLED))
+    before = held.rows
+    if before is not None:
+        unknown = [x for x, kind in before.schema.items() if kind == pl.Null and x in came.columns]
+        before = before.cast({x: came.schema[x] for x in unknown})
+        came = as_before(came, before, "late labels: rows")
     own = _checked(settings, events, "events").select(settings.id, _TIME)
     own = _with_ids_of(settings, own, came)
-    known = came if held.rows is None else pl.concat([held.rows, came])
-    pending = own if held.events is None else pl.concat([held.events, own])
+    known = came if before is None else pl.concat([before, came])
+    pending = own if held.events is None else pl.concat([held.events.cast(own.schema), own])
     if (twice := known[settings.id].is_duplicated()).any():
         raise UserError(
             f"late labels: expected ids that name one row each within the window, got "
@@ -150,14 +158,15 @@ def last_rows(settings: LateLabels, held: Held) -> pl.DataFrame:
 
 
 def _with_ids_of(settings: LateLabels, events: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """The events with ids of the rows' type, which no events may have any other of."""
+    """The events with ids of the rows' type."""
     found, expected = events[settings.id].dtype, rows[settings.id].dtype
-    if found != expected and len(events):
+    ids = cast_exactly(events[settings.id], expected)
+    if ids is None:
         raise UserError(
             f"late labels: {settings.id} is {expected} in rows, and {found} in events; write both "
             f"in one type"
         )
-    return events.cast({settings.id: expected, _TIME: pl.Int64})
+    return events.with_columns(ids)
 
 
 def _labelled(settings: LateLabels, rows: pl.DataFrame) -> pl.DataFrame:

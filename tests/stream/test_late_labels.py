@@ -138,3 +138,74 @@ def test_malformed_rows_are_named(rows: pl.DataFrame, events: pl.DataFrame, mess
     settings = dataclasses.replace(WAIT, most_rows=2)
     with pytest.raises(UserError, match=message):
         join(settings, Held(), rows, events)
+
+
+FIRST = pl.DataFrame({"id": [1, 2], "t": [0.0, 100.0], "x": [7, 8]})
+
+
+@pytest.mark.parametrize("settings", [WAIT, CORRECT])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, FIRST.select("x", "t", "id")),
+        ({}, FIRST.cast({"x": pl.Int32, "id": pl.UInt8})),
+        ({}, FIRST.cast({"t": pl.Int64, "x": pl.Float64})),
+        ({}, FIRST.with_columns(z=1)),
+        ({"x": pl.Int32}, FIRST),
+        ({"t": pl.Datetime("ns")}, FIRST.cast({"t": pl.Datetime("us")})),
+        (
+            {"t": pl.Datetime("ms")},
+            FIRST.cast({"t": pl.Datetime("ms")}).cast({"t": pl.Datetime("ns")}),
+        ),
+        (None, FIRST.with_columns(x=pl.concat_list(pl.col("x").cast(pl.Int16)))),
+        ({"x": pl.String}, FIRST.cast({"x": pl.String}).cast({"x": pl.Categorical})),
+        ({}, FIRST.with_columns(x=None)),
+        ({"id": pl.Int32}, FIRST.clear()),
+    ],
+)
+def test_columns_may_come_in_another_order_and_in_types_that_have_their_values(
+    settings: LateLabels, before: dict[str, Any] | None, after: pl.DataFrame
+):
+    lists = FIRST.with_columns(x=pl.concat_list("x"))
+    first = lists if before is None else FIRST.cast(before)
+    events = FIRST[1:].cast({"id": pl.Int16, "t": after.schema["t"]})
+    earlier, held = join(settings, Held(), first, events.select("id", "t").clear())
+    after = after.with_columns(id=pl.col("id") + 2)
+    given = events.select(pl.col("id") + 2, "t")
+    leaving, held = join(settings, held, after, given)
+    assert leaving.columns == earlier.columns
+    found = [earlier, leaving, *([last_rows(WAIT, held)] if settings is WAIT else [])]
+    labels = dict(pl.concat(found).select("id", "click").rows())
+    assert labels == ({1: 0, 2: 0, 3: 0, 4: 1} if len(after) else {1: 0, 2: 0})
+    assert leaving.schema == earlier.schema
+
+
+def test_a_type_that_was_unknown_becomes_known():
+    empty = pl.DataFrame({"id": [], "t": [], "x": []})
+    _, held = join(WAIT, Held(), empty, empty)
+    leaving, held = join(WAIT, held, FIRST, FIRST[1:])
+    assert leaving.rows() == [(1, 0.0, 7, 0)]
+    assert last_rows(WAIT, held).rows() == [(2, 100.0, 8, 1)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ({}, FIRST.drop("x"), "rows have no column 'x', and those before had one"),
+        ({}, FIRST.cast({"x": pl.String}), "column 'x' is String, and was Int64 before"),
+        ({}, FIRST.with_columns(pl.col("x") + 0.5), "column 'x' is Float64, and was Int64"),
+        ({"x": pl.Int8}, FIRST.with_columns(pl.col("x") + 500), "'x' is Int64, and was Int8"),
+        (
+            {"t": pl.Datetime("ms")},
+            FIRST.with_columns(t=pl.lit(1500).cast(pl.Datetime("us"))),
+            "column 't' is Datetime.*'us'.*, and was Datetime.*'ms'.* write it in one type",
+        ),
+    ],
+)
+def test_columns_that_cant_go_on_are_named(
+    before: dict[str, Any], after: pl.DataFrame, message: str
+):
+    events = FIRST.clear()
+    _, held = join(WAIT, Held(), FIRST.cast(before), events)
+    with pytest.raises(UserError, match=message):
+        join(WAIT, held, after.with_columns(pl.col("id") + 2), events)
