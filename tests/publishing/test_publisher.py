@@ -404,7 +404,7 @@ def test_another_name_or_an_upgrade_goes_on_with_a_new_base(
         run.publish()
     if not is_name:
         monkeypatch.setattr(serving_export, "made_by", lambda: {"numpy": "9.9.9"})
-    with run_of(tmp_path, **({"name": "other"} if is_name else {})) as run:
+    with run_of(tmp_path, name="other" if is_name else "small") as run:
         run.begin(state)
         assert "2 has another name or versions; a new base follows" in run.said[0]
         run.publish()

@@ -164,7 +164,7 @@ FIRST = pl.DataFrame({"id": [1, 2], "t": [0.0, 100.0], "x": [7, 8]})
     ],
 )
 def test_columns_may_come_in_another_order_and_in_types_that_have_their_values(
-    settings: LateLabels, before: dict[str, Any] | None, after: pl.DataFrame
+    settings: LateLabels, before: dict[Any, Any] | None, after: pl.DataFrame
 ):
     lists = FIRST.with_columns(x=pl.concat_list("x"))
     first = lists if before is None else FIRST.cast(before)
@@ -203,7 +203,7 @@ def test_a_type_that_was_unknown_becomes_known():
     ],
 )
 def test_columns_that_cant_go_on_are_named(
-    before: dict[str, Any], after: pl.DataFrame, message: str
+    before: dict[Any, Any], after: pl.DataFrame, message: str
 ):
     events = FIRST.clear()
     _, held = join(WAIT, Held(), FIRST.cast(before), events)
