@@ -99,13 +99,13 @@ def stream_batches(
             for start in range(0, full, batch_size):
                 end = start + batch_size
                 place = row - (len(rows) - end)  # less than a batch waited, so it's in this part
-                position = Position(note.name, place, place == note.rows)
+                position, own = segment.position(place)
                 examples += batch_size
                 given = rows[start:end]
                 if given.sample_weights.max() < _LEAST_WEIGHT:
                     say(f"the {batch_size} examples up to {position} all have weight 0: left out")
                     continue
-                yield _batch(given, encoder, Progress(position, consumed, examples))
+                yield _batch(given, encoder, Progress(position, consumed or (own,), examples))
             waiting = [rows[full:]]
         read = Position(note.name, note.rows, ended=True)
         last = time.monotonic()

@@ -6,14 +6,12 @@ import dataclasses
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
-
-import xxhash
+from urllib.parse import unquote, urlsplit
 
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
+from dlrm_jax.stream.messages import Message, check_same, segment_of
 from dlrm_jax.stream.position import Consumed, Position
-from dlrm_jax.stream.segment_frame import frame_of_messages
 from dlrm_jax.stream.source import Segment, UnreachableError
 
 _MESSAGES = 10_000  # of a segment, at most
@@ -24,36 +22,38 @@ _ADVICE = "no message can be removed from a topic: write a topic without it"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Offsets:
-    """The messages of a segment.
+class _Place:
+    """A message, by what was read up to it.
 
     Attributes:
-        number: number of messages that were read, up to the last one of the segment.
-        ranges: first offset and the one behind the last, by partition.
+        number: number of messages that were read, up to this one.
+        partition: partition of the message, whose offset is one less than the partition's next.
+        next: offset that is read next, by partition.
     """
 
     number: int
-    ranges: Mapping[int, tuple[int, int]]
+    partition: int
+    next: Mapping[int, int]
 
     def __str__(self) -> str:
-        own = ",".join(f"{x}={first}-{end}" for x, (first, end) in sorted(self.ranges.items()))
-        return f"{self.number:020d}:{own}"
+        own = ",".join(f"{x}={offset}" for x, offset in sorted(self.next.items()))
+        return f"{self.number:020d}:{self.partition}:{own}"
 
     @classmethod
-    def of(cls, name: str) -> _Offsets:
-        """The messages that a segment's name says.
+    def of(cls, name: str) -> _Place:
+        """The message that is a segment's last one, by the segment's name.
 
         Raises:
             UserError: it is the name of a segment of another source.
         """
         try:
-            number, own = name.split(":")
-            ranges = {}
-            for each in own.split(","):
-                partition, offsets = each.split("=")
-                first, end = offsets.split("-")
-                ranges[int(partition)] = int(first), int(end)
-            return cls(int(number), ranges)
+            number, partition, own = name.split(":")
+            pairs = [each.split("=") for each in own.split(",")]
+            offsets = {int(x): int(offset) for x, offset in pairs}
+            place = cls(int(number), int(partition), offsets)
+            if place.partition not in offsets:
+                raise ValueError
+            return place
         except ValueError as error:
             raise UserError(
                 f"stream: expected a run on a topic of Kafka, got a position in segment {name!r} "
@@ -64,15 +64,15 @@ class _Offsets:
 class KafkaTopic:
     """The messages of a topic. The order of those of one partition is kept.
 
-    The rows of a message are its value, see `frame_of_messages`. Messages may be deleted when the
-    oldest checkpoint has their rows; others that are deleted are an error. No offsets are
-    committed: the checkpoints have them.
+    The rows of a message are its value, see `messages`; one without a value has none. A message
+    may be deleted when a checkpoint has its last row; others that are deleted are an error, and so
+    is a topic that was made anew. No offsets are committed: the checkpoints have them.
 
     Args:
         url: ``kafka://HOST:PORT,HOST:PORT/TOPIC?SETTING=VALUE``, with settings of librdkafka such
             as ``security.protocol=SSL``.
         schema: meaning of the columns.
-        consumed: segments that were read before, as a checkpoint notes them.
+        consumed: messages that were read before, as a checkpoint notes them.
 
     Raises:
         UserError: the URL isn't of this form, or the package ``confluent_kafka`` isn't there.
@@ -85,61 +85,84 @@ class KafkaTopic:
             raise UserError(
                 f"stream: {error}; streams of Kafka need pip install -e '.[kafka]'"
             ) from error
-        parts = urlsplit(url)
-        self._topic = parts.path.removeprefix("/")
-        if not self._topic or not parts.netloc:
-            raise UserError(
-                f"stream: expected kafka://HOST:PORT/TOPIC, got {parts.scheme}://{parts.netloc}"
-                f"{parts.path}; name the topic, such as kafka://localhost:9092/clicks"
-            )
-        self._place = f"kafka://{parts.netloc}/{self._topic}"
         self._kafka = confluent_kafka
-        settings = {
-            "bootstrap.servers": parts.netloc,
-            "group.id": "dlrm_jax",  # which is asked for, and not used
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "auto.offset.reset": "error",
-            "log_level": 2,
-            **dict(parse_qsl(parts.query)),
-        }
         try:
-            self._consumer = confluent_kafka.Consumer(settings)
-        except confluent_kafka.KafkaException as error:
-            raise UserError(f"stream: {self._place}: {_text(error)}; mend the URL") from error
-        self._schema = schema
-        self._last = {each.name: each for each in consumed}
+            parts = urlsplit(url)
+            pairs = [pair.partition("=") for pair in parts.query.split("&") if pair]
+            self._topic = unquote(parts.path.removeprefix("/"))
+            if not self._topic or not parts.netloc or "@" in parts.netloc:
+                raise ValueError(
+                    "expected a host and a topic, such as kafka://localhost:9092/clicks, and a "
+                    "password as ?sasl.username=NAME&sasl.password=PASSWORD"
+                )
+            self._consumer = confluent_kafka.Consumer(
+                {
+                    "bootstrap.servers": parts.netloc,
+                    "group.id": "dlrm_jax",  # which is asked for, and not used
+                    "enable.auto.commit": False,
+                    "enable.auto.offset.store": False,
+                    "auto.offset.reset": "error",
+                    "log_level": 2,
+                    **{name: unquote(value) for name, _, value in pairs},
+                }
+            )
+        except (ValueError, confluent_kafka.KafkaException) as error:
+            what = _text(error) if isinstance(error, confluent_kafka.KafkaException) else error
+            raise UserError(
+                f"stream: expected kafka://HOST:PORT/TOPIC: {what}; mend the URL"
+            ) from error
+        self._place = f"kafka://{parts.netloc}/{self._topic}"
+        self._schema, self._known = schema, tuple(consumed)
         self._at: dict[int, int] = {}  # offset that is read next, by partition
+        self._checked = ""  # name of the position whose message was compared
         self._messages = 16
 
     @property
     def consumed(self) -> tuple[Consumed, ...]:
-        """The segment that was read last; messages don't change."""
-        return tuple(self._last.values())
+        """None: a position has the note of its message."""
+        return ()
 
     def next(self, after: Position | None) -> Segment | None:
         """The messages behind a position, see `Source`."""
-        before = _Offsets.of(after.segment) if after else None
+        place = _Place.of(after.segment) if after else None
         try:
-            if before and after and not after.ended:
-                return self._again(before, after)
-            return self._following(before)
+            starts = self._starts(place)
+            if starts is None:
+                return None
+            if place and after and (again := self._again(place, after)):
+                return again
+            return self._following(place, starts)
         except self._kafka.KafkaException as error:
-            kind = self._kafka.KafkaError
-            if error.args[0].code() in (kind._TRANSPORT, kind._ALL_BROKERS_DOWN, kind._TIMED_OUT):
+            if self._is_away(error.args[0]):
                 raise UnreachableError(
                     f"stream: {self._place} can't be reached: {_text(error)}"
                 ) from error
             raise UserError(f"stream: {self._place}: {_text(error)}") from error
 
-    def _following(self, before: _Offsets | None) -> Segment | None:
-        """The messages behind those of a range, as many as come at once."""
-        known = {x: end for x, (_, end) in before.ranges.items()} if before else {}
-        starts: dict[int, int] = {}
-        for partition in self._partitions():
+    def _is_away(self, error: Any) -> bool:
+        """Whether brokers may answer again, as after one of them has become the leader."""
+        kind = self._kafka.KafkaError
+        codes = (
+            kind._TRANSPORT, kind._ALL_BROKERS_DOWN, kind._TIMED_OUT, kind._RESOLVE,
+            kind.LEADER_NOT_AVAILABLE, kind.NOT_LEADER_FOR_PARTITION, kind.REQUEST_TIMED_OUT,
+            kind.NETWORK_EXCEPTION, kind.OFFSET_NOT_AVAILABLE, kind.COORDINATOR_NOT_AVAILABLE,
+        )  # fmt: skip
+        return error.retriable() or error.code() in codes
+
+    def _starts(self, place: _Place | None) -> dict[int, int] | None:
+        """The offset that is read next, by partition; None if there is no such topic yet."""
+        topic = self._consumer.list_topics(self._topic, timeout=_SECONDS).topics[self._topic]
+        if topic.error is not None:
+            kind = self._kafka.KafkaError
+            absent = (kind.UNKNOWN_TOPIC_OR_PART, kind._UNKNOWN_TOPIC)
+            if topic.error.code() in absent and place is None:
+                return None
+            raise self._kafka.KafkaException(topic.error)
+        known, starts = place.next if place else {}, {}
+        for partition in sorted(topic.partitions):
             low, high = self._bounds(partition)
             # A partition that is new since the position was never read: from its first message on.
-            starts[partition] = known.get(partition, 0 if before else low)
+            starts[partition] = known.get(partition, 0 if place else low)
             if not low <= starts[partition] <= high:
                 raise UserError(
                     f"stream: {self._place}: the run has read partition {partition} up to offset "
@@ -151,52 +174,67 @@ class KafkaTopic:
                 f"stream: {self._place}: the run has read partition {min(lost)}, which is no "
                 f"more; give another --workdir"
             )
-        self._assign(starts)
-        messages = self._consume(self._messages)
-        if not messages:
+        return starts
+
+    def _again(self, place: _Place, after: Position) -> Segment | None:
+        """The message of a position, if it isn't read to its end; compares what is there."""
+        if after.ended and self._checked == after.segment:
             return None
-        ends = {**starts, **{x.partition(): x.offset() + 1 for x in messages}}
-        self._at = ends
-        number = (before.number if before else 0) + len(messages)
-        ranges = {x: (start, ends[x]) for x, start in starts.items()}
-        return self._segment(str(_Offsets(number, ranges)), messages)
-
-    def _again(self, range_: _Offsets, after: Position) -> Segment:
-        """The messages of a range of which not all rows were trained on."""
-        left = {x: (first, end) for x, (first, end) in range_.ranges.items() if first < end}
-        self._assign({x: first for x, (first, _) in left.items()})
-        messages: list[Any] = []
-        until = time.monotonic() + _SECONDS
-        while left and time.monotonic() < until:
-            for message in self._consume(_MESSAGES):
-                partition, offset = message.partition(), message.offset()
-                if partition in left and offset < left[partition][1]:
-                    messages.append(message)
-                    if offset + 1 == left[partition][1]:
-                        del left[partition]
-        self._at = {}
-        if left:
+        offset = place.next[place.partition] - 1
+        if offset < self._bounds(place.partition)[0]:
+            if after.ended:
+                return None
             raise UserError(
-                f"stream: {self._place}: {after.row:,} rows of {range_} were read, and its "
-                f"messages of partition {min(left)} can't be read again; give another --workdir "
-                f"to start anew"
+                f"stream: {self._place}: {after.row:,} rows of the message at offset {offset:,} of "
+                f"partition {place.partition} were read, and it is gone; give another --workdir to "
+                f"start anew"
             )
-        return self._segment(after.segment, messages)
+        self._assign({place.partition: offset})
+        until = time.monotonic() + _SECONDS
+        while not (messages := self._consume(1)):
+            if time.monotonic() > until:
+                kind = self._kafka.KafkaError
+                raise self._kafka.KafkaException(kind(kind._TIMED_OUT))
+        self._at = {}
+        message = self._message(messages[0])
+        if messages[0].offset() == offset:  # else it is one that compaction has taken away
+            check_same(message, after, self._known)
+        elif not after.ended:
+            raise UserError(
+                f"stream: {self._place}: {after.row:,} rows of the message at offset {offset:,} of "
+                f"partition {place.partition} were read, and compaction has taken it away; give "
+                f"another --workdir to start anew"
+            )
+        self._checked = after.segment
+        if after.ended:
+            return None
+        return self._segment([message], lambda _: place)
 
-    def _partitions(self) -> list[int]:
-        found = self._consumer.list_topics(self._topic, timeout=_SECONDS).topics[self._topic]
-        if found.error is not None:
-            raise self._kafka.KafkaException(found.error)
-        return sorted(found.partitions)
+    def _following(self, place: _Place | None, starts: dict[int, int]) -> Segment | None:
+        """The messages behind those that were read, as many as come at once."""
+        self._assign(starts)
+        found = self._consume(self._messages)
+        if not found:
+            return None
+        found.sort(key=lambda x: (x.partition(), x.offset()))
+        number = place.number if place else 0
+        places, offsets = [], dict(starts)
+        for i, message in enumerate(found):
+            offsets[message.partition()] = message.offset() + 1
+            places.append(_Place(number + i + 1, message.partition(), dict(offsets)))
+        segment = self._segment([self._message(x) for x in found], places.__getitem__)
+        # What was fetched ahead is of use if all that came is in the segment.
+        self._at = offsets if len(segment.ends) == len(found) else {}
+        self._checked = segment.note.name
+        return segment
 
     def _bounds(self, partition: int) -> tuple[int, int]:
         """The first offset that is there, and the one behind the last."""
         place = self._kafka.TopicPartition(self._topic, partition)
         bounds = self._consumer.get_watermark_offsets(place, timeout=_SECONDS)
         if bounds is None:
-            raise self._kafka.KafkaException(
-                self._kafka.KafkaError(self._kafka.KafkaError._TIMED_OUT)
-            )
+            kind = self._kafka.KafkaError
+            raise self._kafka.KafkaException(kind(kind._TIMED_OUT))
         return bounds
 
     def _assign(self, starts: Mapping[int, int]) -> None:
@@ -214,26 +252,16 @@ class KafkaTopic:
                 raise self._kafka.KafkaException(message.error())
         return messages
 
-    def _segment(self, name: str, messages: list[Any]) -> Segment:
-        messages = sorted(messages, key=lambda x: (x.partition(), x.offset()))
-        places = [
-            f"{self._place}, partition {x.partition()}, offset {x.offset()}" for x in messages
-        ]
-        contents = [x.value() or b"" for x in messages]
-        size, sums = sum(map(len, contents)), xxhash.xxh3_128()
-        for content in contents:
-            sums.update(len(content).to_bytes(8, "little") + content)
-        known = self._last.get(name)
-        if known and (known.size, known.checksum) != (size, sums.hexdigest()):
-            raise UserError(
-                f"stream: {self._place}: the messages of {name} aren't those that were read: they "
-                f"had {known.size:,} bytes, and have {size:,}, or others; give another --workdir"
-            )
-        frame = frame_of_messages(places, contents, self._schema, _ADVICE)
+    def _message(self, message: Any) -> Message:
+        place = f"{self._place}, partition {message.partition()}, offset {message.offset()}"
+        return Message(place, message.value() or b"")
+
+    def _segment(self, messages: list[Message], place: Any) -> Segment:
+        segment = segment_of(messages, self._schema, lambda i: str(place(i)), _ADVICE)
+        size = sum(len(message.content) for message in messages)
         self._messages = min(_MESSAGES, max(1, _BYTES * len(messages) // max(1, size)))
-        note = Consumed(name, len(frame), size, sums.hexdigest())
-        self._last = {name: note}
-        return Segment(f"{self._place}, {name}", note, frame)
+        self._known = (segment.note,)
+        return segment
 
 
 def _text(error: Any) -> str:

@@ -1,18 +1,17 @@
-"""A Redis stream: each entry has rows, and a segment is the entries that were read at once."""
+"""A Redis stream: each entry is a message, and a segment is some that were read at once."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-import xxhash
-
+from dlrm_jax.console import status
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
+from dlrm_jax.stream.messages import Message, check_same, segment_of
 from dlrm_jax.stream.position import Consumed, Position
-from dlrm_jax.stream.segment_frame import frame_of_messages
 from dlrm_jax.stream.source import Segment, UnreachableError
 
 FIELD = b"value"
@@ -20,40 +19,41 @@ FIELD = b"value"
 
 _ENTRIES = 10_000  # of a segment, at most
 _BYTES = 1 << 26  # of a segment, about
-_ADVICE = "delete the entry with XDEL"
 _SECONDS = 5.0  # for an answer of the server
+_ADVICE = "delete the entry with XDEL"
+_AWAY = ("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "LOADING")  # of servers that are back soon
 
 _Entry = tuple[bytes, dict[bytes, bytes]]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Range:
-    """The entries of a segment.
+class _Place:
+    """An entry.
 
     Attributes:
-        number: number of entries that were ever added up to the last one of the segment; less by
-            those that were deleted one by one.
-        first: id of the first entry, ``milliseconds-number``.
-        last: id of the last entry.
+        id: its id, ``milliseconds-number``.
+        number: number of entries that the stream has lost when it is trimmed up to this one; less
+            than that by those that were deleted one by one before they were read.
     """
 
+    id: str
     number: int
-    first: str
-    last: str
 
     def __str__(self) -> str:
-        return f"{self.number:020d}:{self.first}:{self.last}"
+        milliseconds, number = map(int, self.id.split("-"))
+        return f"{milliseconds:020d}-{number:020d}:{self.number}"
 
     @classmethod
-    def of(cls, name: str) -> _Range:
-        """The range that a segment's name says.
+    def of(cls, name: str) -> _Place:
+        """The entry that is a segment's last one, by the segment's name.
 
         Raises:
             UserError: it is the name of a segment of another source.
         """
         try:
-            number, first, last = name.split(":")
-            return cls(int(number), first, last)
+            both, number = name.split(":")
+            first, second = map(int, both.split("-"))
+            return cls(f"{first}-{second}", int(number))
         except ValueError as error:
             raise UserError(
                 f"stream: expected a run on a Redis stream, got a position in segment {name!r} of "
@@ -64,18 +64,18 @@ class _Range:
 class RedisStream:
     """The entries of a Redis stream, in the order of their ids.
 
-    The rows of an entry are the field `FIELD`, see `frame_of_messages`. Entries may be trimmed when
-    the oldest checkpoint has their rows; entries that were trimmed before they were read are an
-    error. It needs Redis 7.
+    The rows of an entry are the field `FIELD`, see `messages`. An entry may be trimmed when a
+    checkpoint has its last row; entries that were trimmed before they were read are an error, and
+    so is a stream that was made anew. It needs Redis 7.
 
     Args:
-        url: ``redis://HOST:PORT/KEY``, as ``redis.Redis.from_url`` takes it but for the name of the
-            stream in place of the database, which is ``?db=1``.
+        url: ``redis://HOST:PORT/KEY?db=1``, or ``rediss://`` with the settings ``ssl_…`` of
+            ``redis.Redis``; a password stands before the host, as in ``:PASSWORD@HOST``.
         schema: meaning of the columns.
-        consumed: segments that were read before, as a checkpoint notes them.
+        consumed: messages that were read before, as a checkpoint notes them.
 
     Raises:
-        UserError: the URL has no name of a stream, or the package ``redis`` isn't there.
+        UserError: the URL isn't of this form, or the package ``redis`` isn't there.
     """
 
     def __init__(self, url: str, schema: Schema, consumed: Iterable[Consumed] = ()):
@@ -86,77 +86,104 @@ class RedisStream:
             raise UserError(
                 f"stream: {error}; streams of Redis need pip install -e '.[redis]'"
             ) from error
-        parts = urlsplit(url)
-        self._key = parts.path.removeprefix("/")
-        if not self._key or not parts.hostname:
-            raise UserError(
-                f"stream: expected redis://HOST:PORT/KEY, got {parts.scheme}://"
-                f"{parts.hostname or ''}{parts.path}; name the stream, such as "
-                f"redis://localhost:6379/clicks"
-            )
-        self._place = f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}/{self._key}"
         self._errors = redis.exceptions
         try:
+            parts = urlsplit(url)
+            port = parts.port or 6379
+            names = [pair.partition("=")[0] for pair in parts.query.split("&") if pair]
+            if any(name != "db" and not name.startswith("ssl_") for name in names):
+                raise ValueError(f"expected the settings db and ssl_…, got {', '.join(names)}")
             self._client = redis.Redis.from_url(
                 parts._replace(path="").geturl(),
                 socket_timeout=_SECONDS,
                 socket_connect_timeout=_SECONDS,
             )
-        except ValueError as error:
-            raise UserError(f"stream: {self._place}: {error}; mend the URL") from error
-        self._schema = schema
-        self._last = {each.name: each for each in consumed}
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"stream: expected redis://HOST:PORT/KEY: {error}; mend the URL"
+            ) from error
+        self._key = unquote(parts.path.removeprefix("/"))
+        if not self._key or not parts.hostname:
+            raise UserError(
+                "stream: expected redis://HOST:PORT/KEY, got a URL without a host or a key; name "
+                "the stream, such as redis://localhost:6379/clicks, and write / in a password as "
+                "%2F"
+            )
+        self._place = f"{parts.scheme}://{parts.hostname}:{port}/{self._key}"
+        self._schema, self._known = schema, tuple(consumed)
         self._entries = 16
 
     @property
     def consumed(self) -> tuple[Consumed, ...]:
-        """The segment that was read last; entries don't change."""
-        return tuple(self._last.values())
+        """None: a position has the note of its message."""
+        return ()
 
     def next(self, after: Position | None) -> Segment | None:
         """The entries behind a position, see `Source`."""
+        errors = self._errors
+        place = _Place.of(after.segment) if after else None
         try:
-            if after and not after.ended:
-                return self._again(_Range.of(after.segment), after)
-            return self._following(_Range.of(after.segment) if after else None)
-        except (self._errors.ConnectionError, self._errors.TimeoutError) as error:
+            return self._following(place, after)
+        except (errors.AuthenticationError, errors.AuthorizationError) as error:
+            raise UserError(f"stream: {self._place}: {error}; mend the URL") from error
+        except (errors.ConnectionError, errors.TimeoutError) as error:
             raise UnreachableError(f"stream: {self._place} can't be reached: {error}") from error
-        except self._errors.RedisError as error:
+        except errors.RedisError as error:
+            if str(error).startswith(_AWAY):
+                raise UnreachableError(f"stream: {self._place}: {error}") from error
             raise UserError(f"stream: {self._place}: {error}") from error
 
-    def _following(self, before: _Range | None) -> Segment | None:
-        """The entries behind those of a range, as many as there are."""
-        state = self._state(before.last if before else "-")
+    def _following(self, place: _Place | None, after: Position | None) -> Segment | None:
+        """The entries behind a position; its own alone, if that isn't read to its end."""
+        state = self._state(place.id if place else "-")
         if state is None:
-            if before:
-                raise UserError(self._lost(before, "there is no such stream any more"))
+            if place:
+                raise self._other(place, "there is no such stream any more")
             return None
         info, entries = state
         if "entries-added" not in info:
             raise UserError(f"stream: {self._place}: expected Redis 7 or later; update the server")
         added, gone = info["entries-added"], info["entries-added"] - info["length"]
-        if before:
-            if added < before.number:
-                raise UserError(self._lost(before, f"it has had {added:,} entries"))
-            if entries and entries[0][0].decode() == before.last:
-                entries = entries[1:]
-            elif gone > before.number:
-                trimmed = gone - before.number
-                raise UserError(self._lost(before, f"{trimmed:,} later ones are gone, unread"))
         read_all = len(entries) <= self._entries
+        number = place.number if place else gone
+        if place and after:
+            if entries and entries[0][0].decode() == place.id:
+                check_same(self._message(entries[0]), after, self._known)
+                if not after.ended:
+                    return self._segment(entries[:1], lambda _: place)
+                entries = entries[1:]
+            else:
+                self._check_gap(place, after, info)
         entries = entries[: self._entries]
         if not entries:
             return None
-        number = added if read_all else (before.number if before else gone) + len(entries)
-        name = _Range(number, entries[0][0].decode(), entries[-1][0].decode())
-        return self._segment(str(name), entries)
 
-    def _again(self, range_: _Range, after: Position) -> Segment:
-        """The entries of a range of which not all rows were trained on."""
-        entries: Any = self._client.xrange(self._key, range_.first, range_.last)
-        if not entries:
-            raise UserError(self._lost(range_, f"they are gone, and {after.row:,} rows were read"))
-        return self._segment(after.segment, entries)
+        def at(i: int) -> _Place:
+            last = read_all and i == len(entries) - 1
+            return _Place(entries[i][0].decode(), added if last else number + i + 1)
+
+        return self._segment(entries, at)
+
+    def _check_gap(self, place: _Place, after: Position, info: Any) -> None:
+        """Checks what is missing where the entry of a position isn't there any more."""
+        gone = info["entries-added"] - info["length"]
+        deleted = _key(info["max-deleted-entry-id"].decode())
+        first = info["first-entry"]
+        is_trimmed = not first or _key(first[0].decode()) > _key(place.id)
+        if not after.ended:
+            raise self._other(place, f"it is gone, and {after.row:,} of its rows were read")
+        if not is_trimmed and deleted < _key(place.id):
+            raise self._other(place, "it isn't there, though entries before it are")
+        if is_trimmed and gone < place.number:
+            raise self._other(place, f"the stream has lost {gone:,} entries alone")
+        if is_trimmed and gone > place.number:
+            lost = f"{gone - place.number:,} later entries"
+            if deleted <= _key(place.id):
+                raise self._other(place, f"{lost} were trimmed unread")
+            status(
+                f"warning: stream: {self._place}: {lost} than {place.id} are gone; if not all of "
+                f"them were deleted with XDEL, they were trimmed unread"
+            )
 
     def _state(self, first: str) -> tuple[Any, list[_Entry]] | None:
         """What the server says of the stream, and entries from an id on, both of one instant."""
@@ -171,33 +198,31 @@ class RedisStream:
                 raise answer
         return answers[0], answers[1]
 
-    def _segment(self, name: str, entries: list[_Entry]) -> Segment:
-        places = [f"{self._place}, entry {number.decode()}" for number, _ in entries]
-        for place, (_, fields) in zip(places, entries, strict=True):
-            if FIELD not in fields:
-                found = ", ".join(x.decode(errors="replace") for x in fields)
-                raise UserError(
-                    f"stream: {place}: expected the field {FIELD.decode()!r} with rows as JSON, or "
-                    f"as a Parquet or Arrow file, got {found}; {_ADVICE}"
-                )
-        contents = [fields[FIELD] for _, fields in entries]
-        size, sums = sum(map(len, contents)), xxhash.xxh3_128()
-        for content in contents:
-            sums.update(len(content).to_bytes(8, "little") + content)
-        known = self._last.get(name)
-        if known and (known.size, known.checksum) != (size, sums.hexdigest()):
-            raise UserError(
-                f"stream: {self._place}: the entries of {name} aren't those that were read: they "
-                f"had {known.size:,} bytes, and have {size:,}, or others; give another --workdir"
-            )
-        frame = frame_of_messages(places, contents, self._schema, _ADVICE)
-        self._entries = min(_ENTRIES, max(1, _BYTES * len(entries) // max(1, size)))
-        note = Consumed(name, len(frame), size, sums.hexdigest())
-        self._last = {name: note}
-        return Segment(f"{places[0]} to {entries[-1][0].decode()}", note, frame)
+    def _segment(self, entries: Sequence[_Entry], at: Any) -> Segment:
+        messages = [self._message(entry) for entry in entries]
+        segment = segment_of(messages, self._schema, lambda i: str(at(i)), _ADVICE)
+        size = sum(len(message.content) for message in messages)
+        self._entries = min(_ENTRIES, max(1, _BYTES * len(messages) // max(1, size)))
+        self._known = (segment.note,)
+        return segment
 
-    def _lost(self, range_: _Range, what: str) -> str:
-        return (
-            f"stream: {self._place}: the run has read entries up to {range_.last}, and {what}; "
-            f"give another --workdir to start anew, and trim what a checkpoint has alone"
+    def _message(self, entry: _Entry) -> Message:
+        number, fields = entry
+        place = f"{self._place}, entry {number.decode()}"
+        if FIELD not in fields:
+            found = ", ".join(x.decode(errors="replace") for x in fields)
+            raise UserError(
+                f"stream: {place}: expected the field {FIELD.decode()!r} with rows as JSON, or as "
+                f"a Parquet or Arrow file, got {found}; {_ADVICE}"
+            )
+        return Message(place, fields[FIELD])
+
+    def _other(self, place: _Place, what: str) -> UserError:
+        return UserError(
+            f"stream: {self._place}: the run has read entries up to {place.id}, and {what}; give "
+            f"another --workdir to start anew, and trim only what the oldest checkpoint has"
         )
+
+
+def _key(number: str) -> tuple[int, ...]:
+    return tuple(map(int, number.split("-")))

@@ -13,6 +13,7 @@ from dlrm_jax.data.preprocessing.columns import label_arrays, normalize_columns
 from dlrm_jax.data.preprocessing.logs import has_seconds, valid_rows
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.errors import UserError
 from dlrm_jax.stream.raw_ids import RawIds, raw_ids
 from dlrm_jax.stream.source import Segment
 
@@ -79,15 +80,24 @@ def rows_of(segment: Segment, schema: Schema, first: int = 0) -> Iterator[Rows]:
         UserError: a value is malformed, such as a missing label; the message names file, row
             (from 1) and column.
     """
-    place, frame = segment.place, segment.frame
-    seconds = None
-    if schema.timestamp and frame[schema.timestamp].dtype == pl.String:
-        seconds = has_seconds(place, frame[schema.timestamp], 1)
-    frame = valid_rows(place, schema, frame, 1, seconds=seconds)
+    place = segment.place
+    try:
+        frame = _checked(segment, schema)
+    except UserError:
+        for message in segment.of_messages():
+            _checked(message, schema)
+        raise
     options = Options(schema)
     for start in range(first, len(frame), _ROWS):
         part = frame.slice(start, _ROWS)
         yield _arrays(normalize_columns(part, options, place, start + 1), schema, place)
+
+
+def _checked(segment: Segment, schema: Schema) -> pl.DataFrame:
+    place, frame, seconds = segment.place, segment.frame, None
+    if schema.timestamp and frame[schema.timestamp].dtype == pl.String:
+        seconds = has_seconds(place, frame[schema.timestamp], 1)
+    return valid_rows(place, schema, frame, 1, seconds=seconds)
 
 
 def _arrays(rows: pl.DataFrame, schema: Schema, place: str) -> Rows:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 import polars as pl
@@ -23,11 +26,39 @@ class Segment:
         place: description for messages, such as the path of its file.
         note: name, number of rows, size and checksum. Names ascend along the stream.
         frame: rows; columns that nothing reads may be missing.
+        ends: number of rows up to the end of each message that the segment is made of; none if it
+            is a whole by itself.
+        note_of: function that gives the note of a message by its number. A position in the
+            segment is one in a message.
+        places: descriptions of the messages.
     """
 
     place: str
     note: Consumed
     frame: pl.DataFrame
+    ends: tuple[int, ...] = ()
+    note_of: Callable[[int], Consumed] | None = None
+    places: tuple[str, ...] = ()
+
+    def position(self, row: int) -> tuple[Position, Consumed]:
+        """The place behind so many rows, and the note of what its last row is in.
+
+        Args:
+            row: number of rows, at least 1.
+        """
+        if not self.note_of:
+            return Position(self.note.name, row, row == self.note.rows), self.note
+        number = bisect.bisect_left(self.ends, row)
+        note = self.note_of(number)
+        own = row - (self.ends[number] - note.rows)
+        return Position(note.name, own, own == note.rows), note
+
+    def of_messages(self) -> Iterator[Segment]:
+        """Each message by itself, for errors that name it."""
+        for place, end, number in zip(self.places, self.ends, itertools.count()):
+            assert self.note_of
+            note = self.note_of(number)
+            yield Segment(place, note, self.frame[end - note.rows : end])
 
 
 @runtime_checkable
@@ -36,7 +67,10 @@ class Source(Protocol):
 
     @property
     def consumed(self) -> tuple[Consumed, ...]:
-        """The segments that it has given and that could still be found changed, by name."""
+        """The segments that it has given and that could still be found changed, by name.
+
+        None of a source whose segments are messages: a position has the note of its own.
+        """
         ...
 
     def next(self, after: Position | None) -> Segment | None:
