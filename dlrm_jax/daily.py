@@ -185,7 +185,7 @@ class Daily:
                 so that groups by a feature are the same for all models.
             measures: metrics of the updated model's run.
         """
-        unseen, parts, start = UnseenValues(first.encoder.metadata), [], 0
+        unseen, parts, start = first.encoder.unseen_values(), [], 0
         for chunk in first.encoder.files([log]):
             ids = np.asarray(chunk.examples.ids)
             unseen.add(ids)
@@ -278,7 +278,7 @@ def _is_entry(found: Any) -> bool:
 
 def _unknown(metadata: Metadata, split: Split) -> float:
     """The share of the values of a split that its vocabularies don't have."""
-    unseen = UnseenValues(metadata)
+    unseen = UnseenValues.of(metadata)
     for ids in _each(split):
         unseen.add(ids)
     return unseen.share or 0.0

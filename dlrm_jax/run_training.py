@@ -12,7 +12,7 @@ import numpy as np
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
-from dlrm_jax.data.batches import Batches, LaterBatches
+from dlrm_jax.data.batches import LaterBatches
 from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.run_continued import Continued
 from dlrm_jax.training.build import train_batches
@@ -21,7 +21,7 @@ from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps, TranslatedBatches
 from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.pipelined import PipelinedStep
-from dlrm_jax.training.publication import Publication
+from dlrm_jax.training.publication import Publication, ToldBatches
 from dlrm_jax.training.record import Record
 from dlrm_jax.training.step import make_train_step
 from dlrm_jax.training.stopping import Stopping
@@ -174,12 +174,13 @@ class Training:
                 f"validation during training: {len(sample):,} of {len(data.validation):,} "
                 f"examples, evenly spaced; all at the end"
             )
-        if publication := self.publication:
-            publication.begin(state)
-            batches = publication.batches(batches)
+        live = None
         if self.id_maps:
             live = LiveMaps(learner, self.id_maps, config.seed, int(state.step))
             batches = TranslatedBatches(batches, live)
+        if publication := self.publication:
+            publication.begin(state, live)
+            batches = ToldBatches(batches, publication)
         trained = train(
             learner,
             lambda *args: self.train_step(*args, learner.put_scalar(stopping.rate_factor)),
@@ -192,17 +193,18 @@ class Training:
                 config.checkpoint_every,
                 config.check_copies_every,
             ),
-            validate=functools.partial(self._validate, batches) if len(sample) else None,
-            keep=functools.partial(self._keep, stopping, batches),
+            validate=functools.partial(self._validate, live) if len(sample) else None,
+            keep=functools.partial(self._keep, stopping, live),
             record=self.record,
             is_enough=stopping,
             looks_ahead=config.pipelined,
             step_done=publication.step_done if publication else None,
+            maps=live,
         )
         if publication:
             publication.end(trained.state)
-        if isinstance(batches, TranslatedBatches):
-            batches.maps.rewind(int(trained.state.step))
+        if live:
+            live.rewind(int(trained.state.step))
         steps, speed = int(trained.state.step), self._speed(trained.examples_per_second)
         summary = {"steps": steps, "examples_per_second": speed, "stopped_early": steps < total}
         noted = {**stopping.noted, "validation": trained.validation}
@@ -219,16 +221,16 @@ class Training:
         if self.watch and split == "validation":
             self.watch(step, metrics)
 
-    def _validate(self, batches: Batches | TranslatedBatches, state: TrainState) -> Metrics:
-        if not isinstance(batches, TranslatedBatches):
+    def _validate(self, live: LiveMaps | None, state: TrainState) -> Metrics:
+        if not live:
             return self.metrics_of(state, self.sample)
-        as_ids = batches.maps.maps_at(int(state.step)).find
+        as_ids = live.maps_at(int(state.step)).find
         return self.metrics_of(state, self.sample, as_ids=as_ids)
 
     def _keep(
         self,
         stopping: Stopping,
-        batches: Batches | TranslatedBatches,
+        live: LiveMaps | None,
         state: TrainState,
         validation: Metrics | None,
         due: bool,
@@ -241,9 +243,7 @@ class Training:
             if self.file:
                 self.file.flush()
             known = {**self.notes, **stopping.noted, "examples_per_second": self._speed(speed)}
-            id_maps = None
-            if isinstance(batches, TranslatedBatches):
-                id_maps = batches.maps.maps_at(int(state.step))
+            id_maps = live.maps_at(int(state.step)) if live else None
             self.checkpoints.save(self.learner, state, known, validation, id_maps)
         return True
 

@@ -37,7 +37,7 @@ class InMemory(TrainedModel):
         params, model_state = filled(specs.params), filled(specs.model_state, positive=True)
         state = TrainState(np.int32(3), params, None, embedding, model_state)
         metadata = {"step": 3, "identity": {"data": "x"}, "kept_negatives": kept_negatives}
-        return cls(Path("memory"), metadata, config, learner, None, state)
+        return cls(Path("memory"), metadata, config, learner, None, None, state)
 
     @property
     def dense(self) -> DenseModel:  # pyright: ignore[reportIncompatibleVariableOverride]

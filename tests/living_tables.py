@@ -136,6 +136,7 @@ def run(
         keep=keep,
         record=record,
         looks_ahead=pipelined,
+        maps=batches.maps if isinstance(batches, TranslatedBatches) else None,
     )
     return trained.state, losses
 

@@ -12,6 +12,7 @@ from setups import step_of
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import ABSENT, Examples, Split
 from dlrm_jax.data.batches import TrainBatches
+from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
@@ -63,8 +64,14 @@ def train_and_save(
     return learner, state, save(workdir, learner, state, config)
 
 
-def save(workdir: Path, learner: Learner, state: TrainState, config: Config = CONFIG) -> Path:
+def save(
+    workdir: Path,
+    learner: Learner,
+    state: TrainState,
+    config: Config = CONFIG,
+    id_maps: IdMaps | None = None,
+) -> Path:
     """Saves a state as the main job does."""
     checkpoints = Checkpoints(workdir / "checkpoints", {"data": DATA, **config.identity()})
-    checkpoints.save(learner, state, {"config": dataclasses.asdict(config)}, None)
+    checkpoints.save(learner, state, {"config": dataclasses.asdict(config)}, None, id_maps)
     return workdir / "checkpoints" / f"{int(state.step):08d}"

@@ -53,7 +53,7 @@ ALLOWED = {
     "serving/export.py: copy_vocabularies": "its caller's directory is that of `creating`",
     "serving/export.py: write_dense": "its caller's directory is that of `creating`",
     "serving/table_variants.py: keep": "files within that directory get their last names",
-    "stream/raw_ids.py: ids_of": "it replaces values",
+    "data/preprocessing/raw_ids.py: ids_of": "it replaces values",
     "training/metadata.py: write_metadata": "the checkpoint is flushed when it is complete",
     "training/record.py: _open": "lines are appended, and flushed before each checkpoint",
     "training/retention.py: set_aside": "a damaged checkpoint gets another name",

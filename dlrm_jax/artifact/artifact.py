@@ -18,6 +18,7 @@ from jaxtyping import Float32, Int
 from dlrm_jax.artifact.dense_note import Precision
 from dlrm_jax.artifact.dense_program import DenseProgram
 from dlrm_jax.artifact.files import as_damage, check_content, check_present
+from dlrm_jax.artifact.id_rows import IdRows
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.artifact.native_dense import native_dense
 from dlrm_jax.artifact.notes import LayerNote
@@ -49,6 +50,7 @@ class Artifact:
         programs: dense model by batch size; under None for any.
         native: dense model by native kernels, which is used in place of a program; None for a
             model that they don't have, for accelerators, and where they aren't built.
+        id_rows: what gives ids their rows; None if ids are rows.
     """
 
     directory: Path
@@ -57,6 +59,7 @@ class Artifact:
     layers: Mapping[str, Any]
     programs: Mapping[int | None, DenseProgram]
     native: DenseModel | None = None
+    id_rows: IdRows | None = None
 
     def __repr__(self) -> str:
         """One line, without the arrays."""
@@ -78,8 +81,8 @@ class Artifact:
     def load(cls, directory: Path | str) -> Artifact:
         """Maps the tables and reads the dense model.
 
-        All files are looked for and have their size; layers and programs their checksum. Tables
-        and vocabularies aren't read: `verify` does that.
+        All files are looked for and have their size; layers, programs and keys their checksum.
+        Tables and vocabularies aren't read: `verify` does that.
 
         Raises:
             UserError: there is no artifact, or a later version wrote it.
@@ -103,7 +106,8 @@ class Artifact:
         layers = {name: jnp.asarray(array) for name, array in arrays.items()}
         programs = read_programs(directory, manifest)
         native = native_dense(manifest, layers, lookups)
-        return cls(directory, manifest, lookups, layers, programs, native)
+        id_rows = IdRows.read(directory, manifest)
+        return cls(directory, manifest, lookups, layers, programs, native, id_rows)
 
     @functools.cached_property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -119,6 +123,10 @@ class Artifact:
         known = sorted(size for size in self.programs if size is not None)
         return tuple(size for size in known if size <= largest) or (known[0],)
 
+    def rows_of(self, ids: Int[np.ndarray, "B C"]) -> Int[np.ndarray, "B C"]:
+        """The rows of ids in the tables; negative is absent."""
+        return ids if self.id_rows is None else self.id_rows(ids)
+
     def logits(
         self,
         dense: Float32[np.ndarray, "B D"],
@@ -132,7 +140,8 @@ class Artifact:
 
         Args:
             dense: dense features.
-            ids: ids of all features side by side; negative is absent.
+            ids: ids of all features side by side; negative is absent. Of a stream's model they have
+                64 bits, see `IdRows`.
             id_weights: weights of the ids; None if all are 1.
             shared: features whose bags are the same in all examples; they are looked up once.
 
@@ -148,7 +157,7 @@ class Artifact:
         if not len(dense):
             labels = self.manifest.outputs
             return np.zeros((0, labels) if labels > 1 else (0,), np.float32)
-        lookups, outputs = self._lookups(shared), []
+        ids, lookups, outputs = self.rows_of(ids), self._lookups(shared), []
         if self.native:
             return self._native_logits(self.native, lookups, dense, ids, id_weights)
         for first in range(0, len(dense), self.batch_sizes[-1]):

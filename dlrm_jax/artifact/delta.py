@@ -17,15 +17,20 @@ import numpy as np
 import xxhash
 from jaxtyping import Int32, UInt8
 
+from dlrm_jax.artifact.delta_keys import KEYS, UnfitError, changes_of, records_of
 from dlrm_jax.artifact.dense_note import noted_fields
 from dlrm_jax.artifact.manifest import MANIFEST, Manifest
 from dlrm_jax.artifact.notes import FileNote, LongCount, Positive
 from dlrm_jax.artifact.row_formats import row_bytes
 from dlrm_jax.artifact.signed_text import is_signed, signed_text
+from dlrm_jax.dynamic_ids.keys import KeyChanges
 from dlrm_jax.errors import DamagedDeltaError, UserError
 
-FORMAT = 1
-"""Number of the format. It changes with what a reader mustn't leave out, such as keys of rows."""
+FORMAT = 2
+"""Number of the format. It changes with what a reader mustn't leave out.
+
+Format 2 has the file `KEYS`. A delta of an artifact whose rows have no keys is written as format 1.
+"""
 
 DELTA = "delta.json"
 NUMBERS, ROWS, LAYERS = FILES = "numbers.int32", "rows.bytes", "layers.bytes"
@@ -59,6 +64,8 @@ class DeltaNote:
         before: hash of the description of the delta before; of the first one, ``base``.
         tables: tables of which the files have rows, one after the other.
         files: size and checksum of the other files, by name.
+        maps: maps of which the file of keys has rows, by the name of the first table, one after the
+            other; None if the artifact's rows have no keys.
     """
 
     number: Positive
@@ -68,6 +75,7 @@ class DeltaNote:
     before: str
     tables: tuple[RowsNote, ...]
     files: dict[str, FileNote]
+    maps: tuple[RowsNote, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +87,14 @@ class Delta:
         content: hash of the description, which the next delta names.
         rows: changed rows by table.
         layers: arrays of the dense model by name, all of them.
+        keys: changed ids of rows by map.
     """
 
     note: DeltaNote
     content: str
     rows: Mapping[str, Rows]
     layers: Mapping[str, np.ndarray]
+    keys: Mapping[str, KeyChanges]
 
 
 def hash_of(path: Path) -> str:
@@ -97,6 +107,7 @@ def write_delta(
     note: DeltaNote,
     rows: Mapping[str, Rows],
     layers: Mapping[str, np.ndarray],
+    keys: Mapping[str, KeyChanges] | None = None,
 ) -> tuple[DeltaNote, str]:
     """Writes a delta into an empty directory; returns its description, and the hash of that.
 
@@ -105,6 +116,7 @@ def write_delta(
         note: description without tables and files.
         rows: changed rows by table.
         layers: arrays of the dense model, in the order of the manifest.
+        keys: changed ids of rows by map; None if the artifact's rows have no keys.
     """
     given = {name: own for name, own in rows.items() if len(own[0])}
     parts = {
@@ -112,6 +124,11 @@ def write_delta(
         ROWS: [own for _, own in given.values()],
         LAYERS: [*layers.values()],
     }
+    maps = None
+    if keys is not None:
+        changed = {name: own for name, own in keys.items() if len(own.rows)}
+        parts[KEYS] = [records_of(own) for own in changed.values()]
+        maps = tuple(RowsNote(name, len(own.rows)) for name, own in changed.items())
     files = {}
     for name, arrays in parts.items():
         checksum, size = xxhash.xxh3_128(), 0
@@ -123,14 +140,16 @@ def write_delta(
                 file.write(content.data)
         files[name] = FileNote(size, checksum.hexdigest())
     tables = tuple(RowsNote(name, len(own[0])) for name, own in given.items())
-    note = dataclasses.replace(note, tables=tables, files=files)
+    note = dataclasses.replace(note, tables=tables, files=files, maps=maps)
     return note, write_note(directory, note)
 
 
 def write_note(directory: Path, note: DeltaNote) -> str:
     """Writes ``delta.json``; returns its hash."""
     fields = dataclasses.asdict(note, dict_factory=noted_fields)
-    text = signed_text({"format": FORMAT, **fields})
+    if note.maps is None:
+        del fields["maps"]
+    text = signed_text({"format": _format_of(note), **fields})
     (directory / DELTA).write_text(text, encoding="utf-8")
     return hash_of(directory / DELTA)
 
@@ -150,17 +169,20 @@ def read_note(directory: Path) -> tuple[DeltaNote, str]:
                 f"{directory} has format {number}, this program reads {FORMAT}: a later version of "
                 f"it wrote the delta; use that version"
             )
-        if number != FORMAT or not is_signed(content.decode()):
+        if not is_signed(content.decode()):
             raise DamagedDeltaError(
                 str(directory), DELTA, "its bytes aren't those that were written"
             )
         note = msgspec.json.decode(content, type=DeltaNote)
+        if number != _format_of(note):
+            raise DamagedDeltaError(str(directory), DELTA, f"it has format {number}")
     except OSError as error:
         raise DamagedDeltaError(str(directory), DELTA, f"it can't be read: {error}") from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise DamagedDeltaError(str(directory), DELTA, str(error)) from error
-    if note.files.keys() != {*FILES}:
-        raise DamagedDeltaError(str(directory), DELTA, f"expected the files {', '.join(FILES)}")
+    files = FILES if note.maps is None else (*FILES, KEYS)
+    if note.files.keys() != {*files}:
+        raise DamagedDeltaError(str(directory), DELTA, f"expected the files {', '.join(files)}")
     return note, xxhash.xxh3_128(content).hexdigest()
 
 
@@ -177,14 +199,19 @@ def read_delta(directory: Path, manifest: Manifest) -> Delta:
     """
     note, content = read_note(directory)
     numbers, rows, layers = (_checked(directory, name, note.files[name]) for name in FILES)
+    noted = manifest.id_rows.maps if manifest.id_rows else ()
     try:
+        if (note.maps is None) != (not noted):
+            raise UnfitError("it has keys of rows, and the artifact none, or the reverse")
+        keys = None if note.maps is None else _checked(directory, KEYS, note.files[KEYS])
         return Delta(
             note,
             content,
             dict(_rows(note, manifest, numbers, rows)),
             dict(_layers(manifest, layers)),
+            changes_of([(x.table, x.rows) for x in note.maps or ()], noted, keys or b""),
         )
-    except _UnfitError as error:
+    except UnfitError as error:
         raise DamagedDeltaError(str(directory), DELTA, str(error)) from error
 
 
@@ -219,14 +246,14 @@ def _rows(
     seen: set[str] = set()
     for own in note.tables:
         if (table := tables.get(own.table)) is None or own.table in seen:
-            raise _UnfitError(f"table {own.table!r} is no table of the artifact, or there twice")
+            raise UnfitError(f"table {own.table!r} is no table of the artifact, or there twice")
         seen.add(own.table)
         width, count = row_bytes(table.row_format, table.dim), own.rows
         if len(numbers) < 4 * (number + count) or len(rows) < byte + count * width:
-            raise _UnfitError(f"there are fewer rows of table {own.table!r} than {count:,}")
+            raise UnfitError(f"there are fewer rows of table {own.table!r} than {count:,}")
         found = np.frombuffer(numbers, "<i4", count, 4 * number)
         if found[0] < 0 or found[-1] >= table.rows or not np.all(found[1:] > found[:-1]):
-            raise _UnfitError(
+            raise UnfitError(
                 f"table {own.table!r}: expected ascending numbers of its {table.rows:,} rows"
             )
         yield (
@@ -235,7 +262,7 @@ def _rows(
         )
         number, byte = number + count, byte + count * width
     if len(numbers) != 4 * number or len(rows) != byte:
-        raise _UnfitError("there are more rows than those of its tables")
+        raise UnfitError("there are more rows than those of its tables")
 
 
 def _layers(manifest: Manifest, content: bytes) -> Iterator[tuple[str, np.ndarray]]:
@@ -245,16 +272,16 @@ def _layers(manifest: Manifest, content: bytes) -> Iterator[tuple[str, np.ndarra
         dtype: Any = jnp.dtype(layer.dtype)
         count = int(np.prod(layer.shape, dtype=np.int64))
         if len(content) < first + count * dtype.itemsize:
-            raise _UnfitError(f"there are fewer numbers of layer {layer.name!r} than {count:,}")
+            raise UnfitError(f"there are fewer numbers of layer {layer.name!r} than {count:,}")
         array = np.frombuffer(content, dtype, count, first).reshape(layer.shape)
         yield layer.name, array
         first += array.nbytes
     if len(content) != first:
-        raise _UnfitError(f"{MANIFEST} of the artifact names other layers")
+        raise UnfitError(f"{MANIFEST} of the artifact names other layers")
 
 
-class _UnfitError(Exception):
-    """Files of a delta don't fit its description, or the artifact."""
+def _format_of(note: DeltaNote) -> int:
+    return 1 if note.maps is None else 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from dlrm_jax.artifact.dense_note import DenseNote, noted_fields
+from dlrm_jax.artifact.id_notes import IdsNote
 from dlrm_jax.artifact.notes import (
     BaselineNote,
     Count,
@@ -24,8 +25,11 @@ from dlrm_jax.artifact.retrieval_note import RetrievalNote
 from dlrm_jax.artifact.signed_text import is_signed, signed_text
 from dlrm_jax.errors import DamagedArtifactError, UserError
 
-FORMAT = 1
-"""Number of the format. It changes with the layout on disk and with the meaning of its numbers."""
+FORMAT = 2
+"""Number of the format. It changes with the layout on disk and with the meaning of its numbers.
+
+Format 2 has `Manifest.id_rows`: ids aren't rows. What has none is written as format 1.
+"""
 
 MANIFEST = "manifest.json"
 
@@ -56,6 +60,7 @@ class Manifest:
         retrieval: index of items of two towers; None for a model that predicts rows.
         dense_layers: layers that native code may run in place of the program; None for other
             models than DLRM, and of earlier versions.
+        id_rows: how ids become rows of tables; None if ids are rows.
     """
 
     name: str
@@ -77,6 +82,7 @@ class Manifest:
     baseline: BaselineNote | None = None
     retrieval: RetrievalNote | None = None
     dense_layers: DenseNote | None = None
+    id_rows: IdsNote | None = None
 
     @property
     def outputs(self) -> int:
@@ -97,7 +103,9 @@ class Manifest:
     def write(self, directory: Path) -> None:
         """Writes ``manifest.json``, with its own checksum."""
         fields = dataclasses.asdict(self, dict_factory=noted_fields)
-        text = signed_text({"format": FORMAT, **fields})
+        if self.id_rows is None:
+            del fields["id_rows"]
+        text = signed_text({"format": self._format, **fields})
         (directory / MANIFEST).write_text(text, encoding="utf-8")
 
     @classmethod
@@ -120,13 +128,13 @@ class Manifest:
                     f"{path} has format {number}, this program reads {FORMAT}: a later version of "
                     f"it wrote the artifact; use that version"
                 )
-            if number != FORMAT:
-                raise DamagedArtifactError(str(directory), MANIFEST, f"it has format {number}")
             if not is_signed(text):
                 raise DamagedArtifactError(
                     str(directory), MANIFEST, "its bytes aren't those that were written"
                 )
             found = msgspec.json.decode(content, type=cls)
+            if number != found._format:
+                raise DamagedArtifactError(str(directory), MANIFEST, f"it has format {number}")
             found._check()
         except OSError as error:
             raise UserError(f"{directory} is no artifact: cannot read {path}: {error}") from error
@@ -135,6 +143,10 @@ class Manifest:
                 raise
             raise DamagedArtifactError(str(directory), MANIFEST, str(error)) from error
         return found
+
+    @property
+    def _format(self) -> int:
+        return 1 if self.id_rows is None else 2
 
     def _check(self) -> None:
         """Checks that the parts fit each other; it may come from someone else."""
@@ -153,6 +165,9 @@ class Manifest:
             starts[feature.name] = (first, first := first + feature.max_ids)
         tables = {table.name: table.rows for table in self.tables}
         rows = {feature.name: feature.rows for feature in self.features}
+        if self.id_rows:
+            self.id_rows.check(self.features, self.tables, self.lookups, self.files)
+            rows |= self.id_rows.rows_of()
         for lookup in self.lookups:
             if lookup.table not in tables:
                 raise _InconsistentError(f"lookup {lookup.name!r}: no table {lookup.table!r}")

@@ -1,8 +1,8 @@
 """An artifact whose rows and layers deltas replace while others predict with it.
 
 There are two copies of the tables, which share all pages of the files that no delta has written
-into. One of them predicts while the other gets the next delta; then they change places. So no
-prediction waits for a delta, or sees a part of one.
+into, and of the index of keys, if rows have any. One of them predicts while the other gets the
+next delta; then they change places. So no prediction waits for a delta, or sees a part of one.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from jaxtyping import Int, Int32, UInt8
 
 from dlrm_jax.artifact.artifact import Artifact
 from dlrm_jax.artifact.delta import Delta
+from dlrm_jax.artifact.id_rows import IdRows
 from dlrm_jax.artifact.native_dense import native_dense
 from dlrm_jax.artifact.stored_tables import StoredTable
 from dlrm_jax.artifact.tables import map_lookups
+from dlrm_jax.dynamic_ids.keys import KeyChanges
 
 _ROWS = 1 << 15  # between two of these, other threads of Python have their turn
 
@@ -52,6 +54,7 @@ class UpdatedArtifact:
         self._copies = _State(_privately(artifact)), _State(_privately(artifact))
         self._applied = 0
         self._missed: dict[str, list[Int32[np.ndarray, " n"]]] = {}  # rows that the next copy lacks
+        self._missed_keys: list[Mapping[str, KeyChanges]] = []
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
@@ -85,18 +88,24 @@ class UpdatedArtifact:
                 # Noted first: what is half written when this fails is read again from `before`.
                 self._missed.setdefault(name, []).append(numbers)
                 _write(tables[name].rows, numbers, rows, np.arange(len(rows)))
+        if after.artifact.id_rows:
+            self._missed_keys.append(delta.keys)
+            for changes in self._missed_keys:  # those of this copy may be there already
+                after.artifact.id_rows.apply(changes)
         after.artifact = _with_layers(after.artifact, delta.note.step, delta.layers)
         with self._changed:
             self._served = after
         self._applied += 1
         self._missed = {name: [x] for name, (x, _) in delta.rows.items() if name in tables}
+        self._missed_keys = [delta.keys]
 
 
 def _privately(artifact: Artifact) -> Artifact:
-    """The artifact with tables that may be written into."""
-    manifest = artifact.manifest
-    lookups = map_lookups(artifact.directory, manifest.tables, manifest.lookups, private=True)
-    return dataclasses.replace(artifact, lookups=lookups)
+    """The artifact with tables that may be written into, and an index of its own."""
+    directory, manifest = artifact.directory, artifact.manifest
+    lookups = map_lookups(directory, manifest.tables, manifest.lookups, private=True)
+    id_rows = IdRows.read(directory, manifest)
+    return dataclasses.replace(artifact, lookups=lookups, id_rows=id_rows)
 
 
 def _write(

@@ -221,7 +221,7 @@ def export_onnx(path: Path, output: Path) -> None:
     else:
         output.parent.mkdir(parents=True, exist_ok=True)
         with scratch_directory(output) as scratch:
-            model = TrainedModel.read(path)
+            model = TrainedModel.read(path, with_keys=False)
             export(model, scratch / "artifact", "model", "float32")
             difference = write_onnx(scratch / "artifact", output)
     status(

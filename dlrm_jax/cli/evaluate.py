@@ -38,7 +38,6 @@ from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.metadata import METADATA
-from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.fade_schedule import FadeSchedule
 from dlrm_jax.inference.faded_metrics import FadedMetrics
@@ -83,7 +82,7 @@ def main() -> None:
         refuse(["split"], "with raw logs, all rows of which are evaluated")
     model = chosen_model()
     check_class(model, FLAGS.model)
-    if not model.vocabularies and (schedule or not is_directory):
+    if not model.takes_raw_rows and (schedule or not is_directory):
         raise UserError(
             f"--{'fade' if is_directory else 'data'}: it isn't known what a missing value is, nor "
             f"what the ids of raw values are: {without_vocabularies(model)}"
@@ -106,7 +105,7 @@ def evaluated(
     data = checked_data(logs[0], model) if is_directory else None
     predictor = Predictor.load(model.path, mesh, FLAGS.batch_size, FLAGS.model, model.vocabularies)
     metrics = FadedMetrics(predictor, schedule)
-    unseen = None if data else UnseenValues(predictor.encoder.metadata)
+    unseen = None if data else predictor.encoder.unseen_values()
     parts: Iterator[Part] = (
         predictor.of_split(rows_of(data), data.labels)
         if data

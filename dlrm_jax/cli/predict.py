@@ -57,8 +57,6 @@ from dlrm_jax.data.id_ranges import Ranges
 from dlrm_jax.data.metadata import METADATA, Metadata, check_unchanged
 from dlrm_jax.data.preprocessing.headers import check_headers
 from dlrm_jax.data.preprocessing.options import Options
-from dlrm_jax.data.preprocessing.serving import serving_options
-from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating
 from dlrm_jax.inference.frame_file import SUFFIXES, unwritable, write_frames
@@ -193,10 +191,10 @@ def check_logs(model: PredictingModel) -> None:
     logs = paths("data")
     if logs[0].is_dir():
         return
-    if not model.vocabularies:
+    if not model.takes_raw_rows:
         why = without_vocabularies(model)
         raise UserError(f"raw logs can't be mapped to ids: {why}; or give arrays of ids as --data")
-    options = serving_options(Metadata.read(model.vocabularies))
+    options, _ = model.columns_of_logs
     check_keys(probability_columns(model.inputs.labels))
     types = check_headers(logs, options, FLAGS.keys)
     if key := unwritable(types, Path(FLAGS.output).suffix):
@@ -215,9 +213,8 @@ def predictions(model: PredictingModel, mesh: Mesh) -> Iterator[Part]:
         check_ids(split, inputs.table_rows, inputs.bag_lengths, name, ranges, inputs.columns)
         yield from load(FLAGS.batch_size, FLAGS.model).of_split(split, labels)
         return
-    assert model.vocabularies
     predictor = load(FLAGS.batch_size, FLAGS.model, model.vocabularies)
-    unseen = UnseenValues(predictor.encoder.metadata)
+    unseen = predictor.encoder.unseen_values()
     yield from predictor.of_files(logs, FLAGS.keys, unseen)
     for warning in unseen.warnings():
         status(f"warning: {warning}")

@@ -13,7 +13,6 @@ from dlrm_jax.cli.predicting_model import PredictingModel
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.headers import optional_columns
-from dlrm_jax.data.preprocessing.serving import serving_options
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.extra_metrics import ExtraMetric, extra_metrics
 
@@ -70,10 +69,9 @@ def _groups(model: PredictingModel) -> list[str]:
             return Metadata.read(logs[0]).groups
         except UserError:  # arrays of other programs
             return []
-    if not model.vocabularies:
+    if not model.takes_raw_rows:
         return []
-    metadata = Metadata.read(model.vocabularies)
-    return optional_columns(logs, serving_options(metadata), metadata.groups)
+    return optional_columns(logs, *model.columns_of_logs)
 
 
 def with_all_negatives(split: Split, described: Metadata) -> Split:

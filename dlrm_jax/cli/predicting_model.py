@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,17 +12,21 @@ from dlrm_jax.artifact.manifest import Manifest, is_artifact
 from dlrm_jax.artifact.retrieval_note import check_click_model
 from dlrm_jax.config import Config
 from dlrm_jax.data.metadata import Metadata, of_data
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.data.preprocessing.serving import serving_options
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.artifact_scorer import inputs_of, kept_by
 from dlrm_jax.inference.checkpoint_scorer import inputs_of_config
 from dlrm_jax.inference.loading import check_model
+from dlrm_jax.inference.noted_ids import schema_of_stream
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.scorer import Inputs
 from dlrm_jax.inference.vocabularies import check_same_data, no_vocabularies
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.kept_data import find_kept
 from dlrm_jax.training.metadata import read_metadata
-from dlrm_jax.training.rows_by_id import STREAM, check_vocabulary
+from dlrm_jax.training.rows_by_id import STREAM
 from dlrm_jax.training.sampling import noted_correction, noted_shift
 
 
@@ -43,6 +48,7 @@ class PredictingModel(NamedTuple):
         correction: change of predictions, in words; None for none.
         metrics: metrics of training besides the usual ones.
         vocabularies: directory that maps raw values to ids; None if there is none.
+        schema: meaning of the columns of a stream, whose values need none; None for others.
         trained: metadata and config of the checkpoint; None for an artifact.
     """
 
@@ -53,7 +59,27 @@ class PredictingModel(NamedTuple):
     correction: str | None
     metrics: tuple[str, ...]
     vocabularies: Path | None
+    schema: Schema | None
     trained: Trained | None
+
+    @property
+    def takes_raw_rows(self) -> bool:
+        """Whether raw rows can be mapped to ids."""
+        return self.vocabularies is not None or self.schema is not None
+
+    @property
+    def columns_of_logs(self) -> tuple[Options, tuple[str, ...]]:
+        """The options of its raw logs, and the columns that may group their rows.
+
+        Raises:
+            UserError: the description of the vocabularies can't be read.
+        """
+        if self.schema:
+            plain = dataclasses.replace(self.schema, weight=None, timestamp=None, groups=())
+            return Options(plain), self.schema.groups
+        assert self.vocabularies
+        metadata = Metadata.read(self.vocabularies)
+        return serving_options(metadata), tuple(metadata.groups)
 
 
 def find_model(path: Path, preprocessing: Path | None) -> PredictingModel:
@@ -83,35 +109,34 @@ def _of_artifact(path: Path) -> PredictingModel:
             f"metrics are corrected to all of them, AUC as it is"
         )
     inputs, kept = inputs_of(manifest), kept_by(path, manifest)
-    return PredictingModel(path, inputs, manifest.data, shift, correction, (), kept, None)
+    schema = manifest.id_rows.own_schema() if manifest.id_rows else None
+    about = inputs, manifest.data, shift, correction
+    return PredictingModel(path, *about, (), kept, schema, None)
 
 
 def _of_checkpoint(path: Path) -> PredictingModel:
     metadata = read_metadata(path)
     config = trained_config(path, metadata)
+    fields = schema_of_stream(path, metadata)
     return PredictingModel(
         path,
-        inputs_of_config(config),
+        inputs_of_config(config, fields is not None),
         of_data(metadata["identity"]["data"]),
         noted_shift(config, metadata),
         noted_correction(config, metadata),
         config.metrics,
         find_kept(path),
+        None if fields is None else Schema.from_fields(fields),
         Trained(metadata, config),
     )
 
 
 def without_vocabularies(model: PredictingModel) -> str:
-    """Why a model has no vocabularies, and what the user can do; see `no_vocabularies`.
-
-    Raises:
-        UserError: the model has dynamic ids of a stream, so it takes no ids either.
-    """
+    """Why a model has no vocabularies, and what the user can do; see `no_vocabularies`."""
     if model.trained and STREAM in model.trained.metadata:
-        check_vocabulary(model.path, model.trained.metadata)
         return (
-            f"{model.path} was trained on a stream, whose values are hashed to rows without "
-            f"vocabularies. Hash them by dlrm_jax.stream.hashed_rows"
+            f"{model.path} was trained on a stream by an earlier version, which didn't keep its "
+            f"schema. Run the same train command again, whose next checkpoint has it"
         )
     return no_vocabularies(model.path, model.fingerprint)
 

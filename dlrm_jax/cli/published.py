@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -15,10 +14,10 @@ from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.cli.flags import FLAGS, refuse_unless
 from dlrm_jax.config import Config
 from dlrm_jax.console import status
-from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
-from dlrm_jax.run import Options
 from dlrm_jax.training.learner import Learner
+from dlrm_jax.training.publication import Publication
 
 
 def define_publish_flags() -> None:
@@ -51,40 +50,45 @@ def check_publish_flags() -> None:
 
 @contextlib.contextmanager
 def published(
-    options: Options, config: Config, data: Dataset, learner: Learner
-) -> Iterator[Options]:
+    workdir: Path,
+    config: Config,
+    learner: Learner,
+    fingerprint: str,
+    kept_negatives: float = 1.0,
+    schema: Schema | None = None,
+) -> Iterator[Publication | None]:
     """Context of a run that is published, if ``--publish`` is given.
 
+    Args:
+        workdir: directory of the run.
+        config: config of the run.
+        learner: learner of the run.
+        fingerprint: fingerprint of its data.
+        kept_negatives: share of the training examples of label 0 that preparation has kept.
+        schema: meaning of the columns of a stream; None for prepared data.
+
     Yields:
-        The options, with what publishes the run.
+        What publishes the run; None if nothing does.
 
     Raises:
-        UserError: the run has several processes or dynamic ids, or the directory is in use or has
-            other files.
+        UserError: the run has several processes, or the directory is in use or has other files.
     """
     if not FLAGS.publish:
-        yield options
+        yield None
         return
     if jax.process_count() > 1:
         raise UserError(
             f"--publish: expected a run in one process, got {jax.process_count()}; publish "
             f"checkpoints with dlrm_jax export, or train in one process"
         )
-    if config.dynamic_ids:
-        raise UserError(
-            f"--publish: expected tables with fixed ids, got --dynamic_ids="
-            f"{','.join(config.dynamic_ids)}; publish checkpoints with dlrm_jax export"
-        )
     from dlrm_jax.publishing.live_model import LiveModels
     from dlrm_jax.publishing.publisher import Publisher, Settings
     from dlrm_jax.training.touched_rows import touched_rows
 
-    assert options.workdir
-    name = options.workdir.resolve().name
+    name = workdir.resolve().name
     settings = Settings(
         Path(FLAGS.publish), FLAGS.publish_every_seconds, name, FLAGS.publish_tables
     )
-    kept = data.kept_negatives.get("train", 1.0)
-    models = LiveModels(config, learner, data.fingerprint, kept, options.workdir)
+    models = LiveModels(config, learner, fingerprint, kept_negatives, workdir, schema)
     with Publisher(settings, models, touched_rows(learner), status) as publisher:
-        yield dataclasses.replace(options, publication=publisher)
+        yield publisher

@@ -163,7 +163,9 @@ def main() -> None:
         FLAGS.preset if FLAGS["preset"].present or not of_checkpoint else None,
         standby=FLAGS.standby,
     )
-    with published(options, config, data, learner) as options:
+    kept = data.kept_negatives.get("train", 1.0)
+    with published(workdir, config, learner, data.fingerprint, kept) as publication:
+        options = dataclasses.replace(options, publication=publication)
         summary = run_job(config, data, learner, options, status).summary
     report(summary, workdir, learner.labels)
 

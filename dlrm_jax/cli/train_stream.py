@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ from jax.sharding import Mesh
 
 from dlrm_jax.cli.config_file import config_of_flags
 from dlrm_jax.cli.flags import FLAGS, refuse, require
+from dlrm_jax.cli.published import published
 from dlrm_jax.config import Config
 from dlrm_jax.console import status
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.saved_config import file_fields
 from dlrm_jax.stream.run import StreamOptions, run_stream
-from dlrm_jax.stream.settings import OF_SCHEMA, WITHOUT_EFFECT, for_schema
+from dlrm_jax.stream.settings import OF_SCHEMA, WITHOUT_EFFECT, fingerprint, for_schema
 from dlrm_jax.stream.sources import source_opener
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import check_table_settings, make_learner
@@ -23,7 +25,7 @@ from dlrm_jax.training.label_metrics import rows_by_label
 from dlrm_jax.training.metrics import METRICS
 
 _OF_OTHERS = ("eval_only", "checkpoint", "warm_start", "warm_start_names", "continue_from", "data",
-              "coordinator", "process", "publish")  # fmt: skip
+              "coordinator", "process")  # fmt: skip
 
 
 def check_stream_flags() -> None:
@@ -78,14 +80,15 @@ def train_stream(config: Config, schema: Schema, mesh: Mesh, workdir: Path) -> N
         FLAGS.standby,
         FLAGS.journal_seconds,
     )
-    summary = run_stream(
-        config,
-        schema,
-        source_opener(FLAGS.stream, schema, workdir),
-        learner,
-        options,
-        status,
-    )
+    with published(workdir, config, learner, fingerprint(schema), schema=schema) as publication:
+        summary = run_stream(
+            config,
+            schema,
+            source_opener(FLAGS.stream, schema, workdir),
+            learner,
+            dataclasses.replace(options, publication=publication),
+            status,
+        )
     _report(summary, workdir, schema)
 
 

@@ -118,7 +118,7 @@ def _write_tables(model: OwnModel, artifact: Artifact, directory: Path) -> None:
 def _difference(runtime: Any, model: bytes, artifact: Artifact, rows: Golden) -> float:
     """The largest difference of a probability from the golden rows."""
     session = runtime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    vectors = artifact.lookups(np.asarray(rows.examples.ids))
+    vectors = artifact.lookups(artifact.rows_of(np.asarray(rows.examples.ids)))
     inputs = {"dense": np.asarray(rows.examples.dense), "vectors": vectors}
     (found,) = session.run(["probability"], inputs)
     return _largest(np.asarray(found, np.float64), rows.probabilities)

@@ -86,7 +86,9 @@ class OwnModel:
         Raises:
             UserError: it can't be read, or is another model than PyTorch's.
         """
-        return _of_artifact(path) if is_artifact(path) else cls.of(TrainedModel.read(path))
+        if is_artifact(path):
+            return _of_artifact(path)
+        return cls.of(TrainedModel.read(path, with_keys=False))
 
     @classmethod
     def of(cls, model: TrainedModel) -> OwnModel:

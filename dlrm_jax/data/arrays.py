@@ -28,7 +28,8 @@ class Examples:
         dense: features that enter the bottom MLP as they are, [N, D] float32.
         ids: rows of the embedding tables, [N, C] int32. The bags of all categorical features lie
             side by side, so C is the sum of the bag lengths; `ABSENT` marks unused places. Either
-            one array, or one array per feature in an `HStacked`.
+            one array, or one array per feature in an `HStacked`. For the model of a stream, ids of
+            64 bits in their place, [N, C] int64, see `preprocessing.raw_ids`.
         labels: 0 or 1, or between them for squared errors, [N] float32; int32 in TorchRec's files.
             If an example has several, [N, H] float32, NaN for those that it lacks.
         sample_weights: weight of each example in the training loss and in metrics, [N] float32;
@@ -41,7 +42,7 @@ class Examples:
     """
 
     dense: Float32[np.ndarray, "N D"]
-    ids: Int32[np.ndarray | HStacked, "N C"]
+    ids: Int32[np.ndarray | HStacked, "N C"] | Int64[np.ndarray, "N C"]
     labels: Float32[np.ndarray, " N"] | Int32[np.ndarray, " N"] | Float32[np.ndarray, "N H"]
     sample_weights: Float32[np.ndarray, " N"] | None = None
     groups: Mapping[str, Int64[np.ndarray, " N"]] = field(default_factory=dict)
@@ -115,7 +116,7 @@ class Examples:
 
 _ARRAYS = {
     "dense": ([np.float32], 2),
-    "ids": ([np.int32], 2),
+    "ids": ([np.int32, np.int64], 2),
     "labels": ([np.float32, np.int32], 1),
     "sample_weights": ([np.float32], 1),
 }
@@ -314,6 +315,11 @@ class Dataset:
                     f"every split needs {dense} dense features and {ids} ids an example (the sum "
                     f"of the bag lengths), but {name} has {split.dense_features} and "
                     f"{split.ids_per_example}."
+                )
+            if any(day.ids.dtype != np.int32 for day in split.days):
+                raise UserError(
+                    f"a data set needs rows of tables as ids, int32, but {name} has int64, the ids "
+                    f"of a stream's values; convert them first."
                 )
 
     @property

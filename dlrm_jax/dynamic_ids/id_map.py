@@ -11,6 +11,7 @@ from jaxtyping import Int32, Shaped, UInt8, UInt64
 
 from dlrm_jax.console import status
 from dlrm_jax.dynamic_ids import native_id_map
+from dlrm_jax.dynamic_ids.keys import Keys
 from dlrm_jax.dynamic_ids.native_id_map import NativeIdMap
 from dlrm_jax.dynamic_ids.occupants import MOST_TIME, OCCUPANT, Changes, Occupants, Undo
 from dlrm_jax.dynamic_ids.plain_id_map import PlainIdMap
@@ -153,6 +154,10 @@ class IdMap:
                 those that were translated ahead of the checkpoint's step.
         """
         return self._state.arrays(undone)
+
+    def keys(self, undone: Sequence[Undo] = ()) -> Keys:
+        """Copies of the ids of the rows, see `arrays`."""
+        return self._state.keys(undone)
 
     def _check_clock(self, now: int) -> None:
         if not isinstance(now, int | np.integer) or not 0 <= now < MOST_TIME:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
 from dlrm_jax.dynamic_ids.id_map import IdMap, translate_all
+from dlrm_jax.dynamic_ids.keys import Keys
 from dlrm_jax.dynamic_ids.occupants import Undo
 from dlrm_jax.embedding import EmbeddingCollection
 from dlrm_jax.embedding.integer_arrays import integers
@@ -42,15 +43,17 @@ class TranslatedIds(NamedTuple):
     undo: Undos
 
 
-class _Group(NamedTuple):
+class MapGroup(NamedTuple):
     """Tables that share a map, since a feature reads them both or they a feature.
 
     Attributes:
         tables: names of the tables; the first one names the map.
-        columns: columns of their features in the id array.
+        features: names of the features.
+        columns: columns of the features in the id array.
     """
 
     tables: tuple[str, ...]
+    features: tuple[str, ...]
     columns: Int64[np.ndarray, " c"]
 
 
@@ -72,7 +75,7 @@ class IdMaps:
     def __init__(self, collection: EmbeddingCollection, seed: int = 0):
         self._features = collection.features
         self._tables = collection.tables
-        self._groups = _groups(collection.tables, collection.features, collection.lookups)
+        self._groups = map_groups(collection.tables, collection.features, collection.lookups)
         if not self._groups:
             raise UserError("tables: expected one with dynamic ids, Table(..., ids=DynamicIds())")
         self._columns = sum(feature.max_ids for feature in self._features)
@@ -163,6 +166,10 @@ class IdMaps:
             name: own.arrays([undo[name] for undo in undone]) for name, own in self.maps.items()
         }
 
+    def keys(self, undone: Sequence[Undos] = ()) -> dict[str, Keys]:
+        """Copies of the ids of the rows by map, see `arrays`."""
+        return {name: own.keys([undo[name] for undo in undone]) for name, own in self.maps.items()}
+
     def copy(self, undone: Sequence[Undos] = ()) -> IdMaps:
         """A copy that doesn't change with these maps.
 
@@ -246,9 +253,9 @@ def _place(
     found[:, columns] = own
 
 
-def _groups(
+def map_groups(
     tables: Mapping[str, Table], features: Sequence[Feature], lookups: Sequence[Lookup]
-) -> list[_Group]:
+) -> list[MapGroup]:
     """The tables with dynamic ids by the map that they share, in the order of the tables."""
     pairs = [(x.feature, x.table) for x in lookups if tables[x.table].ids]
     ends = np.cumsum([feature.max_ids for feature in features])
@@ -264,8 +271,9 @@ def _groups(
             if more == own:
                 break
             own = more
-        of_group = [columns[feature.name] for feature in features if feature.name in read_by]
-        found.append(_Group(tuple(x for x in left if x in own), np.concatenate(of_group)))
+        names = tuple(feature.name for feature in features if feature.name in read_by)
+        of_group = np.concatenate([columns[name] for name in names])
+        found.append(MapGroup(tuple(x for x in left if x in own), names, of_group))
         left = [name for name in left if name not in own]
     return found
 

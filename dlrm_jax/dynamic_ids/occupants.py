@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped, UInt8
 
+from dlrm_jax.dynamic_ids.keys import Keys
 from dlrm_jax.dynamic_ids.policy import DynamicIds, whole
 from dlrm_jax.errors import UserError
 
@@ -157,6 +158,18 @@ class Occupants:
             "numbers": np.array([*numbers, self.seed], np.int64),
         }
         return found | {"sketch": sketch} if len(sketch) else found
+
+    def keys(self, undone: Sequence[Undo] = ()) -> Keys:
+        """Copies of the ids of the rows.
+
+        Args:
+            undone: records of the last batches, see `arrays`.
+        """
+        keys, live = self.by_row["key"].copy(), self.by_row["count"] > 0
+        for undo in reversed(undone):
+            keys[undo.rows[::-1]] = undo.before["key"][::-1]
+            live[undo.rows[::-1]] = undo.before["count"][::-1] > 0
+        return Keys(keys, live)
 
     @classmethod
     def from_arrays(cls, policy: DynamicIds, arrays: Mapping[str, np.ndarray]) -> Occupants:

@@ -18,6 +18,7 @@ from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.artifact.retrieval_note import check_click_model
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.metadata import METADATA, Metadata
+from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.preprocessing.serving import files_of
 from dlrm_jax.embedding.table import check_whole
 from dlrm_jax.errors import DamagedArtifactError, UserError
@@ -83,6 +84,7 @@ def inputs_of(manifest: Manifest) -> Inputs:
         tuple(x.rows for x in features),
         tuple(x.max_ids for x in features),
         manifest.labels,
+        manifest.id_rows is not None and manifest.id_rows.schema is not None,
     )
 
 
@@ -115,6 +117,7 @@ class Loaded(NamedTuple):
     vocabularies: Path | None
     fingerprint: str
     shift: float
+    schema: Schema | None
 
 
 def load_artifact(
@@ -140,4 +143,6 @@ def load_artifact(
     if preprocessing:
         check_same_data(preprocessing, directory, manifest.data)
     vocabularies = preprocessing or kept_by(directory, manifest)
-    return Loaded(ArtifactScorer(artifact), batch_size, vocabularies, manifest.data, manifest.shift)
+    schema = manifest.id_rows.own_schema() if manifest.id_rows else None
+    scorer, data = ArtifactScorer(artifact), manifest.data
+    return Loaded(scorer, batch_size, vocabularies, data, manifest.shift, schema)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 import numpy as np
 from jaxtyping import Float32
 
+from dlrm_jax.artifact.id_rows import IdRows
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.inference.scorer import Inputs
@@ -27,7 +28,8 @@ class CheckpointScorer:
         config: config of training; mesh, placements and batch sizes differ here.
         learner: learner on the mesh of prediction.
         state: parameters and tables; there is no optimizer state.
-        as_ids: function of ids that gives the rows of the tables; see `evaluate`.
+        as_ids: function of ids that gives the rows of the tables; see `evaluate`. If it is
+            `IdRows`, ids are those of a stream's values.
     """
 
     config: Config
@@ -46,7 +48,7 @@ class CheckpointScorer:
     @property
     def inputs(self) -> Inputs:
         """What it expects of examples."""
-        return inputs_of_config(self.config)
+        return inputs_of_config(self.config, isinstance(self.as_ids, IdRows))
 
     def batch_sizes(self, most: int) -> tuple[int, ...]:
         """See `Scorer`; the devices of the mesh divide them."""
@@ -68,7 +70,7 @@ class CheckpointScorer:
         return predictions(*given)
 
 
-def inputs_of_config(config: Config) -> Inputs:
-    """What the model of a config expects of examples."""
-    rows, lengths = config.table_rows, config.table_bag_lengths
-    return Inputs(config.dense_features, config.table_names, rows, lengths, config.labels)
+def inputs_of_config(config: Config, has_raw_ids: bool = False) -> Inputs:
+    """What the model of a config expects of examples, see `Inputs`."""
+    names, rows, lengths = config.table_names, config.table_rows, config.table_bag_lengths
+    return Inputs(config.dense_features, names, rows, lengths, config.labels, has_raw_ids)

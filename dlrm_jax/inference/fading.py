@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import xxhash
-from jaxtyping import Bool, Float32, Float64, Int32, UInt64
+from jaxtyping import Bool, Float32, Float64, Int, UInt64
 
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.preprocessing.serving import LogEncoder
@@ -73,7 +73,7 @@ class Fading:
         frame = as_frame([nothing], encoder.columns, schema.numbers)
         missing = encoder.rows(frame, "missing values")
         self._dense: Float32[np.ndarray, " D"] = missing.dense[0]
-        self._ids: Int32[np.ndarray, " C"] = np.asarray(missing.ids)[0]
+        self._ids: Int[np.ndarray, " C"] = np.asarray(missing.ids)[0]
         ends = np.cumsum(inputs.bag_lengths).tolist()
         starts = [0, *ends[:-1]]
         self._places = {name: slice(i, i + 1) for i, name in enumerate(schema.dense)}

@@ -17,6 +17,7 @@ from jaxtyping import Float32, Float64, Shaped
 from dlrm_jax.artifact.manifest import is_artifact
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.data.chosen_labels import chosen_labels
+from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.preprocessing.sources import ahead
 from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.errors import UserError
@@ -51,6 +52,8 @@ class Predictor(TrainedParts, RawRowParts):
         fingerprint: fingerprint of the data of training, which the vocabularies must be of.
         shift: number that probabilities add to the logits, for a model that was trained on a part
             of the negative examples, see `dlrm_jax.training.sampling`.
+        schema: meaning of the columns of a stream, whose values need no vocabulary; None for
+            others.
     """
 
     scorer: Scorer
@@ -58,6 +61,7 @@ class Predictor(TrainedParts, RawRowParts):
     vocabularies: Path | None = None
     fingerprint: str = ""
     shift: float = 0.0
+    schema: Schema | None = None
 
     def __repr__(self) -> str:
         """One line."""
@@ -88,19 +92,23 @@ class Predictor(TrainedParts, RawRowParts):
 
         Raises:
             UserError: there is no checkpoint and no artifact, or it is damaged or of another kind;
-                it names a class that ``model`` doesn't; it has dynamic ids of a stream; the mesh
-                doesn't divide the batch; the vocabularies are of other data.
+                it names a class that ``model`` doesn't; an earlier version wrote it with dynamic
+                ids of a stream; the mesh doesn't divide the batch; the vocabularies are of other
+                data.
         """
         given = Path(preprocessing) if preprocessing else None
         path = as_path("run_or_checkpoint", run_or_checkpoint)
         if is_artifact(path):
             return cls(*load_artifact(path, mesh, batch_size, model, given))
         checkpoint, mesh = find_checkpoint(path), as_mesh(mesh)
-        config, learner, state, fingerprint, shift = load_trained(
+        config, learner, state, fingerprint, shift, id_rows = load_trained(
             checkpoint, mesh, batch_size, model
         )
         if given:
             check_same_data(given, checkpoint, fingerprint)
+        if id_rows:
+            scorer = CheckpointScorer(config, learner, state, id_rows)
+            return cls(scorer, batch_size, None, fingerprint, shift, id_rows.note.own_schema())
         scorer = CheckpointScorer(config, learner, state)
         return cls(scorer, batch_size, given or find_kept(checkpoint), fingerprint, shift)
 
@@ -158,7 +166,7 @@ class Predictor(TrainedParts, RawRowParts):
                 f"rows: expected a file, got the directory {path}; of prepared arrays, give "
                 f"examples, such as dlrm_jax.data.directory.load_directory({str(path)!r}).test"
             )
-        unseen = UnseenValues(self.encoder.metadata)
+        unseen = self.encoder.unseen_values()
         found = [sigmoid(part.logits, self.shift) for part in self.of_files([path], unseen=unseen)]
         for warning in unseen.warnings():
             _log.warning("%s: %s", path, warning)
@@ -185,7 +193,7 @@ class Predictor(TrainedParts, RawRowParts):
             split = self._checked(chunk.examples)
             if unseen:
                 unseen.add(np.asarray(chunk.examples.ids))
-            labels = self._own_labels(chunk.examples.labels, self.encoder.metadata.labels)
+            labels = self._own_labels(chunk.examples.labels, self.encoder.labels)
             yield Part(self._all_logits(split, first), labels, split, chunk.keys)
             first += len(split)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float32, Float64, Int32
+from jaxtyping import Float32, Float64, Int, Int32
 
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.preprocessing.columns import transformed
@@ -124,7 +124,7 @@ class RowEncoder:
 
     def _all_ids(
         self, columns: Columns, count: int, known_only: bool
-    ) -> Int32[np.ndarray, "N C"] | None:
+    ) -> Int[np.ndarray, "N C"] | None:
         """None if the code of preprocessing refuses a value."""
         lengths, found = self._schema.bag_lengths, dict[str, Any]()
         values: dict[str, Values | None] = {}  # of the other columns

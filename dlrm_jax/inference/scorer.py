@@ -27,6 +27,7 @@ class Inputs:
         table_rows: number of ids of each.
         bag_lengths: longest bag of each.
         labels: names of the labels; none for one without a name.
+        has_raw_ids: whether ids are those of a stream's values, of 64 bits; any may come.
     """
 
     dense_features: int
@@ -34,6 +35,7 @@ class Inputs:
     table_rows: tuple[int, ...]
     bag_lengths: tuple[int, ...]
     labels: tuple[str, ...]
+    has_raw_ids: bool = False
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -41,9 +43,27 @@ class Inputs:
         return self.labels or ("label",)
 
     def check_ids(self, split: Split, name: str, columns: Sequence[str] = ()) -> None:
-        """Checks that ids are rows of the model's tables; see `data.check.check_ids`."""
-        if not self._are_rows(split):  # of a few examples, that is a tenth of the time
+        """Checks that ids are those of the model; see `data.check.check_ids`.
+
+        Raises:
+            UserError: one isn't a row of its table; or ids are rows, and the model takes those of a
+                stream's values, or the reverse.
+        """
+        wanted = np.dtype(np.int64 if self.has_raw_ids else np.int32)
+        for found in (day.ids.dtype for day in split.days if day.ids.dtype != wanted):
+            what = "ids of a stream's values" if self.has_raw_ids else "rows of tables as ids"
+            raise UserError(f"{name}: expected {what}, {wanted}, got {found}; give raw rows")
+        if self.has_raw_ids:
+            self._check_width(split, name)
+        elif not self._are_rows(split):  # of a few examples, that is a tenth of the time
             check_ids(split, self.table_rows, self.bag_lengths, name, columns=columns)
+
+    def _check_width(self, split: Split, name: str) -> None:
+        if split.ids_per_example != sum(self.bag_lengths):
+            raise UserError(
+                f"{name}: expected {sum(self.bag_lengths)} ids of each example, got "
+                f"{split.ids_per_example}"
+            )
 
     def _are_rows(self, split: Split) -> bool:
         """Whether all ids are seen at once to be rows of the tables, or absent."""

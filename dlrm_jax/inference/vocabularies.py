@@ -116,8 +116,7 @@ def check_same_data(directory: Path, checkpoint: Path, fingerprint: str) -> Meta
         if (checkpoint / METADATA).exists() and _STREAM in read_metadata(checkpoint):
             raise UserError(
                 f"{checkpoint} was trained on a stream, so the ids of {directory} aren't rows of "
-                f"its tables. Give arrays of the rows that dlrm_jax.stream.hashed_rows gives, in a "
-                f"directory without {METADATA}"
+                f"its tables. Give raw logs"
             )
         raise UserError(
             f"{directory} isn't the data that {checkpoint} was trained on: its ids mean other "

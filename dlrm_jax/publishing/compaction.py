@@ -13,16 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from dlrm_jax.artifact.artifact import Artifact, write_layer
-from dlrm_jax.artifact.delta import FILES, read_note, write_note
+from dlrm_jax.artifact.delta import read_note, write_note
 from dlrm_jax.artifact.delta_chain import DeltaChain, delta_path, deltas_of
 from dlrm_jax.artifact.files import check_content, check_present, note_files
+from dlrm_jax.artifact.key_files import write_keys
 from dlrm_jax.artifact.manifest import MANIFEST, Manifest, is_artifact
 from dlrm_jax.artifact.row_formats import row_bytes
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.files import creating, delete_directory, flush_all
 from dlrm_jax.inference.artifact_scorer import ArtifactScorer
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.publishing.published import Published
+from dlrm_jax.publishing.published import Published, published_keys
 from dlrm_jax.serving import golden
 from dlrm_jax.serving.export import GOLDEN_BATCH
 
@@ -77,7 +78,7 @@ def _write(directory: Path, source: Path, before: Manifest, last: int) -> Manife
         if not is_artifact(source):
             raise DamagedArtifactError(str(source), MANIFEST, "it is missing") from error
         raise
-    examples = golden.Golden.read(directory, before).examples
+    keys = published_keys(directory, before)
     tables = {
         x.name: np.memmap(
             directory / x.file, np.uint8, "r+", shape=(x.rows, row_bytes(x.row_format, x.dim))
@@ -88,17 +89,23 @@ def _write(directory: Path, source: Path, before: Manifest, last: int) -> Manife
         layers = delta.layers
         for name, (numbers, rows) in delta.rows.items():
             tables[name][numbers] = rows
+        for name, changes in delta.keys.items():
+            keys[name].apply(changes)
     if chain.number < last:
         raise UserError(f"expected {last} deltas in {chain.directory}, there are {chain.number}")
     for table in tables.values():
         table.flush()
     del tables
+    for note in before.id_rows.maps if before.id_rows else ():
+        write_keys(directory, note, keys[note.name])
     for note in before.layers:
         (directory / note.file).unlink()
         write_layer(directory / note.file, layers[note.name])
     manifest = dataclasses.replace(before, step=chain.step)
-    scorer = ArtifactScorer(Artifact.open(directory, manifest))
-    predictor = Predictor(scorer, GOLDEN_BATCH, shift=manifest.shift)
+    artifact = Artifact.open(directory, dataclasses.replace(manifest, files={}))
+    predictor = Predictor(ArtifactScorer(artifact), GOLDEN_BATCH, shift=manifest.shift)
+    # Ids that have rows are others than in the base; its other examples are drawn again.
+    examples = golden.choose(artifact, None)
     shutil.rmtree(directory / golden.DIRECTORY)
     golden.write(directory, predictor, examples)
     manifest = dataclasses.replace(manifest, files=note_files(directory))
@@ -129,7 +136,7 @@ def _with_later_deltas(
         )
         with creating(delta_path(found.directory, note.number)) as directory:
             directory.mkdir()
-            for name in FILES:
+            for name in note.files:
                 shutil.copyfile(path / name, directory / name)
             found.append(note, write_note(directory, note))
     return found

@@ -16,6 +16,7 @@ from dlrm_jax.artifact.delta import DeltaNote, Rows, write_delta
 from dlrm_jax.artifact.delta_chain import delta_path
 from dlrm_jax.artifact.row_formats import encode
 from dlrm_jax.console import status
+from dlrm_jax.dynamic_ids.keys import KeyChanges, Keys
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.files import creating
 from dlrm_jax.publishing.compaction import compact
@@ -41,6 +42,8 @@ class Taken(NamedTuple):
         numbers: numbers of the changed rows by table.
         rows: these rows as they were trained.
         layers: arrays of the dense model, in the order of manifests.
+        keys: ids of all rows by map.
+        changes: what has changed in them since the last publication.
     """
 
     step: int
@@ -48,6 +51,8 @@ class Taken(NamedTuple):
     numbers: Numbers
     rows: Mapping[str, np.ndarray]
     layers: Mapping[str, np.ndarray]
+    keys: Mapping[str, Keys]
+    changes: Mapping[str, KeyChanges]
 
 
 class DeltaWriter:
@@ -106,7 +111,8 @@ class DeltaWriter:
             note = DeltaNote(number, taken.step, taken.time, chain.base, chain.before, (), {})
             with creating(delta_path(chain.directory, number)) as directory:
                 directory.mkdir()
-                note, content = write_delta(directory, note, rows, taken.layers)
+                keys = taken.changes if taken.keys else None
+                note, content = write_delta(directory, note, rows, taken.layers, keys)
             chain.append(note, content)
 
     def compact_if_due(self, wait: bool = False) -> Published | None:

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dlrm_jax.artifact.id_notes import KeysNote
 from dlrm_jax.config import Config
+from dlrm_jax.data.preprocessing.schema import Schema, fields_of
+from dlrm_jax.dynamic_ids.keys import Keys
 from dlrm_jax.embedding import EmbeddingCollection, Table
 from dlrm_jax.inference.loading import for_prediction
+from dlrm_jax.inference.noted_ids import note_ids
 from dlrm_jax.mesh import host_mesh
 from dlrm_jax.serving.trained_model import DenseModel, TrainedModel
 from dlrm_jax.training.build import make_learner
@@ -27,10 +31,12 @@ class LiveModel(TrainedModel):
     Attributes:
         state: state; it mustn't be donated meanwhile.
         trained: collection that the state is of.
+        keys: ids of the rows of the state, by map.
     """
 
     state: TrainState
     trained: EmbeddingCollection
+    keys: Mapping[str, Keys]
 
     @functools.cached_property
     def dense(self) -> DenseModel:
@@ -46,6 +52,11 @@ class LiveModel(TrainedModel):
             numbers = {name: np.arange(table.rows, dtype=np.int32)}
             yield table, self.trained.read_rows(self.state.embedding, numbers)[name]
 
+    def noted_keys(self) -> Iterator[tuple[KeysNote, Keys]]:
+        """Yields the ids of the rows of each map, as `TrainedModel.noted_keys`."""
+        for note in self.id_rows.maps if self.id_rows else ():
+            yield note, self.keys[note.name]
+
 
 class LiveModels:
     """The states of a run.
@@ -56,24 +67,39 @@ class LiveModels:
         data: fingerprint of the data of training.
         kept_negatives: share of the training examples of label 0 that preparation has kept.
         workdir: directory of the run.
+        schema: meaning of the columns of a stream; None for prepared data.
 
     Attributes:
         workdir: directory of the run.
     """
 
     def __init__(
-        self, config: Config, learner: Learner, data: str, kept_negatives: float, workdir: Path
+        self,
+        config: Config,
+        learner: Learner,
+        data: str,
+        kept_negatives: float,
+        workdir: Path,
+        schema: Schema | None = None,
     ):
         self._config, self._trained, self.workdir = config, learner.collection, workdir
         self._noted: Mapping[str, object] = {
             "identity": {"data": data},
             KEPT_NEGATIVES: kept_negatives,
         }
-        jaxs = dataclasses.replace(for_prediction(config, 1), kernels="jax")
+        jaxs = dataclasses.replace(for_prediction(config, 1, by_row=True), kernels="jax")
         self._learner = make_learner(jaxs, host_mesh())
+        fields = fields_of(schema) if schema else None
+        self._id_rows = note_ids(config, self._learner.collection, fields)
 
-    def of(self, state: TrainState, step: int) -> LiveModel:
-        """The model of a state after so many steps."""
+    def of(self, state: TrainState, step: int, keys: Mapping[str, Keys]) -> LiveModel:
+        """The model of a state after so many steps.
+
+        Args:
+            state: state.
+            step: number of steps.
+            keys: ids of the rows of the state, by map; none without dynamic ids.
+        """
         checkpoint = self.workdir / "checkpoints" / f"{step:08d}"
         return LiveModel(
             checkpoint,
@@ -81,6 +107,8 @@ class LiveModels:
             self._config,
             self._learner,
             find_kept(checkpoint),
+            self._id_rows,
             state,
             self._trained,
+            keys,
         )

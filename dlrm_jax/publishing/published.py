@@ -12,9 +12,11 @@ import numpy as np
 
 from dlrm_jax.artifact.delta_chain import DeltaChain, deltas_of
 from dlrm_jax.artifact.files import check_content, check_present
+from dlrm_jax.artifact.key_files import load_keys
 from dlrm_jax.artifact.manifest import Manifest, is_artifact
 from dlrm_jax.artifact.row_formats import RowFormat, encode
 from dlrm_jax.artifact.tables import map_rows
+from dlrm_jax.dynamic_ids.keys import Keys
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import delete_directory
 from dlrm_jax.locks import locked
@@ -144,11 +146,15 @@ def differences(manifest: Manifest, model: LiveModel, name: str, row_format: Row
     return found
 
 
-def differing_rows(published: Published, model: LiveModel) -> Numbers:
+def differing_rows(published: Published, model: LiveModel) -> tuple[Numbers, dict[str, Keys]]:
     """The rows of a state that aren't those of the newest base and its deltas, by their bytes.
 
     All deltas are read, one after the other. Rows may differ however the state came about: it may
     be from before or after the last publication, or of a run on another mesh.
+
+    Returns:
+        numbers: numbers of the rows.
+        keys: ids of the rows of what is published, by map.
 
     Raises:
         UserError: the base or a delta can't be read, or isn't as it was written.
@@ -157,9 +163,12 @@ def differing_rows(published: Published, model: LiveModel) -> Numbers:
     for name, note in manifest.files.items():
         check_content(directory, name, note)
     tables = {x.name: map_rows(directory, x, private=True) for x in manifest.tables}
+    keys = published_keys(directory, manifest)
     for delta in chain.rest():
         for name, (numbers, rows) in delta.rows.items():
             tables[name].rows[numbers] = rows
+        for name, changes in delta.keys.items():
+            keys[name].apply(changes)
     found: Numbers = {}
     for name, table in tables.items():
         parts = []
@@ -171,4 +180,14 @@ def differing_rows(published: Published, model: LiveModel) -> Numbers:
             parts.append(numbers[(stored != there).any(axis=1)])
         if len(numbers := np.concatenate(parts)):
             found[name] = numbers
-    return found
+    return found, keys
+
+
+def published_keys(base: Path, manifest: Manifest) -> dict[str, Keys]:
+    """The ids of the rows of a base, by map.
+
+    Raises:
+        DamagedArtifactError: a file of them has another array.
+    """
+    maps = manifest.id_rows.maps if manifest.id_rows else ()
+    return {note.name: load_keys(base, note) for note in maps}

@@ -9,13 +9,16 @@ from __future__ import annotations
 import collections
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Int
+
 from dlrm_jax.artifact.row_formats import RowFormat
-from dlrm_jax.data.batches import Batches
+from dlrm_jax.dynamic_ids.keys import Keys
 from dlrm_jax.errors import UserError
 from dlrm_jax.publishing.delta_writer import DeltaWriter, Taken, delete_old
 from dlrm_jax.publishing.live_model import LiveModel, LiveModels
@@ -30,7 +33,8 @@ from dlrm_jax.publishing.published import (
 from dlrm_jax.publishing.run_note import claim
 from dlrm_jax.serving.export import export
 from dlrm_jax.training.learner import TrainState
-from dlrm_jax.training.touched_rows import NotedBatches, TouchedRows
+from dlrm_jax.training.live_maps import LiveMaps
+from dlrm_jax.training.touched_rows import TouchedRows
 
 
 class Settings(NamedTuple):
@@ -84,6 +88,8 @@ class Publisher:
         self._behind = ""  # why what is published isn't a state of the run; empty if it is
         self._due = 0.0
         self._writing: tuple[Taken, Future[None]] | None = None
+        self._maps: LiveMaps | None = None
+        self._keys: Mapping[str, Keys] = {}  # of what is published
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Publisher:
@@ -121,28 +127,33 @@ class Publisher:
             f"--output=NAME writes an artifact of it"
         )
 
-    def batches(self, batches: Batches) -> Batches:
-        """The batches, whose ids are noted as they are read."""
-        return NotedBatches(batches, self._touched)
+    def will_train(self, step: int, ids: Int[np.ndarray, "B C"]) -> None:
+        """Notes the rows that a step will change; see `Publication`."""
+        self._touched.add(step, ids)
 
-    def begin(self, state: TrainState) -> None:
+    def begin(self, state: TrainState, maps: LiveMaps | None = None) -> None:
         """Goes on from what is published. Call it before the first batch is read.
 
-        Rows that differ from it, as after a crash, belong to the next delta.
+        Rows that differ from it, as after a crash, belong to the next delta; so do their keys.
+
+        Args:
+            state: state that the training goes on from.
+            maps: maps of the training; None without dynamic ids.
 
         Raises:
             UserError: what is published is of another model or run and of a later step.
         """
         settings, step = self._settings, int(state.step)
+        self._maps = maps
         self._due = self._clock() + settings.seconds
         self._step = last_step(settings.directory)
         published, others, differing = None, set(), {}
         try:
             if published := newest(settings.directory):
-                model = self._models.of(state, step)
+                model = self._models.of(state, step, self._keys_at(step))
                 others = differences(published.manifest, model, settings.name, settings.row_format)
                 if not others:
-                    differing = differing_rows(published, model)
+                    differing, self._keys = differing_rows(published, model)
                 elif others <= OF_WRITER:
                     collections.deque(published.chain.rest(), 0)  # to its last step
                 self._step = published.chain.step
@@ -192,13 +203,14 @@ class Publisher:
 
     def _publish(self, state: TrainState, step: int) -> None:
         """Takes a state and has its delta written; or writes a base, if there is none."""
-        model = self._models.of(state, step)
+        model = self._models.of(state, step, self._keys_at(step))
         if self._writer.published is None:
             self._write_base(model, step)
             return
         now, numbers = time.time(), self._touched.take()
         rows = model.trained.read_rows(state.embedding, numbers)
-        taken = Taken(step, now, numbers, rows, model.dense.layers)
+        changes = {name: own.changes(self._keys[name]) for name, own in model.keys.items()}
+        taken = Taken(step, now, numbers, rows, model.dense.layers, model.keys, changes)
         self._writing = taken, self._writer.submit(taken)
 
     def _write_base(self, model: LiveModel, step: int) -> None:
@@ -207,6 +219,7 @@ class Publisher:
         try:
             export(model, settings.directory / str(step), settings.name, settings.row_format)
             self._writer.published, self._step = newest(settings.directory), step
+            self._keys = model.keys
             delete_old(settings.directory)
         except (UserError, OSError) as error:
             self._touched.mark(numbers)
@@ -228,13 +241,17 @@ class Publisher:
             self._writing = None
             try:
                 future.result()
-                self._step, self._failure, self._behind = taken.step, "", ""
+                self._step, self._keys = taken.step, taken.keys
+                self._failure = self._behind = ""
             except (UserError, OSError) as error:
                 self._touched.mark(taken.numbers)
                 self._failed(taken.step, error)
         if damaged := self._writer.compact_if_due(wait):
             self._step = damaged.manifest.step  # later states are to be published, as a whole
         return True
+
+    def _keys_at(self, step: int) -> dict[str, Keys]:
+        return self._maps.keys_at(step) if self._maps else {}
 
     def _failed(self, step: int, error: Exception) -> None:
         if not self._failure:

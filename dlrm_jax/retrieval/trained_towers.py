@@ -72,7 +72,7 @@ class TrainedTowers:
         mesh = make_mesh("1x1")
         _, learner, state, *_ = load_checked(checkpoint, metadata, config, mesh, _BATCH)
         plain = dataclasses.replace(for_prediction(config, _BATCH), kernels="jax")
-        model = TrainedModel(checkpoint, metadata, config, make_learner(plain, mesh), None)
+        model = TrainedModel(checkpoint, metadata, config, make_learner(plain, mesh), None, None)
         retrieval = Retrieval(task, for_prediction(config, _BATCH), learner)
         return cls(task, model, retrieval, state)
 

@@ -53,7 +53,7 @@ class Calibration:
         note, found = artifact.manifest.dense_layers, {}
         assert note is not None
         rows = split.take(evenly_spaced_rows(len(split), ROWS))
-        pooled = jnp.asarray(artifact.lookups(np.asarray(rows.ids), None))
+        pooled = jnp.asarray(artifact.lookups(artifact.rows_of(np.asarray(rows.ids)), None))
         vectors = split_vectors(artifact.manifest.vector_shapes, pooled)
 
         def seen(layer: LinearNote, x: Array) -> None:

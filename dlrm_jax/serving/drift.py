@@ -105,7 +105,7 @@ def baseline_of(
     scores = {x: tuple(counts_of(y).tolist()) for x, y in zip(labels, columns, strict=True)}
     shares: dict[str, float] = {}
     if metadata is not None:
-        unseen = UnseenValues(metadata)
+        unseen = UnseenValues.of(metadata)
         for first in range(0, len(split), _ROWS):
             for day in split[first : first + _ROWS].days:
                 unseen.add(np.asarray(day.ids))

@@ -16,8 +16,9 @@ from dlrm_jax.artifact.artifact import Artifact, split_vectors, write_layer
 from dlrm_jax.artifact.dense_note import Precision
 from dlrm_jax.artifact.dense_program import export_programs
 from dlrm_jax.artifact.files import note_files
+from dlrm_jax.artifact.key_files import write_keys
 from dlrm_jax.artifact.manifest import Manifest
-from dlrm_jax.artifact.notes import FeatureNote, LayerNote, LookupNote, ProgramNote, TableNote
+from dlrm_jax.artifact.notes import LayerNote, LookupNote, ProgramNote, TableNote
 from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.copied_files import copy_directory
 from dlrm_jax.data.arrays import Dataset, Split
@@ -27,7 +28,8 @@ from dlrm_jax.embedding.id_maps import note_of
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.files import creating
-from dlrm_jax.inference.artifact_scorer import PREPROCESSING, ArtifactScorer, inputs_of
+from dlrm_jax.inference.artifact_scorer import PREPROCESSING, ArtifactScorer
+from dlrm_jax.inference.noted_ids import note_features
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving import golden
 from dlrm_jax.serving.calibration import Calibration, calibration_split
@@ -101,6 +103,8 @@ def export(
         described = describe(model, name, tables.exported)
         if model.vocabularies:
             copy_vocabularies(model.vocabularies, directory / PREPROCESSING)
+        for note, keys in model.noted_keys():
+            write_keys(directory, note, keys)
         artifact = exported = _written(trained, directory, described)
         quantized, choice, chosen, metrics, baseline = tables.names, None, None, {}, None
         measure = ExportedMetrics(artifact, tables, model, data) if data is not None else None
@@ -134,7 +138,7 @@ def export(
         )
         scorer = ArtifactScorer(Artifact.open(directory, manifest))
         predictor = Predictor(scorer, GOLDEN_BATCH, shift=manifest.shift)
-        golden.write(directory, predictor, golden.choose(inputs_of(manifest), data))
+        golden.write(directory, predictor, golden.choose(scorer.artifact, data))
         manifest = dataclasses.replace(manifest, files=note_files(directory))
         manifest.write(directory)
     return Exported(manifest, choice, chosen)
@@ -151,19 +155,16 @@ def _written(layers: DenseLayers, directory: Path, described: Manifest) -> Artif
 def describe(model: TrainedModel, name: str, tables: tuple[TableNote, ...]) -> Manifest:
     """The manifest without dense model, metrics and files."""
     config, collection = model.config, model.learner.collection
-    names, lengths = config.table_names, config.table_bag_lengths
-    ends = np.cumsum(lengths).tolist()
-    columns = {
-        name: (end - length, end) for name, length, end in zip(names, lengths, ends, strict=True)
-    }
-    features = zip(names, config.table_rows, lengths, strict=True)
+    features = note_features(config, model.id_rows)
+    ends = np.cumsum([x.max_ids for x in features]).tolist()
+    columns = {x.name: (end - x.max_ids, end) for x, end in zip(features, ends, strict=True)}
     return Manifest(
         name=name,
         step=int(model.metadata["step"]),
         made_by=made_by(),
         data=model.data,
         dense_features=config.dense_features,
-        features=tuple(FeatureNote(*feature) for feature in features),
+        features=features,
         labels=config.labels,
         shift=model.shift,
         tables=tables,
@@ -173,6 +174,7 @@ def describe(model: TrainedModel, name: str, tables: tuple[TableNote, ...]) -> M
         layers=(),
         programs=(),
         files={},
+        id_rows=model.id_rows,
     )
 
 

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from dlrm_jax.artifact.artifact import Artifact
 from dlrm_jax.artifact.files import read_array
+from dlrm_jax.artifact.id_rows import IdRows
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.data.arrays import Dataset, Examples
 from dlrm_jax.data.formats.npy import write_npy
 from dlrm_jax.errors import DamagedArtifactError, UserError
-from dlrm_jax.inference.artifact_scorer import ArtifactScorer
+from dlrm_jax.inference.artifact_scorer import ArtifactScorer, inputs_of
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.probabilities import sigmoid
 from dlrm_jax.inference.scored_rows import evenly_spaced_rows
@@ -49,13 +50,16 @@ class Compared(NamedTuple):
     difference: float
 
 
-def choose(inputs: Inputs, data: Dataset | None) -> Examples:
+def choose(artifact: Artifact, data: Dataset | None) -> Examples:
     """Examples of the test split, evenly spaced; random ones where there is none.
 
+    Every other random id of 64 bits is one that has a row, where any has.
+
     Args:
-        inputs: features of the model.
+        artifact: artifact whose model predicts them.
         data: data of the run; None if they aren't there.
     """
+    inputs = inputs_of(artifact.manifest)
     split = data.test if data is not None else None
     if split is not None and len(split):
         found = split.take(evenly_spaced_rows(len(split), ROWS))
@@ -64,7 +68,26 @@ def choose(inputs: Inputs, data: Dataset | None) -> Examples:
     dense = random.standard_normal((ROWS, inputs.dense_features)).astype(np.float32)
     limits = np.repeat(inputs.table_rows, inputs.bag_lengths)
     ids = random.integers(0, limits, (ROWS, len(limits))).astype(np.int32)
+    if inputs.has_raw_ids:
+        assert artifact.id_rows
+        ids = _raw_ids(artifact.id_rows, random, inputs)
     return Examples(dense, ids, np.zeros(ROWS, np.float32))
+
+
+def _raw_ids(
+    id_rows: IdRows, random: np.random.Generator, inputs: Inputs
+) -> Int64[np.ndarray, "N C"]:
+    """Random ids of 64 bits; those of tables whose rows have keys are among them in even rows."""
+    ends = np.cumsum(inputs.bag_lengths)
+    ids = random.integers(0, 2**64, (ROWS, ends[-1]), np.uint64)
+    ends = dict(zip(inputs.columns, ends.tolist(), strict=True))
+    lengths = dict(zip(inputs.columns, inputs.bag_lengths, strict=True))
+    for note in id_rows.note.maps:
+        live = id_rows.indexes[note.name].live_keys
+        for name in note.features if len(live) else ():
+            own = ids[::2, ends[name] - lengths[name] : ends[name]]
+            own[:] = live[own % np.uint64(len(live))]
+    return ids.view(np.int64)
 
 
 def write(directory: Path, predictor: Predictor, examples: Examples) -> None:
@@ -102,7 +125,8 @@ class Golden(NamedTuple):
         dense = read_array(directory, _DENSE, np.float32, (None, manifest.dense_features))
         if not len(dense):
             raise DamagedArtifactError(str(directory), _DENSE, "expected golden rows, it has none")
-        ids = read_array(directory, _IDS, np.int32, (len(dense), columns))
+        is_raw = inputs_of(manifest).has_raw_ids
+        ids = read_array(directory, _IDS, np.int64 if is_raw else np.int32, (len(dense), columns))
         found = read_array(directory, _PREDICTIONS, np.float64, (len(dense), *labels))
         return cls(Examples(dense, ids, np.zeros(len(dense), np.float32)), found)
 

@@ -50,7 +50,7 @@ class LiveFading:
         Raises:
             UserError: it has no vocabularies, which say what a missing value is.
         """
-        if predictor.vocabularies is None:
+        if not predictor.takes_raw_rows:
             raise UserError(
                 "fade: the model has no vocabularies, so what a missing value is isn't known; "
                 "leave --fade out"

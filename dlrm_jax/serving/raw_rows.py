@@ -61,7 +61,7 @@ def encoded(
             takes milliseconds.
 
     Raises:
-        UserError: a row is malformed, a column is missing, or the model has no vocabularies.
+        UserError: a row is malformed, a column is missing, or the model takes no raw rows.
     """
     if not model.takes_raw_rows:
         raise UserError(

@@ -92,8 +92,8 @@ class ServedModel:
 
     @functools.cached_property
     def takes_raw_rows(self) -> bool:
-        """Whether it has the vocabularies that map raw values to ids."""
-        return self.predictor.vocabularies is not None
+        """Whether it has what maps raw values to ids."""
+        return self.predictor.takes_raw_rows
 
     @property
     def waiting_rows(self) -> int:
@@ -114,7 +114,8 @@ class ServedModel:
 
     def _predict_zeros(self, size: int) -> None:
         inputs = self.predictor.scorer.inputs
-        ids = np.zeros((size, sum(inputs.bag_lengths)), np.int32)
+        dtype = np.int64 if inputs.has_raw_ids else np.int32
+        ids = np.zeros((size, sum(inputs.bag_lengths)), dtype)
         dense = np.zeros((size, inputs.dense_features), np.float32)
         self.predictor.predict_examples(examples_of(dense, ids))
 

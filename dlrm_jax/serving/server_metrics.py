@@ -141,14 +141,14 @@ class ServerMetrics:
                 if name in windows:
                     edges, window = windows[name]
                     window.add(counts_of(column, edges))
-            if predictor.vocabularies is not None:
+            if predictor.vocabularies is not None:  # ids of a stream's values are never unseen
                 values().add(np.asarray(examples.ids))
 
         return Observer(batch, scored)
 
     def _watch_values(self, version: str, predictor: Predictor) -> UnseenValues:
         """The counts of a model's values."""
-        counts = UnseenValues(predictor.encoder.metadata)
+        counts = predictor.encoder.unseen_values()
         self._values.watch(version, counts)
         return counts
 

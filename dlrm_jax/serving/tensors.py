@@ -10,6 +10,7 @@ import polars as pl
 from jaxtyping import Float64
 
 from dlrm_jax.data.arrays import ABSENT, Examples, Split
+from dlrm_jax.data.preprocessing.raw_ids import ABSENT_ID
 from dlrm_jax.errors import UserError, cut, shown
 from dlrm_jax.inference.probabilities import probability_columns
 from dlrm_jax.serving.column_rows import rows_of_columns
@@ -64,9 +65,10 @@ def rows_of(
 
     Args:
         model: model that they are for.
-        tensors: ``dense`` [N, D] and ``ids`` [N, C], which negative numbers are absent of; or for a
-            model with vocabularies a tensor [N] for each column, and [N, L] for bags, or [1] and
-            [1, L] for what all rows share. NaN, empty text and masked ones are missing values.
+        tensors: ``dense`` [N, D] and ``ids`` [N, C], which negative numbers are absent of; of a
+            stream's model they have 64 bits, see `IdRows`, and null is absent. Or for a model that
+            takes raw rows a tensor [N] for each column, and [N, L] for bags, or [1] and [1, L] for
+            what all rows share. NaN, empty text and masked ones are missing values.
         known_only: whether to give None for values whose ids must be looked for, which
             takes milliseconds.
 
@@ -109,14 +111,20 @@ def _encoded(model: ServedModel, tensors: Mapping[str, np.ndarray]) -> Examples:
     inputs = model.predictor.scorer.inputs
     names = [DENSE, IDS] if inputs.dense_features else [IDS]
     _check_names(tensors, names)
-    ids = np.ma.filled(tensors[IDS], ABSENT)
-    width = sum(inputs.bag_lengths)
-    if ids.dtype not in (np.int32, np.int64) or ids.ndim != 2 or ids.shape[1] != width:
+    given, width = tensors[IDS], sum(inputs.bag_lengths)
+    kinds = (np.int64, np.uint64) if inputs.has_raw_ids else (np.int32, np.int64)
+    if given.dtype not in kinds or given.ndim != 2 or given.shape[1] != width:
         raise UserError(
-            f"input {IDS}: expected INT32 or INT64 [N, {width}], got {ids.dtype} of shape "
-            f"{list(ids.shape)}"
+            f"input {IDS}: expected {' or '.join(x.__name__.upper() for x in kinds)} [N, {width}], "
+            f"got {given.dtype} of shape {list(given.shape)}"
         )
-    if ids.dtype == np.int64:
+    if inputs.has_raw_ids:
+        mask = np.ma.getmaskarray(given)
+        bits = np.ascontiguousarray(np.ma.getdata(given)).view(np.uint64)
+        ids = np.where(mask, np.uint64(ABSENT_ID), bits).view(np.int64)
+    else:
+        ids = np.ma.filled(given, ABSENT)
+    if ids.dtype == np.int64 and not inputs.has_raw_ids:
         wide = np.iinfo(np.int32)
         if ids.size and not (wide.min <= ids.min() and ids.max() <= wide.max):
             raise UserError(f"input {IDS}: expected numbers of 32 bits")

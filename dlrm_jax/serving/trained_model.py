@@ -11,10 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from dlrm_jax.artifact.id_notes import IdsNote, KeysNote
 from dlrm_jax.config import Config
+from dlrm_jax.dynamic_ids.keys import Keys
 from dlrm_jax.embedding import Table
 from dlrm_jax.errors import UserError, shortened
 from dlrm_jax.inference.loading import check_model, for_prediction
+from dlrm_jax.inference.noted_ids import note_ids, schema_of_stream
 from dlrm_jax.inference.runs import find_checkpoint, reading
 from dlrm_jax.inference.vocabularies import check_same_data
 from dlrm_jax.mesh import host_mesh
@@ -24,9 +27,10 @@ from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.kept_data import find_kept
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.metadata import read_metadata
-from dlrm_jax.training.rows_by_id import check_vocabulary, load_table
+from dlrm_jax.training.rows_by_id import STREAM, load_table
 from dlrm_jax.training.sampling import noted_shift
-from dlrm_jax.training.serialization import load_model
+from dlrm_jax.training.saved_id_maps import load_id_map
+from dlrm_jax.training.serialization import load_model, load_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,7 @@ class TrainedModel:
         config: config of training.
         learner: learner without native kernels.
         vocabularies: directory that maps raw values to ids; None if there is none.
+        id_rows: how ids become rows of the tables; None if ids are rows.
     """
 
     checkpoint: Path
@@ -46,31 +51,40 @@ class TrainedModel:
     config: Config
     learner: Learner
     vocabularies: Path | None
+    id_rows: IdsNote | None
 
     @classmethod
-    def read(cls, run_or_checkpoint: Path, model: str | None = None) -> TrainedModel:
+    def read(
+        cls, run_or_checkpoint: Path, model: str | None = None, with_keys: bool = True
+    ) -> TrainedModel:
         """Reads the descriptions; no arrays.
 
         Args:
             run_or_checkpoint: workdir of a run or one of its checkpoints.
             model: class of the user's own that the checkpoint names, which is imported.
+            with_keys: whether tables with dynamic ids have their rows, and ids are what they were
+                in training. Otherwise ids are rows: tables of a vocabulary have a row for each of
+                its ids, and those of a stream the rows that they were trained with.
 
         Raises:
             UserError: there is no checkpoint, it is damaged or of two towers, it names a class
-                that ``model`` doesn't, or it has dynamic ids of a stream.
+                that ``model`` doesn't, or an earlier version wrote it with the dynamic ids of a
+                stream.
         """
         checkpoint = find_checkpoint(run_or_checkpoint)
         metadata = read_metadata(checkpoint)
         config = trained_config(checkpoint, metadata)
         check_model(checkpoint, config, model)
-        check_vocabulary(checkpoint, metadata)
-        jaxs = dataclasses.replace(for_prediction(config, 1), kernels="jax")
+        schema = schema_of_stream(checkpoint, metadata)
+        by_row = with_keys or STREAM in metadata
+        jaxs = dataclasses.replace(for_prediction(config, 1, by_row), kernels="jax")
         vocabularies = find_kept(checkpoint)
         if vocabularies:
             check_same_data(vocabularies, checkpoint, metadata["identity"].get("data", ""))
         # An accelerator's memory may be too small for all tables; one at a time is read here.
         learner = make_learner(jaxs, host_mesh())
-        return cls(checkpoint, metadata, config, learner, vocabularies)
+        id_rows = note_ids(config, learner.collection, schema) if with_keys else None
+        return cls(checkpoint, metadata, config, learner, vocabularies, id_rows)
 
     @property
     def data(self) -> str:
@@ -105,10 +119,20 @@ class TrainedModel:
             # A shape and type without memory.
             spec = np.broadcast_to(np.zeros((), np.dtype(table.dtype)), (table.rows, table.dim))
             sums = LoadedSums(self.checkpoint, self.metadata)
+            load = load_rows if table.ids else load_table
             with reading(self.checkpoint):
-                found = load_table(self.checkpoint, self.metadata, name, {"table": spec}, sums)
+                found = load(self.checkpoint, self.metadata, name, {"table": spec}, sums)
                 sums.check(together=False)
             yield table, np.asarray(found["table"])
+
+    def noted_keys(self) -> Iterator[tuple[KeysNote, Keys]]:
+        """Yields the ids of the rows of each map; one is in memory."""
+        for note in self.id_rows.maps if self.id_rows else ():
+            sums = LoadedSums(self.checkpoint, self.metadata)
+            with reading(self.checkpoint):
+                found = load_id_map(self.checkpoint, self.metadata, note.name, sums).keys()
+                sums.check(together=False)
+            yield note, found
 
 
 class DenseModel:

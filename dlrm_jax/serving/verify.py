@@ -43,7 +43,7 @@ def verify(directory: Path) -> Verified:
     """
     manifest = read_whole(directory, golden.FILES)
     predictor = Predictor.load(directory)
-    if predictor.vocabularies:
+    if predictor.takes_raw_rows:
         with as_damage(directory):
             _ = predictor.row_encoder
     assert isinstance(predictor.scorer, ArtifactScorer)

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from dlrm_jax.data.batches import Batch
+from dlrm_jax.data.preprocessing.raw_ids import RawIds
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.stream.position import Position, Progress
-from dlrm_jax.stream.raw_ids import RawIds
 from dlrm_jax.stream.rows import Rows, rows_of
 from dlrm_jax.stream.source import Segment, Source, UnreachableError
 

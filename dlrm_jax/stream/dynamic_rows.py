@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int32
 
+from dlrm_jax.data.preprocessing.hashed_rows import HashedRows
+from dlrm_jax.data.preprocessing.raw_ids import RawIds
 from dlrm_jax.dynamic_ids.id_maps import IdMaps
-from dlrm_jax.stream.hashed_rows import HashedRows
-from dlrm_jax.stream.raw_ids import RawIds
 from dlrm_jax.training.live_maps import LiveMaps
 
 

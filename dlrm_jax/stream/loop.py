@@ -24,6 +24,7 @@ from dlrm_jax.stream.step import PrequentialStep
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps
 from dlrm_jax.training.loop import Clock, Metrics, compare_copies, finite_loss, is_due
+from dlrm_jax.training.publication import Publication
 
 _SHOWN_EVERY = 10.0  # seconds
 _PATIENCE = 1.0  # seconds without a batch after which signals and checkpoints get their turn
@@ -74,6 +75,7 @@ class StreamLoop:
             it also gets the examples per second.
         maps: maps that have translated the batches' ids; None without dynamic ids.
         journal: journal of the run; None for none.
+        publication: publisher of the states; None for nothing.
 
     Attributes:
         last_window: metrics of the last window that has ended; None before.
@@ -89,8 +91,9 @@ class StreamLoop:
         keep: Callable[[TrainState, Progress, float | None], bool],
         maps: LiveMaps | None = None,
         journal: StreamJournal | None = None,
+        publication: Publication | None = None,
     ):
-        self._learner, self._step = learner, step
+        self._learner, self._step, self._publication = learner, step, publication
         self._prequential, self._intervals = prequential, intervals
         self._record, self._keep, self._maps, self._journal = record, keep, maps, journal
         self._ahead = learner.backend.programs_ahead
@@ -182,6 +185,9 @@ class StreamLoop:
                 elif journal:
                     self._read(0, clock)
                     journal.write(state, progress, clock and clock.examples_per_second)
+                    waited = True
+                # Also while nothing comes: the last state may have been too early for the interval.
+                if self._publication and self._publication.step_done(state, step):
                     waited = True
                 if now - shown_at >= _SHOWN_EVERY:
                     shown_at = now

@@ -15,11 +15,11 @@ from jaxtyping import Float32
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
+from dlrm_jax.data.preprocessing.raw_ids import group_codes
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.stream.batches import StreamBatch
-from dlrm_jax.stream.raw_ids import group_codes
 from dlrm_jax.training.extra_metrics import extra_metrics
 from dlrm_jax.training.measures import Measures, check_grouping
 

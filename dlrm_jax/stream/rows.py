@@ -12,9 +12,9 @@ from jaxtyping import Float32, Int64
 from dlrm_jax.data.preprocessing.columns import label_arrays, normalize_columns
 from dlrm_jax.data.preprocessing.logs import has_seconds, valid_rows
 from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.raw_ids import RawIds, raw_ids
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
-from dlrm_jax.stream.raw_ids import RawIds, raw_ids
 from dlrm_jax.stream.source import Segment
 
 _ROWS = 1 << 16  # that are in memory as arrays

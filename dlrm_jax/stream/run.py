@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,18 @@ import numpy as np
 from dlrm_jax.backend import describe_devices
 from dlrm_jax.config import Config
 from dlrm_jax.data.batches import Batch
-from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.data.preprocessing.hashed_rows import HashedRows
+from dlrm_jax.data.preprocessing.schema import Schema, fields_of
 from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.embedding.kernel_dispatch import check_processes
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_text
+from dlrm_jax.inference.noted_ids import SCHEMA
 from dlrm_jax.processes import is_distributed
 from dlrm_jax.run_start import describe_run
 from dlrm_jax.saved_config import file_text
-from dlrm_jax.stream.batches import Encoder, stream_batches
+from dlrm_jax.stream.batches import Encoder, StreamBatch, stream_batches
 from dlrm_jax.stream.dynamic_rows import DynamicRows, warn_of_few_rows
-from dlrm_jax.stream.hashed_rows import HashedRows
 from dlrm_jax.stream.journaled import StreamJournal
 from dlrm_jax.stream.loop import Intervals, StreamLoop, place
 from dlrm_jax.stream.position import Consumed, Progress
@@ -40,6 +41,7 @@ from dlrm_jax.training.journal import Replay
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps
 from dlrm_jax.training.model import unread
+from dlrm_jax.training.publication import Publication
 from dlrm_jax.training.record import Record, owned, read_record, to_json
 from dlrm_jax.training.rows_by_id import STREAM
 from dlrm_jax.training.standby import ReadAhead, stand_by
@@ -59,6 +61,7 @@ class StreamOptions:
         standby: whether to wait until no other run has the workdir, see `training.standby`.
         journal_seconds: seconds between two entries of the journal, see `training.journal`; 0 for
             none. A journal that is there is read in any case.
+        publication: publisher of the states of the training; None for none.
     """
 
     workdir: Path
@@ -69,6 +72,7 @@ class StreamOptions:
     preset: str | None = None
     standby: bool = False
     journal_seconds: float = 0.0
+    publication: Publication | None = None
 
 
 def run_stream(
@@ -149,7 +153,8 @@ def run_stream(
 
         def keep(state: TrainState, progress: Progress, speed: float | None) -> bool:
             file.flush()
-            known = {**notes, "examples_per_second": speed, STREAM: progress.to_json()}
+            of_stream = {**progress.to_json(), SCHEMA: fields_of(schema)}
+            known = {**notes, "examples_per_second": speed, STREAM: of_stream}
             of_step = live.maps_at(int(state.step)) if live else None
             checkpoints.save(learner, state, known, None, of_step, prequential.arrays())
             if journal:
@@ -171,6 +176,7 @@ def run_stream(
             keep,
             live,
             journal,
+            options.publication,
         )
         hashed = HashedRows(schema, config.table_rows)
         own = DynamicRows(hashed, maps, live) if maps and live else hashed
@@ -184,9 +190,14 @@ def run_stream(
             say=say,
         )
         loop.last_window = _last_window(workdir)
+        if publication := options.publication:
+            publication.begin(state, live)
+            batches = _told(batches, publication, int(state.step))
         state, progress, speed = loop(
             state, progress, batches, config.steps, before["step"] if before else int(state.step)
         )
+        if publication:
+            publication.end(state)
         summary = {
             "mesh": notes["mesh"],
             "devices": describe_devices(learner.mesh),
@@ -203,6 +214,17 @@ def run_stream(
         }
         write_text(workdir / "summary.json", to_json(summary, indent=1))
         return summary
+
+
+def _told(
+    batches: Iterator[StreamBatch | None], publication: Publication, step: int
+) -> Iterator[StreamBatch | None]:
+    """The batches behind a step, of which a publication is told as they are read."""
+    for batch in batches:
+        if batch is not None:
+            step += 1
+            publication.will_train(step, batch.batch.ids)
+        yield batch
 
 
 def _start(

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from dlrm_jax.data.batches import Batch, Batches
-from dlrm_jax.dynamic_ids.id_maps import IdMaps, TranslatedIds
+from dlrm_jax.dynamic_ids.id_maps import IdMaps, TranslatedIds, Undos
+from dlrm_jax.dynamic_ids.keys import Keys
 from dlrm_jax.errors import UserError
 from dlrm_jax.processes import check_one_process
 from dlrm_jax.training.learner import Learner, TrainState
@@ -100,8 +101,20 @@ class LiveMaps:
             step: number of updates, more than that of the last batch that has begun.
         """
         with self._lock:
-            later = [each.translated.undo for each in self._ahead if each.step >= step]
-            return self._maps.copy(later)
+            return self._maps.copy(self._undos_from(step))
+
+    def keys_at(self, step: int) -> dict[str, Keys]:
+        """The ids of the rows after so many updates, by map.
+
+        Args:
+            step: number of updates, see `maps_at`.
+        """
+        with self._lock:
+            return self._maps.keys(self._undos_from(step))
+
+    def _undos_from(self, step: int) -> list[Undos]:
+        """The records of the batches ahead of a step."""
+        return [each.translated.undo for each in self._ahead if each.step >= step]
 
     def rewind(self, step: int) -> None:
         """Takes the maps themselves back to those after so many updates; no batch may follow.

@@ -21,7 +21,7 @@ from dlrm_jax.errors import CopiesDifferError, UserError
 from dlrm_jax.processes import agreed, is_process_0
 from dlrm_jax.signals import Interrupted, deferred
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.live_maps import TranslatedBatches
+from dlrm_jax.training.live_maps import LiveMaps
 from dlrm_jax.training.step import TrainStep
 
 _LARGE_WEIGHTS = 1e30  # times a loss, they may be infinite
@@ -63,7 +63,7 @@ def train(
     learner: Learner,
     train_step: TrainStep,
     state: TrainState,
-    batches: Batches | TranslatedBatches,
+    batches: Batches,
     steps: int,
     intervals: Intervals,
     validate: Callable[[TrainState], Metrics] | None,
@@ -72,6 +72,7 @@ def train(
     is_enough: Callable[[int, Metrics], bool] = lambda step, validation: False,
     looks_ahead: bool = False,
     step_done: Callable[[TrainState, int], bool] | None = None,
+    maps: LiveMaps | None = None,
 ) -> Trained:
     """Trains to the given total of steps.
 
@@ -92,6 +93,7 @@ def train(
             after the last one, its own again.
         step_done: function that is called with the state after each step, and the step; it returns
             whether it has taken time. None for nothing.
+        maps: maps that have translated the batches' ids; None without dynamic ids.
 
     Raises:
         UserError: a loss isn't finite, or copies of a table differ; the message names the step.
@@ -104,7 +106,6 @@ def train(
     validation: Metrics | None = None
     enough = saved = False
     wanted = (batches[step] for step in range(first, steps))
-    maps = batches.maps if isinstance(batches, TranslatedBatches) else None
     with (
         deferred() as requested,
         _Progress(first, steps, batches.batch_size) as progress,

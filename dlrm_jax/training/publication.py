@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int
 
 from dlrm_jax.data.batches import Batches
 from dlrm_jax.training.learner import TrainState
+from dlrm_jax.training.live_maps import LiveMaps
 
 
 @runtime_checkable
 class Publication(Protocol):
     """What publishes the states of a training."""
 
-    def begin(self, state: TrainState) -> None:
-        """Is told of the state that the training goes on from, before a batch is read."""
+    def begin(self, state: TrainState, maps: LiveMaps | None = None) -> None:
+        """Is told of the state that the training goes on from, before a batch is read.
+
+        Args:
+            state: state.
+            maps: maps of the training; None without dynamic ids.
+        """
         ...
 
-    def batches(self, batches: Batches) -> Batches:
-        """The batches of the training, which it may look at."""
+    def will_train(self, step: int, ids: Int[np.ndarray, "B C"]) -> None:
+        """Is told of a batch when it is read, perhaps by another thread.
+
+        Args:
+            step: number of the step that trains on it, from 1 on.
+            ids: its ids; those of tables with dynamic ids are rows already. Negative is absent.
+        """
         ...
 
     def step_done(self, state: TrainState, step: int) -> bool:
@@ -27,3 +41,22 @@ class Publication(Protocol):
     def end(self, state: TrainState) -> None:
         """Is told of the last state."""
         ...
+
+
+class ToldBatches:
+    """Batches of which a publication is told when they are read.
+
+    Args:
+        batches: batches by step, from 0 on.
+        publication: publication.
+    """
+
+    def __init__(self, batches: Batches, publication: Publication):
+        self.steps_per_epoch, self.batch_size = batches.steps_per_epoch, batches.batch_size
+        self._batches, self._publication = batches, publication
+
+    def __getitem__(self, step: int) -> Any:
+        """The batch of a step."""
+        batch = self._batches[step]
+        self._publication.will_train(step + 1, np.asarray(batch.ids))
+        return batch

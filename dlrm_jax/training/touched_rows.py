@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Int32
+from jaxtyping import Bool, Int, Int32
 
-from dlrm_jax.data.batches import Batches
+from dlrm_jax.dynamic_ids.id_maps import map_groups
 from dlrm_jax.embedding import EmbeddingCollection
 from dlrm_jax.training.learner import Learner
 
@@ -17,11 +17,16 @@ Numbers = dict[str, Int32[np.ndarray, " n"]]
 """Numbers of rows by table, ascending, each once; tables without any are left out."""
 
 
+_Read = tuple[Any, Any, Bool[np.ndarray, " rows"]]
+"""Columns of ids, what maps them to rows or None, and the marks of a table."""
+
+
 class TouchedRows:
     """The rows that may have changed since they were last taken; a byte for each row of a table.
 
     A step changes the rows that its batch names, whatever the optimizer: moments of others rest.
-    Only an L2 penalty of all rows changes them all, see `all_rows`. Frozen tables never change.
+    Only an L2 penalty of all rows changes them all, see `all_rows`. Frozen tables don't change, but
+    for rows with dynamic ids: one that gets another id begins afresh, in all tables of its map.
 
     Args:
         collection: tables, and which columns of the ids read them.
@@ -39,11 +44,14 @@ class TouchedRows:
             x.name: slice(end - x.max_ids, end)
             for x, end in zip(collection.features, ends, strict=True)
         }
-        self._reads = [
+        self._reads: list[_Read] = [
             (columns[lookup.feature], lookup.id_map, self._marks[lookup.table])
             for lookup in collection.lookups
-            if lookup.table in trained
+            if lookup.table in trained and not collection.tables[lookup.table].ids
         ]
+        groups = map_groups(collection.tables, collection.features, collection.lookups)
+        for group in groups:
+            self._reads += [(group.columns, None, self._marks[name]) for name in group.tables]
         self._ahead: collections.deque[tuple[int, np.ndarray]] = collections.deque()
 
     def add(self, step: int, ids: Int[np.ndarray, "B C"]) -> None:
@@ -53,8 +61,7 @@ class TouchedRows:
             step: number of the step that trains on it, from 1 on.
             ids: ids of the batch; negative is absent.
         """
-        if not self._all_rows:
-            self._ahead.append((step, ids))
+        self._ahead.append((step, ids))
 
     def done(self, step: int) -> None:
         """Marks the rows of the batches up to a step, which has been started."""
@@ -86,22 +93,3 @@ class TouchedRows:
 def touched_rows(learner: Learner) -> TouchedRows:
     """The rows that the steps of a learner change."""
     return TouchedRows(learner.collection, learner.penalty.of_all_rows)
-
-
-class NotedBatches:
-    """Batches whose ids are noted when they are read.
-
-    Args:
-        batches: batches by step, from 0 on.
-        touched: notes.
-    """
-
-    def __init__(self, batches: Batches, touched: TouchedRows):
-        self.steps_per_epoch, self.batch_size = batches.steps_per_epoch, batches.batch_size
-        self._batches, self._touched = batches, touched
-
-    def __getitem__(self, step: int) -> Any:
-        """The batch of a step."""
-        batch = self._batches[step]
-        self._touched.add(step + 1, np.asarray(batch.ids))
-        return batch

@@ -41,6 +41,9 @@ from dlrm_jax.publishing.live_model import LiveModels
 from dlrm_jax.publishing.published import newest
 from dlrm_jax.publishing.publisher import Publisher, Settings
 from dlrm_jax.training.build import generate_data, make_learner, train_batches
+from dlrm_jax.training.dynamic_tables import id_maps_of
+from dlrm_jax.training.live_maps import LiveMaps, TranslatedBatches
+from dlrm_jax.training.publication import ToldBatches
 from dlrm_jax.training.record import versions
 from dlrm_jax.training.step import make_train_step
 from dlrm_jax.training.touched_rows import TouchedRows
@@ -162,14 +165,19 @@ def measure(config: Config, row_format: RowFormat, scratch: Path) -> dict[str, A
     publisher = Publisher(settings, models, TouchedRows(learner.collection), print_error)
     arrivals = Arrivals(train_batches(config, data), FLAGS.events_per_second)
     train_step, state = make_train_step(learner), learner.init(config.seed)
+    maps = id_maps_of(learner.collection, config.seed)
+    live = LiveMaps(learner, maps, config.seed) if maps else None
     steps = int(FLAGS.seconds * FLAGS.events_per_second / config.batch_size)
     taken: list[tuple[int, float]] = []
     with publisher:
-        publisher.begin(state)
-        noted, warm = publisher.batches(arrivals), 3
+        publisher.begin(state, live)
+        rows = TranslatedBatches(arrivals, live) if live else arrivals
+        noted, warm = ToldBatches(rows, publisher), 3
         arrivals.begin(0)
         for step in range(warm):
-            state, _ = train_step(state, learner.put(noted[step]))
+            batch = learner.put(noted[step])
+            state = live.begin(state, step) if live else state
+            state, _ = train_step(state, batch)
             publisher.step_done(state, step + 1)
         publisher.end(state)
         port = free_port()
@@ -182,6 +190,7 @@ def measure(config: Config, row_format: RowFormat, scratch: Path) -> dict[str, A
             wanted = (noted[step] for step in range(warm, warm + steps))
             with Prefetch(wanted, learner.put) as placed:
                 for step, batch in enumerate(placed, warm):
+                    state = live.begin(state, step) if live else state
                     state, loss = train_step(state, batch)
                     jax.block_until_ready(loss)  # a loop may not run ahead of what it computes
                     if publisher.step_done(state, step + 1):

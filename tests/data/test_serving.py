@@ -160,7 +160,7 @@ def test_columns_that_training_had_not_are_counted(tmp_path):
     new = pl.DataFrame({"n": [" 1", "2", None, "4"], "bag": [["x", "z"], [], ["x"], ["y"]]})
     new.write_parquet(tmp_path / "new.parquet")
     (found,) = encode_logs([tmp_path / "new.parquet"], tmp_path / "out")
-    counts = UnseenValues(Metadata.read(tmp_path / "out"))
+    counts = UnseenValues.of(Metadata.read(tmp_path / "out"))
     for rows in (slice(1), slice(1, None), slice(0)):
         counts.add(np.asarray(found.ids)[rows])
     assert counts.shares() == {"n": 2 / 3, "bag": 1 / 4}

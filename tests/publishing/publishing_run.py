@@ -25,6 +25,9 @@ from dlrm_jax.publishing.published import Published, bases_in, newest
 from dlrm_jax.publishing.publisher import Publisher, Settings
 from dlrm_jax.serving.export import export
 from dlrm_jax.serving.trained_model import TrainedModel
+from dlrm_jax.training.dynamic_tables import id_maps_of
+from dlrm_jax.training.live_maps import LiveMaps, TranslatedBatches
+from dlrm_jax.training.publication import ToldBatches
 from dlrm_jax.training.touched_rows import TouchedRows
 
 
@@ -41,18 +44,28 @@ class Run:
         self.learner = learner_on(mesh, config)
         self.state = self.learner.init(config.seed)
         self.publisher: Publisher = publisher
+        self.maps = id_maps_of(self.learner.collection, config.seed)
+        self.live: LiveMaps | None = None
         self.now = 0.0
 
     def begin(self, state: Any = None) -> None:
         if state is not None:
-            dense, tables = state
+            dense, tables, maps = state
+            if self.maps:
+                self.maps.load(maps)
             embedding = self.learner.collection.from_arrays(lambda x: tables[x.name], 0)
             specs = dataclasses.replace(self.learner.state_specs(), embedding=None)
             placed = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), dense, specs)
             self.state = dataclasses.replace(placed, embedding=embedding)
-        self.publisher.begin(self.state)
-        batches = TrainBatches(examples(2048, config=self.config), self.config.batch_size, seed=0)
-        self._batches = self.publisher.batches(batches)
+        batches: Any = TrainBatches(
+            examples(2048, config=self.config), self.config.batch_size, seed=0
+        )
+        if self.maps:
+            args = self.learner, self.maps, self.config.seed, int(self.state.step)
+            self.live = LiveMaps(*args)
+            batches = TranslatedBatches(batches, self.live)
+        self.publisher.begin(self.state, self.live)
+        self._batches = ToldBatches(batches, self.publisher)
 
     def train(self, steps: int) -> None:
         """Trains; nothing is published."""
@@ -60,6 +73,8 @@ class Run:
         for _ in range(steps):
             done = int(self.state.step)
             batch = self.learner.put(self._batches[done])
+            if self.live:
+                self.state = self.live.begin(self.state, done)
             self.state, _ = step(self.state, batch)
             self.publisher.step_done(self.state, done + 1)
 
@@ -90,12 +105,17 @@ class Run:
         saved = self.learner.collection.to_arrays(self.state.embedding)
         tables = {x.name: {k: np.asarray(v) for k, v in arrays.items()} for x, arrays in saved}
         dense = jax.tree.map(np.asarray, dataclasses.replace(self.state, embedding=None))
-        return dense, tables
+        return dense, tables, self.maps_now().arrays() if self.live else None
+
+    def maps_now(self) -> Any:
+        """The maps of the state; None without dynamic ids."""
+        return self.live.maps_at(int(self.state.step)) if self.live else None
 
     def exported(self, path: Path, row_format: RowFormat = "float32") -> Path:
         """A full export of the state, by its checkpoint."""
         (self.workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        checkpoint = save(self.workdir, self.learner, self.state, self.config)
+        given = self.workdir, self.learner, self.state, self.config
+        checkpoint = save(*given, self.maps_now())
         export(TrainedModel.read(checkpoint), path, "small", row_format)
         return path
 
@@ -141,6 +161,14 @@ SHARED = dataclasses.replace(
     table_rows=(7, 3000, 3000),
     shared_tables=("C3=C2",),
     placements=("C1=replicated", "C2=row_wise"),
+)
+DYNAMIC = dataclasses.replace(
+    CONFIG,
+    table_rows=(7, 3000, 3000),
+    shared_tables=("C3=C2",),
+    placements=("C2=row_wise",),
+    dynamic_ids=("C2=700:max_age=4:evict_share=0.1:defaults=3", "C1=9"),
+    frozen_tables=("C1",),
 )
 COMPOSED = dataclasses.replace(
     CONFIG, compression="quotient_remainder", compress_above=100, collisions=4, placements=()

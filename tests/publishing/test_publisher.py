@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from full_disk import largest_file
-from publishing_run import COMPOSED, SHARED, compacted, files_in, run_of
+from publishing_run import COMPOSED, DYNAMIC, SHARED, compacted, files_in, run_of
 from saved_run import CONFIG
 
 from dlrm_jax.artifact.row_formats import RowFormat
@@ -29,6 +29,8 @@ from dlrm_jax.serving import export as serving_export
         ("int8", "2x4", CONFIG),
         ("bfloat16", "1x1", SHARED),
         ("int4", "1x8", COMPOSED),
+        ("float32", "1x1", DYNAMIC),
+        ("int8", "2x4", DYNAMIC),
     ],
 )
 def test_base_and_deltas_are_a_full_export(
@@ -70,12 +72,21 @@ def test_frozen_tables_and_no_step_add_no_rows(tmp_path: Path):
         assert len(run.deltas()) == 1, "the last state is published already"
 
 
-@pytest.mark.parametrize(("is_later", "mesh"), [(False, "1x1"), (False, "2x4"), (True, "1x1")])
+@pytest.mark.parametrize(
+    ("is_later", "mesh", "config"),
+    [
+        (False, "1x1", CONFIG),
+        (False, "2x4", CONFIG),
+        (True, "1x1", CONFIG),
+        (False, "2x4", DYNAMIC),
+        (True, "1x1", DYNAMIC),
+    ],
+)
 def test_a_run_goes_on_from_before_or_after_what_is_published(
-    is_later: bool, mesh: str, tmp_path: Path
+    is_later: bool, mesh: str, config: Config, tmp_path: Path
 ):
     """After a crash: the checkpoint is older or newer than the last publication."""
-    with run_of(tmp_path, share=1e9) as run:
+    with run_of(tmp_path, config=config, share=1e9) as run:
         run.begin()
         run.publish()
         run.train(2)
@@ -84,7 +95,7 @@ def test_a_run_goes_on_from_before_or_after_what_is_published(
         run.publish()
         run.train(2)
         after = run.arrays()
-    with run_of(tmp_path, mesh=mesh, share=1e9) as run:
+    with run_of(tmp_path, mesh=mesh, config=config, share=1e9) as run:
         run.begin(after if is_later else before)
         assert run.said == [f"publish: goes on after step 5 in {tmp_path / 'models'}"]
         if not is_later:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import re
@@ -13,14 +14,17 @@ import numpy as np
 import pytest
 from clients import Client, serving
 from publishing_run import Run, run_of
-from saved_run import examples
+from saved_run import CONFIG, examples
 
 from dlrm_jax.artifact.delta_chain import delta_path
 from dlrm_jax.artifact.row_formats import RowFormat
+from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.inference.predictor import Predictor
 
 ROWS = examples(40, seed=5).take(np.arange(40))
+LIVING = dataclasses.replace(CONFIG, placements=(), dynamic_ids=("C2=200", "C3=70"))
+"""Keys that change with each delta, of ids that requests have."""
 BATCH = 16  # rows that the server predicts at a time: the rows of a request are in several batches
 
 
@@ -48,10 +52,14 @@ def predicted(run: Run, path: Path, row_format: RowFormat) -> np.ndarray:
     return predictor.predict(Examples(ROWS.dense, np.asarray(ROWS.ids), ROWS.labels))
 
 
-@pytest.mark.parametrize("row_format", ["float32", "int4"])
-def test_answers_under_load_are_of_one_state_each(row_format: RowFormat, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("row_format", "config"), [("float32", CONFIG), ("int4", CONFIG), ("float32", LIVING)]
+)
+def test_answers_under_load_are_of_one_state_each(
+    row_format: RowFormat, config: Config, tmp_path: Path
+):
     models = tmp_path / "models"
-    with run_of(tmp_path, row_format, share=1e9) as run:
+    with run_of(tmp_path, row_format, config=config, share=1e9) as run:
         run.begin()
         run.publish()
         states = [predicted(run, tmp_path / "0", row_format)]

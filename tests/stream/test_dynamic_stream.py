@@ -12,12 +12,12 @@ from main_job import arrays
 from stream_log import log, write_schema, write_segments
 
 from dlrm_jax.config import Config
+from dlrm_jax.data.preprocessing.raw_ids import ids_of
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.stream.dynamic_rows import warn_of_few_rows
 from dlrm_jax.stream.folder import Folder
-from dlrm_jax.stream.raw_ids import ids_of
 from dlrm_jax.stream.run import StreamOptions, run_stream
 from dlrm_jax.stream.settings import for_schema
 from dlrm_jax.training.build import make_learner

@@ -9,11 +9,11 @@ from stream_log import SCHEMA
 from dlrm_jax.config import Config
 from dlrm_jax.data.auc import grouped_auc
 from dlrm_jax.data.batches import Batch
+from dlrm_jax.data.preprocessing.raw_ids import RawIds
 from dlrm_jax.errors import UserError
 from dlrm_jax.stream.batches import StreamBatch
 from dlrm_jax.stream.position import Progress
 from dlrm_jax.stream.prequential import Prequential
-from dlrm_jax.stream.raw_ids import RawIds
 from dlrm_jax.training.metrics import binary_metrics
 
 CONFIG = Config(batch_size=8, metrics=("gauc:user", "calibration_by:item"))

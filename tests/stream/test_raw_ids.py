@@ -8,10 +8,10 @@ import pytest
 import xxhash
 
 from dlrm_jax.data.arrays import ABSENT
+from dlrm_jax.data.preprocessing.hashed_rows import HashedRows
+from dlrm_jax.data.preprocessing.raw_ids import MISSING, ids_of, raw_ids
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
-from dlrm_jax.stream.hashed_rows import HashedRows
-from dlrm_jax.stream.raw_ids import MISSING, ids_of, raw_ids
 
 
 def test_integers_are_their_own_ids_in_any_type():

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 from stream_log import SCHEMA, log, publish, write_segments
 
+from dlrm_jax.data.preprocessing.hashed_rows import HashedRows
 from dlrm_jax.errors import UserError
 from dlrm_jax.stream.batches import StreamBatch, stream_batches
 from dlrm_jax.stream.folder import Folder
-from dlrm_jax.stream.hashed_rows import HashedRows
 from dlrm_jax.stream.position import Position, Progress
 
 ENCODER = HashedRows(SCHEMA, [50, 50, 50])

@@ -28,6 +28,7 @@ from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.sources import Source
 from dlrm_jax.data.preprocessing.standardization import SCALES, Scales, read_scales
+from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.errors import UserError
 
 _PLACES = 1 << 24  # of bags that are encoded at a time, 4 bytes each
@@ -96,6 +97,15 @@ class LogEncoder:
     def columns(self) -> list[str]:
         """The columns that rows must have."""
         return self.options.schema.unlabelled_columns
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels, the main one first."""
+        return tuple(self.metadata.labels)
+
+    def unseen_values(self) -> UnseenValues:
+        """Counts of values that training hadn't."""
+        return UnseenValues.of(self.metadata)
 
     @property
     def scales(self) -> Scales:

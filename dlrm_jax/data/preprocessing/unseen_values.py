@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int
 
 from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.options import Options
@@ -16,18 +18,28 @@ class UnseenValues:
     """Counts of the values that got the id of unseen ones.
 
     Args:
-        metadata: description of the data that gave the ids.
+        columns: names of the columns.
+        lengths: ids per example of each.
+        has_id: whether unseen values have an id of their own; otherwise nothing is counted.
     """
 
-    def __init__(self, metadata: Metadata):
-        self._columns = metadata.columns
-        self._starts = np.cumsum([0, *metadata.bag_lengths[:-1]])
-        self._unseen = np.zeros(len(metadata.columns), np.int64)
+    def __init__(self, columns: Sequence[str], lengths: Sequence[int], has_id: bool):
+        self._columns, self._counts = columns, has_id
+        self._starts = np.cumsum([0, *lengths[:-1]])
+        self._unseen = np.zeros(len(columns), np.int64)
         self._present = np.zeros_like(self._unseen)
-        # Ids of other programs have none for unseen values.
-        self._counts = not Options.from_json(metadata.made_from["options"]).compatible
 
-    def add(self, ids: Int32[np.ndarray, "N C"]) -> None:
+    @classmethod
+    def of(cls, metadata: Metadata) -> UnseenValues:
+        """Those of data; ids of other programs have none for unseen values.
+
+        Args:
+            metadata: description of the data that gave the ids.
+        """
+        is_ours = not Options.from_json(metadata.made_from["options"]).compatible
+        return cls(metadata.columns, metadata.bag_lengths, is_ours)
+
+    def add(self, ids: Int[np.ndarray, "N C"]) -> None:
         """Counts further rows."""
         if self._counts and len(ids):
             self._unseen += np.add.reduceat((ids == UNSEEN).sum(0), self._starts)

@@ -42,7 +42,7 @@ class DrawnModel(TrainedModel):
         """The model of a config."""
         jaxs = dataclasses.replace(for_prediction(config, 256), kernels="jax")
         learner = make_learner(jaxs, make_mesh("1x1"))
-        return cls(Path("drawn"), {"step": seed, "identity": {}}, config, learner, None, seed)
+        return cls(Path("drawn"), {"step": seed, "identity": {}}, config, learner, None, None, seed)
 
     @functools.cached_property
     def dense(self) -> DenseModel:

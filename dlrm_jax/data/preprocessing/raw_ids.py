@@ -21,6 +21,11 @@ from dlrm_jax.errors import UserError
 MISSING = 1 << 63
 """The id of a missing value, which is that of the smallest int64."""
 
+ABSENT_ID = MISSING + 1
+"""What stands for an unused place of a bag among ids that are to be predicted."""
+
+_MASK, _DIGITS = 2**64 - 1, 21
+
 
 class RawIds(NamedTuple):
     """The ids of N examples; the bags of all columns lie side by side.
@@ -87,6 +92,25 @@ def ids_of(values: pl.Series) -> UInt64[np.ndarray, " N"]:
     return found.fill_null(MISSING).to_numpy()
 
 
+def joined(raw: RawIds, place: str) -> Int64[np.ndarray, "N C"]:
+    """The ids as one array of signed numbers, by their bits, with `ABSENT_ID` in unused places.
+
+    Args:
+        raw: ids.
+        place: description of the rows for messages.
+
+    Raises:
+        UserError: a value has the id that stands for an unused place.
+    """
+    if (reserved := (raw.ids == ABSENT_ID) & raw.present).any():
+        raise UserError(
+            f"{place}, row {int(np.argmax(reserved.any(axis=1)))} of a chunk: expected other "
+            f"categorical values than {ABSENT_ID - 2**64} and {ABSENT_ID}, whose id stands for "
+            f"none"
+        )
+    return np.where(raw.present, raw.ids, np.uint64(ABSENT_ID)).view(np.int64)
+
+
 def group_codes(raw: RawIds, place: int) -> Int64[np.ndarray, " N"]:
     """The code of the group that each example is in by its id at one place.
 
@@ -102,6 +126,25 @@ def mixed(x: UInt64[np.ndarray, "*_"]) -> UInt64[np.ndarray, "*_"]:
     x = (x ^ (x >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     x = (x ^ (x >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
     return x ^ (x >> np.uint64(33))
+
+
+def id_of(value: object) -> int | None:
+    """The id of a Python value, as `ids_of` gives it: of a text, an integer of 64 bits or None.
+
+    Returns:
+        None for any other value, whose column decides.
+    """
+    if value is None:
+        return MISSING
+    if type(value) is int:
+        return value & _MASK if -MISSING <= value <= _MASK else None
+    if type(value) is not str:
+        return None
+    if value.isascii() and value.removeprefix("-").isdigit():
+        number = int(value[:_DIGITS])
+        if str(number) == value and -MISSING <= number <= _MASK:  # 007 is text
+            return number & _MASK
+    return xxhash.xxh3_64_intdigest(value.encode())
 
 
 def _of_texts(texts: pl.Series) -> UInt64[np.ndarray, " N"]:
