@@ -53,6 +53,7 @@ BELOW = {
         "data",
         "native",
         "embedding",
+        "dynamic_ids",
     },
     "training": {
         "errors",

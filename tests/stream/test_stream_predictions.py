@@ -156,11 +156,12 @@ def test_the_files_of_keys_are_for_other_programs(exported: Path):
 
 def test_ids_over_http(exported: Path):
     """Of 64 bits, as tensors; null is absent."""
+    (item,) = ids_of(pl.Series(["item 2"])).tolist()
     with serving(exported) as client:
         inputs = [
             {"name": "dense", "datatype": "FP32", "shape": [2, 1], "data": [0.5, 0.5]},
             {"name": "ids", "datatype": "UINT64", "shape": [2, 4],
-             "data": [3, ids_of(pl.Series(["item 2"])).tolist()[0], None, None, 2**64 - 1, 5, 6, 7]},
+             "data": [3, item, None, None, 2**64 - 1, 5, 6, 7]},
         ]  # fmt: skip
         status, found, _ = client.ask("POST", "/v2/models/small/infer", {"inputs": inputs})
         assert status == 200, found
