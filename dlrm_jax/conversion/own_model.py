@@ -122,6 +122,11 @@ def _of_artifact(path: Path) -> OwnModel:
     manifest = Manifest.read(path)
     check_click_model(path, manifest.retrieval)
     check_present(path, manifest.files)
+    if manifest.id_rows and manifest.id_rows.schema is None:
+        raise UserError(
+            f"{path}: its rows have keys, ids of a vocabulary, which other programs don't look up; "
+            f"give the run, whose tables are written by id"
+        )
     lost, flags = [], []
     if rounded := [x.name for x in manifest.tables if x.row_format not in _TRAINED]:
         lost.append(f"table {rounded[0]} has rows in integers")

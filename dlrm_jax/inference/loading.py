@@ -80,7 +80,8 @@ def load_checked(
         if schema is not None and (note := note_ids(config, learner.collection, schema)):
             maps = {x.name: load_id_map(checkpoint, metadata, x.name, sums) for x in note.maps}
             indexes = {x.name: KeyIndex(maps[x.name].keys(), x.defaults, x.seed) for x in note.maps}
-            id_rows = IdRows(note_features(config, note), note, indexes)
+            features = note_features(config, learner.collection, note)
+            id_rows = IdRows(features, note, indexes)
         sums.check()
     state = TrainState(metadata["step"], params, None, embedding, model_state)
     fingerprint = metadata["identity"].get("data", "")

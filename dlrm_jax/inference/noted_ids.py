@@ -83,15 +83,19 @@ def note_ids(
     return IdsNote(dict(schema), hashed, tuple(maps))
 
 
-def note_features(config: Config, note: IdsNote | None) -> tuple[FeatureNote, ...]:
-    """The features of a run; those of a stream have as many ids as their tables have rows.
+def note_features(
+    config: Config, collection: EmbeddingCollection, note: IdsNote | None
+) -> tuple[FeatureNote, ...]:
+    """The features of a run; they have as many ids as a vocabulary, or as their tables have rows.
 
     Args:
         config: config of the run.
+        collection: its tables.
         note: how ids become rows.
     """
     rows = dict(zip(config.table_names, config.table_rows, strict=True))
-    if note and note.schema is not None:
-        rows |= note.rows_of()
+    if note is None or note.schema is not None:
+        tables = [(x.feature, collection.tables[x.table]) for x in collection.lookups]
+        rows |= {feature: table.rows for feature, table in tables if table.ids}
     lengths = zip(config.table_names, config.table_bag_lengths, strict=True)
     return tuple(FeatureNote(name, rows[name], length) for name, length in lengths)

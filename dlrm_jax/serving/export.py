@@ -155,7 +155,7 @@ def _written(layers: DenseLayers, directory: Path, described: Manifest) -> Artif
 def describe(model: TrainedModel, name: str, tables: tuple[TableNote, ...]) -> Manifest:
     """The manifest without dense model, metrics and files."""
     config, collection = model.config, model.learner.collection
-    features = note_features(config, model.id_rows)
+    features = note_features(config, collection, model.id_rows)
     ends = np.cumsum([x.max_ids for x in features]).tolist()
     columns = {x.name: (end - x.max_ids, end) for x, end in zip(features, ends, strict=True)}
     return Manifest(

@@ -63,24 +63,6 @@ def load_table(
     return found
 
 
-def check_vocabulary(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Checks that the dynamic ids of a checkpoint, if any, are those of a vocabulary: 0, 1, ….
-
-    Args:
-        path: directory of the checkpoint.
-        metadata: result of `metadata.read_metadata`.
-
-    Raises:
-        UserError: they are those of a stream.
-    """
-    if STREAM in metadata and (names := ", ".join(metadata.get(NAME, {}))):
-        raise UserError(
-            f"{path}: expected a run of prepared data: ids of a stream are 64-bit values, which "
-            f"neither prediction nor an artifact can look up yet, and those of {names} are "
-            f"dynamic there; train on the stream without --dynamic_ids, or on prepared data"
-        )
-
-
 def check_static(path: Path, metadata: Mapping[str, Any], does: str) -> None:
     """Checks that a checkpoint has no table with dynamic ids.
 

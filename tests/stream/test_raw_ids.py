@@ -9,7 +9,7 @@ import xxhash
 
 from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.data.preprocessing.hashed_rows import HashedRows
-from dlrm_jax.data.preprocessing.raw_ids import MISSING, ids_of, raw_ids
+from dlrm_jax.data.preprocessing.raw_ids import ABSENT_ID, MISSING, id_of, ids_of, joined, raw_ids
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 
@@ -90,3 +90,27 @@ def test_rows_are_hashed_by_table():
     # Tables that aren't shared have hashes of their own.
     assert 0.005 < np.mean(rows[:, 0] == rows[:, 2] % 100) < 0.015
     assert (encode(raw_ids(frame[:7], schema, "x")) == rows[:7]).all()
+
+
+def test_a_value_alone_has_the_id_of_its_column():
+    texts = ["7", "007", "-7", "-0", "", "x", "é", "\uff11", "+5", "-", "--1", "9" * 5000]
+    texts += [str(x) for x in (2**64 - 1, 2**64, -(2**63), -(2**63) - 1)]
+    assert [id_of(x) for x in texts] == ids_of(pl.Series(texts)).tolist()
+    numbers = [0, -1, 2**63 - 1, -(2**63)]
+    assert [id_of(x) for x in numbers] == ids_of(pl.Series(numbers)).tolist()
+    large = pl.Series([2**64 - 1], dtype=pl.UInt64)
+    assert id_of(2**64 - 1) == ids_of(large).item() == id_of(-1)
+    assert id_of(None) == MISSING == ids_of(pl.Series([None])).item()
+    for other in (True, 7.0, b"x", 2**64, -(2**63) - 1):
+        assert id_of(other) is None
+
+
+def test_the_id_of_an_unused_place_is_no_value():
+    frame = pl.DataFrame({"c0": [-1, ABSENT_ID - 2**64]})
+    schema = Schema("y", ("a",))
+    with pytest.raises(UserError, match=r"x, row 1 of a chunk: expected other .* -922337"):
+        joined(raw_ids(frame, schema, "x"), "x")
+    bags = pl.DataFrame({"c0": [[-1], []]})
+    own = joined(raw_ids(bags, Schema("y", ("a",), bag_lengths={"a": 2}), "x"), "x")
+    absent = ABSENT_ID - 2**64
+    assert own.tolist() == [[-1, absent], [absent, absent]]
