@@ -50,7 +50,7 @@ class Artifact:
         programs: dense model by batch size; under None for any.
         native: dense model by native kernels, which is used in place of a program; None for a
             model that they don't have, for accelerators, and where they aren't built.
-        id_rows: what gives ids their rows; None if ids are rows.
+        id_rows: function that gives ids their rows; None if ids are rows.
     """
 
     directory: Path

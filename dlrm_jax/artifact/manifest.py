@@ -60,7 +60,7 @@ class Manifest:
         retrieval: index of items of two towers; None for a model that predicts rows.
         dense_layers: layers that native code may run in place of the program; None for other
             models than DLRM, and of earlier versions.
-        id_rows: how ids become rows of tables; None if ids are rows.
+        id_rows: way by which ids become rows of tables; None if ids are rows.
     """
 
     name: str

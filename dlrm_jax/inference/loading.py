@@ -38,7 +38,7 @@ class Trained(NamedTuple):
         state: parameters and tables.
         fingerprint: fingerprint of the data of training.
         shift: number to add to the logits, see `dlrm_jax.training.sampling`.
-        id_rows: what gives ids their rows; None if ids are rows.
+        id_rows: function that gives ids their rows; None if ids are rows.
     """
 
     config: Config

@@ -91,7 +91,7 @@ def note_features(
     Args:
         config: config of the run.
         collection: its tables.
-        note: how ids become rows.
+        note: way by which ids become rows; None if they are rows.
     """
     rows = dict(zip(config.table_names, config.table_rows, strict=True))
     if note is None or note.schema is not None:

@@ -43,7 +43,7 @@ class Taken(NamedTuple):
         rows: these rows as they were trained.
         layers: arrays of the dense model, in the order of manifests.
         keys: ids of all rows by map.
-        changes: what has changed in them since the last publication.
+        changes: changes of them since the last publication.
     """
 
     step: int

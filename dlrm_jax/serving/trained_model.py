@@ -43,7 +43,7 @@ class TrainedModel:
         config: config of training.
         learner: learner without native kernels.
         vocabularies: directory that maps raw values to ids; None if there is none.
-        id_rows: how ids become rows of the tables; None if ids are rows.
+        id_rows: way by which ids become rows of the tables; None if ids are rows.
     """
 
     checkpoint: Path
