@@ -37,11 +37,11 @@ from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.data.generated.click_log import SCHEMA, ClickLog
+from dlrm_jax.data.preprocessing.hashed_rows import HashedRows
+from dlrm_jax.data.preprocessing.raw_ids import RawIds, ids_of
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.files import write_json
-from dlrm_jax.stream.hashed_rows import HashedRows
 from dlrm_jax.stream.position import Consumed, Position
-from dlrm_jax.stream.raw_ids import RawIds, ids_of
 from dlrm_jax.stream.run import StreamOptions, run_stream
 from dlrm_jax.stream.settings import for_schema
 from dlrm_jax.stream.source import Segment

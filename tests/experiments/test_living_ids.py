@@ -11,9 +11,9 @@ import pytest
 from main_job import run
 
 from dlrm_jax.data.generated.click_log import SCHEMA, ClickLog
+from dlrm_jax.data.preprocessing.hashed_rows import HashedRows
+from dlrm_jax.data.preprocessing.raw_ids import RawIds, ids_of
 from dlrm_jax.data.preprocessing.schema import Schema
-from dlrm_jax.stream.hashed_rows import HashedRows
-from dlrm_jax.stream.raw_ids import RawIds, ids_of
 from experiments.living_ids import Vocabularies, born, entropies
 
 

@@ -142,9 +142,7 @@ def test_prepared_data_for_a_model_of_a_stream(tmp_path: Path):
     shutil.copytree(saved, checkpoint)
     path = checkpoint / "metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"stream": {}}))
-    with pytest.raises(
-        UserError, match=r"trained on a stream, .* Give arrays of the rows"
-    ) as error:
+    with pytest.raises(UserError, match=r"trained on a stream, .* Give raw logs") as error:
         vocabularies.check_same_data(prepared(tmp_path / "data"), checkpoint, "g")
     assert "raw logs" not in str(error.value)
 

@@ -52,6 +52,7 @@ def model_of(directory: Path) -> Any:
     model.predictor = SimpleNamespace(
         encoder=encoder,
         row_encoder=RowEncoder(encoder),
+        takes_raw_rows=True,
         scorer=SimpleNamespace(inputs=None),
         vocabularies=directory,
         features_of=lambda columns: frozenset(columns),

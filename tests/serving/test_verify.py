@@ -181,9 +181,9 @@ def test_golden_rows_must_be_named(copy: Path):
 
 def test_a_later_version_is_named(copy: Path):
     content = json.loads((copy / MANIFEST).read_text())
-    (copy / MANIFEST).write_text(json.dumps({"format": 2, "anything": content}))
+    (copy / MANIFEST).write_text(json.dumps({"format": 3, "anything": content}))
     for read in (verify, Predictor.load):
-        with pytest.raises(UserError, match=r"manifest\.json has format 2, this program reads 1"):
+        with pytest.raises(UserError, match=r"manifest\.json has format 3, this program reads 2"):
             read(copy)
 
 

@@ -13,10 +13,10 @@ from brokers import STREAM, json_messages, redis_server
 from polars.testing import assert_frame_equal
 from stream_log import SCHEMA, log
 
+from dlrm_jax.data.preprocessing.raw_ids import RawIds
 from dlrm_jax.errors import UserError
 from dlrm_jax.stream.batches import stream_batches
 from dlrm_jax.stream.position import Position, Progress
-from dlrm_jax.stream.raw_ids import RawIds
 from dlrm_jax.stream.redis_stream import RedisStream
 from dlrm_jax.stream.rows import Rows, rows_of
 from dlrm_jax.stream.source import Segment, UnreachableError
