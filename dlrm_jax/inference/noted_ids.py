@@ -33,13 +33,14 @@ def schema_of_stream(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any] 
         None for a run of prepared data, and for one of an earlier version, whose ids are rows.
 
     Raises:
-        UserError: an earlier version wrote it, and it has dynamic ids.
+        UserError: it has dynamic ids, and an earlier version or another encoder gave them rows.
     """
     fields = metadata.get(STREAM, {}).get(SCHEMA)
     if fields is None and STREAM in metadata and NAME in metadata:
         raise UserError(
-            f"{path}: expected a checkpoint that has the schema of its stream, an earlier version "
-            f"wrote this one; run the same train command again, whose next checkpoint has it"
+            f"{path}: expected a checkpoint that has the schema of its stream, got one of an "
+            f"earlier version, or of a program with an encoder of its own; run the same train "
+            f"command again, whose next checkpoint has it"
         )
     return fields
 

@@ -153,7 +153,9 @@ def run_stream(
 
         def keep(state: TrainState, progress: Progress, speed: float | None) -> bool:
             file.flush()
-            of_stream = {**progress.to_json(), SCHEMA: fields_of(schema)}
+            of_stream = progress.to_json()
+            if encoder is None:  # others' rows can't be given to raw values again
+                of_stream[SCHEMA] = fields_of(schema)
             known = {**notes, "examples_per_second": speed, STREAM: of_stream}
             of_step = live.maps_at(int(state.step)) if live else None
             checkpoints.save(learner, state, known, None, of_step, prequential.arrays())
