@@ -28,8 +28,7 @@ class Examples:
         dense: features that enter the bottom MLP as they are, [N, D] float32.
         ids: rows of the embedding tables, [N, C] int32. The bags of all categorical features lie
             side by side, so C is the sum of the bag lengths; `ABSENT` marks unused places. Either
-            one array, or one array per feature in an `HStacked`. For the model of a stream, ids of
-            64 bits in their place, [N, C] int64, see `preprocessing.raw_ids`.
+            one array, or one array per feature in an `HStacked`; or ids of a stream, int64.
         labels: 0 or 1, or between them for squared errors, [N] float32; int32 in TorchRec's files.
             If an example has several, [N, H] float32, NaN for those that it lacks.
         sample_weights: weight of each example in the training loss and in metrics, [N] float32;
@@ -315,11 +314,6 @@ class Dataset:
                     f"every split needs {dense} dense features and {ids} ids an example (the sum "
                     f"of the bag lengths), but {name} has {split.dense_features} and "
                     f"{split.ids_per_example}."
-                )
-            if any(day.ids.dtype != np.int32 for day in split.days):
-                raise UserError(
-                    f"a data set needs rows of tables as ids, int32, but {name} has int64, the ids "
-                    f"of a stream's values; convert them first."
                 )
 
     @property

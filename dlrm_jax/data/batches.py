@@ -86,8 +86,8 @@ class TrainBatches:
             its end.
 
     Raises:
-        UserError: there are fewer examples than `batch_size`, P doesn't divide it, or an
-            argument is out of range.
+        UserError: there are fewer examples than `batch_size`, P doesn't divide it, an argument is
+            out of range, or ids aren't rows.
     """
 
     def __init__(
@@ -101,6 +101,8 @@ class TrainBatches:
         unseen: Callable[[Any, int, slice, int], Any] | None = None,
         groups: Int64[np.ndarray, " N"] | None = None,
     ):
+        if any(day.ids.dtype != np.int32 for day in split.days):
+            raise UserError("training needs rows of tables as ids, int32, got 64-bit ids")
         self.steps_per_epoch = steps_per_epoch(split, batch_size)
         self.batch_size = batch_size
         self._own = _own_examples(batch_size, process_index, process_count)

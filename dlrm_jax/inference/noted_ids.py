@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,15 @@ def schema_of_stream(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any] 
             f"command again, whose next checkpoint has it"
         )
     return fields
+
+
+def fields_of(schema: Schema) -> dict[str, Any]:
+    """The fields of a schema as JSON has them, for `Schema.from_fields`; without defaults."""
+    plain = dataclasses.asdict(Schema("label", ("id",)))
+    needed = ("label", "categorical")
+    given = dataclasses.asdict(schema).items()
+    kept = {name: value for name, value in given if name in needed or value != plain[name]}
+    return json.loads(json.dumps(kept))
 
 
 def note_ids(

@@ -52,8 +52,7 @@ class Predictor(TrainedParts, RawRowParts):
         fingerprint: fingerprint of the data of training, which the vocabularies must be of.
         shift: number that probabilities add to the logits, for a model that was trained on a part
             of the negative examples, see `dlrm_jax.training.sampling`.
-        schema: meaning of the columns of a stream, whose values need no vocabulary; None for
-            others.
+        schema: meaning of the columns of a stream, which needs no vocabulary; None for others.
     """
 
     scorer: Scorer
@@ -92,9 +91,8 @@ class Predictor(TrainedParts, RawRowParts):
 
         Raises:
             UserError: there is no checkpoint and no artifact, or it is damaged or of another kind;
-                it names a class that ``model`` doesn't; an earlier version wrote it with dynamic
-                ids of a stream; the mesh doesn't divide the batch; the vocabularies are of other
-                data.
+                it names a class that ``model`` doesn't, or has dynamic ids of a stream, but no
+                schema; the mesh doesn't divide the batch; the vocabularies are of other data.
         """
         given = Path(preprocessing) if preprocessing else None
         path = as_path("run_or_checkpoint", run_or_checkpoint)

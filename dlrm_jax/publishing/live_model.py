@@ -11,11 +11,11 @@ import numpy as np
 
 from dlrm_jax.artifact.id_notes import KeysNote
 from dlrm_jax.config import Config
-from dlrm_jax.data.preprocessing.schema import Schema, fields_of
+from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.dynamic_ids.keys import Keys
 from dlrm_jax.embedding import EmbeddingCollection, Table
 from dlrm_jax.inference.loading import for_prediction
-from dlrm_jax.inference.noted_ids import note_ids
+from dlrm_jax.inference.noted_ids import fields_of, note_ids
 from dlrm_jax.mesh import host_mesh
 from dlrm_jax.serving.trained_model import DenseModel, TrainedModel
 from dlrm_jax.training.build import make_learner

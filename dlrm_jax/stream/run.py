@@ -15,12 +15,12 @@ from dlrm_jax.backend import describe_devices
 from dlrm_jax.config import Config
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.data.preprocessing.hashed_rows import HashedRows
-from dlrm_jax.data.preprocessing.schema import Schema, fields_of
+from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.embedding.kernel_dispatch import check_processes
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_text
-from dlrm_jax.inference.noted_ids import SCHEMA
+from dlrm_jax.inference.noted_ids import SCHEMA, fields_of
 from dlrm_jax.processes import is_distributed
 from dlrm_jax.run_start import describe_run
 from dlrm_jax.saved_config import file_text

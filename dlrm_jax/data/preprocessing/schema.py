@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -282,15 +281,6 @@ class Schema:
             labels = [given["label"]] if isinstance(given["label"], str) else given["label"]
             given["label_at_least"] = thresholds_of(given["label_at_least"], labels)
         return cls(**given)
-
-
-def fields_of(schema: Schema) -> dict[str, Any]:
-    """The fields of a schema as JSON has them, for `Schema.from_fields`; without defaults."""
-    plain = dataclasses.asdict(Schema("label", ("id",)))
-    needed = ("label", "categorical")
-    given = dataclasses.asdict(schema).items()
-    kept = {name: value for name, value in given if name in needed or value != plain[name]}
-    return json.loads(json.dumps(kept))
 
 
 CRITEO = Schema("label", CATEGORICALS, INTEGERS, layout="criteo")
