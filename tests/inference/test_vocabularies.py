@@ -142,9 +142,8 @@ def test_prepared_data_for_a_model_of_a_stream(tmp_path: Path):
     shutil.copytree(saved, checkpoint)
     path = checkpoint / "metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"stream": {}}))
-    with pytest.raises(UserError, match=r"trained on a stream, .* Give raw logs") as error:
+    with pytest.raises(UserError, match=r"trained on a stream, .* Give raw logs"):
         vocabularies.check_same_data(prepared(tmp_path / "data"), checkpoint, "g")
-    assert "raw logs" not in str(error.value)
 
 
 def test_damage_that_polars_takes_for_its_own_mistake_is_named(tmp_path: Path):
