@@ -151,10 +151,10 @@ def host_mesh() -> Mesh:
     Raises:
         UserError: JAX was told to have no CPU devices.
     """
-    devices()  # those that are asked for are there
     try:
         device = jax.devices(CPU.platform)[0]
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the latter has no words
+        devices()  # raises if none of those that are asked for are there
         raise UserError(
             f"expected a CPU device of JAX beside its accelerators: {error}; add cpu to "
             f"JAX_PLATFORMS, such as cuda,cpu, or leave it unset"
