@@ -70,17 +70,22 @@ def make_model(
     taken = options(kind)
     arguments: dict[str, Any] = {name: getattr(config, name) for name in config_fields(kind)}
     arguments |= _own_options(config, taken)
-    has_mlps = "dtype" in inspect.signature(kind.__init__).parameters
-    if has_mlps:
+    if "dtype" in inspect.signature(kind.__init__).parameters:
         arguments["dtype"] = config.compute_dtype
-    elif config.compute_dtype != "float32":
-        raise UserError(f"compute_dtype: {config.model} has no MLP, got {config.compute_dtype}")
+    elif config.compute_dtype != "float32" and not _takes_dtype(kind):
+        raise UserError(
+            f"compute_dtype: {config.model} takes no argument compute_dtype; expected float32, got "
+            f"{config.compute_dtype}"
+        )
     if config.numeric_embedding == "none":
         model = kind(config.dense_features, fields_of(config), **arguments, rngs=rngs)
     else:
         model = _on_embedded_numbers(kind, config, arguments, rngs)
-    if has_mlps and (config.dropout or config.normalization != "none"):
-        regularize_mlps(model, config.dropout, config.normalization, rngs)
+    # A class that takes one of these applies it itself.
+    dropout = 0.0 if "dropout" in taken else config.dropout
+    normalization = "none" if "normalization" in taken else config.normalization
+    if _takes_dtype(kind) and (dropout or normalization != "none"):
+        regularize_mlps(model, dropout, normalization, rngs)
     if not composers:
         return model
     return ComposedEmbeddings(model, {name: make(rngs) for name, make in composers.items()})
@@ -137,6 +142,11 @@ def options(kind: type[Model]) -> dict[str, Any]:
     return {name: hints.get(name, str) for name in named if name not in _GIVEN}
 
 
+def _takes_dtype(kind: type[Model]) -> bool:
+    """Whether a class takes the dtype of its products: then its MLPs are regularized."""
+    return not {"dtype", "compute_dtype"}.isdisjoint(inspect.signature(kind.__init__).parameters)
+
+
 def config_fields(kind: type[Model]) -> list[str]:
     """The fields of `Config` that are arguments of a class."""
     return [name for name in options(kind) if name in FIELD_TYPES]
@@ -164,9 +174,12 @@ def unread(config: Config) -> dict[str, str]:
         found["plateau_patience"] = "without --plateau_factor"
     if not config.table_l2:
         found["table_l2_rows"] = "without --table_l2"
-    if "dtype" not in inspect.signature(model_class(config).__init__).parameters:
-        for name in ("dropout", "normalization"):
-            found[name] = f"without a model with an MLP; {config.model} has none"
+    if not _takes_dtype(model_class(config)):
+        missing = (
+            "has none" if config.model in MODELS else "takes no argument of that name or dtype"
+        )
+        for name in {"dropout", "normalization"}.difference(taken):
+            found[name] = f"without a model with an MLP; {config.model} {missing}"
     if config.steps:
         found["epochs"] = "with --steps, which says how many there are"
     reads = model_class(config).reads

@@ -14,6 +14,7 @@ from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.models.fields import VECTOR, WEIGHT, Model
+from dlrm_jax.models.mlp import MLP
 from dlrm_jax.models.zoo import MODELS
 from dlrm_jax.training.build import generate_data, make_learner
 from dlrm_jax.training.model import OF_MODELS, make_model, model_class, unread
@@ -132,6 +133,48 @@ def test_a_class_of_the_users_own():
     np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-6)
 
 
+class OneMLP(Model):
+    """A class whose constructor takes the settings of its MLP."""
+
+    @staticmethod
+    def reads(field):
+        return (VECTOR,)
+
+    def __init__(self, dense_features, fields, *, compute_dtype, rngs: nnx.Rngs):
+        self.names = tuple(field.name for field in fields)
+        widths = (dense_features + sum(field.width for field in fields), 4, 1)
+        self.mlp = MLP(widths, last_relu=False, rngs=rngs, dtype=compute_dtype)
+
+    def __call__(self, dense, vectors):
+        return self.mlp(jnp.concatenate([dense, *(vectors[x] for x in self.names)], axis=1))[:, 0]
+
+
+class OwnDropout(OneMLP):
+    """A class that applies dropout itself."""
+
+    def __init__(self, dense_features, fields, *, dtype, dropout: float, rngs: nnx.Rngs):
+        super().__init__(dense_features, fields, compute_dtype=dtype, rngs=rngs)
+        self.share = dropout
+
+
+def test_a_class_of_the_users_own_takes_dtype_and_dropout():
+    config = dataclasses.replace(
+        CONFIG, model=f"{__name__}:OneMLP", compute_dtype="bfloat16", dropout=0.25
+    )
+    model: Any = make_model(config, {}, nnx.Rngs(0))
+    assert model.mlp.dtype == "bfloat16"
+    assert model.mlp.is_regularized
+    assert "dropout" not in unread(config)
+    config = dataclasses.replace(config, model=f"{__name__}:OwnDropout")
+    model = make_model(config, {}, nnx.Rngs(0))
+    assert model.mlp.dtype == "bfloat16"
+    assert (model.share, model.mlp.is_regularized) == (0.25, False)
+    neither = dataclasses.replace(config, model=f"{__name__}:SumOfWeights")
+    with pytest.raises(UserError, match="SumOfWeights takes no argument compute_dtype; expected"):
+        make_model(dataclasses.replace(neither, model_options=("factor=1",)), {}, nnx.Rngs(0))
+    assert unread(neither)["dropout"].endswith("takes no argument of that name or dtype")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -160,7 +203,10 @@ def test_a_class_of_the_users_own():
             {"model": "fm", "model_options": ("x=1",)},
             "^model_options: fm has no options, got 'x=1'; leave it out",
         ),
-        ({"model": "fm", "compute_dtype": "bfloat16"}, "fm has no MLP"),
+        (
+            {"model": "fm", "compute_dtype": "bfloat16"},
+            "^compute_dtype: fm takes no argument compute_dtype; expected float32, got bfloat16",
+        ),
     ],
 )
 def test_models_that_cannot_be_made_are_refused(changes, message):
