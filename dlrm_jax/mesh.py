@@ -62,11 +62,12 @@ def check_device_count(count: int, what: str) -> None:
 
 
 def emulate_devices(count: int, processes: int = 1) -> None:
-    """Asks for ``count`` CPU devices; call before JAX is used for the first time.
+    """Asks for ``count`` CPU devices or more; call before JAX is used for the first time.
 
-    Accelerators stay there, and `make_mesh` prefers them where there are enough. What ``XLA_FLAGS``
-    says of the number of devices and of the order of collectives is left alone. If it names a file
-    of flags, it gets the file's text, and what is added.
+    Of several calls, the largest count holds. Accelerators stay there, and `make_mesh` prefers them
+    where there are enough. What ``XLA_FLAGS`` says of the number of devices and of the order of
+    collectives is left alone. If it names a file of flags, it gets the file's text, and what is
+    added.
 
     Args:
         count: number of devices of all processes.
@@ -85,7 +86,8 @@ def emulate_devices(count: int, processes: int = 1) -> None:
     flags = xla_flags()
     if _COUNT not in flags:
         try:
-            jax.config.update("jax_num_cpu_devices", count // processes)
+            asked: int = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
+            jax.config.update("jax_num_cpu_devices", max(count // processes, asked))
         except RuntimeError as error:  # JAX has been used
             if max(len(devices()), len(devices("cpu"))) >= count:
                 return

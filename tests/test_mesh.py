@@ -101,7 +101,21 @@ def test_gpus_sum_scatters_alike_only_with_a_flag(monkeypatch):
     assert not scatters_vary(gpus)
 
 
+def test_a_smaller_emulation_takes_nothing_back():
+    program = (
+        "import jax\n"
+        "from dlrm_jax.mesh import emulate_devices, make_mesh\n"
+        "emulate_devices(4)\n"
+        "emulate_devices(1)\n"
+        "print(make_mesh('2x2').size, len(jax.devices()))\n"
+    )
+    ended = run(program=("-c", program), XLA_FLAGS="")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "4 4\n"
+
+
 def test_devices_are_shared_out_among_processes(monkeypatch):
+    monkeypatch.setattr(type(jax.config), "jax_num_cpu_devices", 1)  # of a process of its own
     changed = {}
     monkeypatch.setattr(jax.config, "update", changed.__setitem__)
     monkeypatch.setenv("XLA_FLAGS", "")
@@ -135,6 +149,7 @@ def test_what_the_environment_says_wins(monkeypatch):
 
 
 def test_several_devices_start_collectives_in_one_order(monkeypatch):
+    monkeypatch.setattr(type(jax.config), "jax_num_cpu_devices", 1)
     changed = {}
     monkeypatch.setattr(jax.config, "update", changed.__setitem__)
     monkeypatch.setenv("XLA_FLAGS", "--xla_other=1")
