@@ -166,7 +166,9 @@ class Table:
         """
         shape, dtype = (count, self.dim), jnp.dtype(self.dtype)
         if self.init is None:
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
+            # A shorter dtype rounds the values of float32: it draws others by itself.
+            drawn = jnp.promote_types(dtype, jnp.float32)
+            return jax.random.uniform(key, shape, drawn, -bound, bound).astype(dtype)
         values = self.init(key, shape, dtype)
         if values.shape != shape:
             raise UserError(

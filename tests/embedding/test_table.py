@@ -110,6 +110,15 @@ def test_initial_rows_are_the_references_or_ones_own():
     np.testing.assert_array_equal(own.initial_rows(jax.random.key(0), 3, 0.1), np.full((3, 2), 7.0))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_initial_rows_of_short_dtypes_are_those_of_float32_rounded(dtype):
+    key = jax.random.key(0)
+    wanted = Table("a", 100, 16).initial_rows(key, 1000, 0.1)
+    found = Table("a", 100, 16, dtype=dtype).initial_rows(key, 1000, 0.1)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, wanted.astype(dtype))
+
+
 def test_initial_rows_of_another_shape_are_refused():
     bad = Table("a", 100, 2, init=lambda key, shape, dtype: jnp.zeros((5, 2)))
     with pytest.raises(UserError, match=r"table a: init must give .* \(3, 2\), got \(5, 2\)"):
