@@ -8,7 +8,8 @@ The first command adds the matches of a run to docs/results/amd-epyc-zen4.csv,
 in place of older ones of the same kind. The second prints two tables: for each
 kind of match and processor the ratio against the fastest peer, then the least
 over all of them for each precision and work, which is what may be claimed. A
-star marks a ratio whose quartiles were more than a tenth of it apart.
+star marks a ratio whose quartiles were more than a tenth of it apart; in a file
+without quartiles, one that was measured while bytes took long from core to core.
 """
 
 from __future__ import annotations
