@@ -18,14 +18,14 @@ from dlrm_jax.presets import PRESETS
 
 # Titles of the config's sections, by the first field of each.
 _SECTIONS = {
-    "table_rows": "Tables",
+    "features": "Tables",
     "model": "Model",
     "loss": "Optimization",
     "batch_size": "Run",
     "examples": "Data",
 }
 _INDENT = 26  # of the sentences
-_MOST_NUMBERS = 6  # that are shown of a default
+_MOST_VALUES = 6  # that are shown of a default
 
 
 def help_text(docstring: str, width: int | None = None) -> str:
@@ -96,8 +96,9 @@ def _shown(value: Any) -> str:
     if value in (None, "", (), []):
         return "none"
     if isinstance(value, list | tuple):
-        many = len(value) > _MOST_NUMBERS
-        return f"{len(value)} numbers" if many else ",".join(map(str, value))
+        if len(value) <= _MOST_VALUES:
+            return ",".join(map(str, value))
+        return f"{len(value)} {'names' if isinstance(value[0], str) else 'numbers'}"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

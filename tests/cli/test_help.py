@@ -65,10 +65,16 @@ def test_a_sentence_that_says_the_default_is_not_contradicted(program: ModuleTyp
     assert "otherwise days; such as user=user_id:0.1,0.1. --validation" in joined
 
 
+@pytest.mark.parametrize("program", ["experiments.benchmarks.peers.__main__"], indirect=True)
+def test_many_values_are_counted_as_what_they_are(program: ModuleType):
+    joined = " ".join(help_text(program.__doc__ or "", 100).split())
+    assert re.search(r"--peers Peers of [^.]*; such as jax_dense\. Default: \d+ names\.", joined)
+
+
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.train"], indirect=True)
 def test_the_config_gives_sections_sentences_and_defaults(program: ModuleType):
     text = help_text(program.__doc__ or "", 100)
-    titles = re.findall(r"^([A-Z]\w+):$", text, re.M)
+    titles = re.findall(r"^(\S*):$", text, re.M)
     assert titles == ["Flags", "Tables", "Model", "Optimization", "Run", "Data"]
     joined = " ".join(text.split())
     assert (
