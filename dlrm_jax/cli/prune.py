@@ -72,6 +72,8 @@ def main() -> None:
     check_new("output")
     start("1x1", emulate=True)
     checkpoint = find_checkpoint(Path(FLAGS.run))
+    if FLAGS.output:
+        _check_outside(Path(FLAGS.output), checkpoint)
     metadata = read_metadata(checkpoint)
     with reading(checkpoint):
         plans = plan_pruning(checkpoint, metadata, rules, FLAGS.tables)
@@ -82,6 +84,17 @@ def main() -> None:
             return
         written = write_pruned_run(checkpoint, metadata, plans, Path(FLAGS.output))
     status(f"see {written}; train with --workdir={FLAGS.output} to go on")
+
+
+def _check_outside(output: Path, checkpoint: Path) -> None:
+    """The run stays as it is, so the new workdir may not be in it."""
+    is_in_run = checkpoint.parent.name == "checkpoints"
+    whole = checkpoint.parent.parent if is_in_run else checkpoint
+    if output.resolve().is_relative_to(whole.resolve()):
+        raise UserError(
+            f"--output: expected a path outside of {whole}, which stays as it is, got {output}; "
+            f"give another one, such as runs/pruned"
+        )
 
 
 def _line(plan: Pruning) -> list[str]:

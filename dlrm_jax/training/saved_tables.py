@@ -42,8 +42,9 @@ class SavedTables:
             array: array by row, or a number that all rows share.
         """
         # Bytes on all devices: slots with one number per row are whole on each.
-        parts = [array] if isinstance(array, np.ndarray) else array.addressable_shards
-        self._size += sum(part.data.nbytes for part in parts)
+        is_host = isinstance(array, np.ndarray)
+        parts = [array] if is_host else [shard.data for shard in array.addressable_shards]
+        self._size += sum(part.nbytes for part in parts)
         self._sums.add(f"tables/{table}/{key}", array)
         self._pending.setdefault(table, {})[key] = array
         self._index[f"{table}/{key}"] = {"item": str(self._items), "shape": array.shape}

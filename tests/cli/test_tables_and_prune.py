@@ -63,6 +63,30 @@ def test_a_pruned_run_goes_on(
     assert done.returncode == 0, done.stderr
 
 
+def test_a_table_in_bfloat16_is_pruned(command, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    flags = ("--dynamic_ids=C2=200", "--table_dtype=bfloat16", "--steps=4")
+    done = run(*flags, f"--workdir={tmp_path / 'run'}", program=TRAIN)
+    assert done.returncode == 0, done.stderr
+    pruned = tmp_path / "pruned"
+    command("prune", f"--run={tmp_path / 'run'}", "--min_count=2", f"--output={pruned}")
+    found = []
+    for checked in (tmp_path / "run", pruned):
+        capsys.readouterr()
+        command("tables", f"--run={checked}", "--json")
+        found.append({x["table"]: x for x in json.loads(capsys.readouterr().out)["tables"]})
+    before, after = found
+    assert after["C2"]["ids"] < before["C2"]["ids"]
+    assert after["C1"] == before["C1"]  # its rows, read again
+
+
+@pytest.mark.parametrize("output", ["new", "checkpoints/x", "checkpoints/00000020/x"])
+def test_a_pruned_run_is_not_written_into_the_run(command, workdir: Path, output: str):
+    path = workdir / output
+    with pytest.raises(UserError, match=r"^--output: expected a path outside of .*/run, which"):
+        command("prune", f"--run={workdir}", "--min_count=3", f"--output={path}")
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("name", ["run", "run_of_format_3"])
 def test_tables_of_a_run_without_dynamic_ids(
     command, capsys: pytest.CaptureFixture[str], name: str
