@@ -15,7 +15,8 @@ tables of a given number of rows; only how an id gets its row differs:
 It prints the normalized entropy of each day from the second on, in steps of five days, and for each
 way the mean over these days, rows, and the share of the gap between hashed and unbounded that is
 closed; the same is written to the workdir as ``living_ids.json``. The best possible is that of the
-log's own click probabilities.
+log's own click probabilities. Initial values are within ±1/√rows, so ways with
+other numbers of rows start from others.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from dlrm_jax.data.generated.click_log import SCHEMA, ClickLog
 from dlrm_jax.data.preprocessing.hashed_rows import HashedRows
 from dlrm_jax.data.preprocessing.raw_ids import RawIds, ids_of
 from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_json
 from dlrm_jax.stream.position import Consumed, Position
 from dlrm_jax.stream.run import StreamOptions, run_stream
@@ -227,6 +229,16 @@ class Study:
 def main() -> None:
     """Trains all ways and prints the table."""
     workdir = chosen_workdir("living_ids")
+    if workdir.exists() and any(workdir.iterdir()):  # neither days nor vocabularies can resume
+        raise UserError(
+            f"--workdir: expected a new or empty directory, as a study starts anew, got {workdir}; "
+            f"remove it, or give another one"
+        )
+    if FLAGS.examples < 5 * FLAGS.batch_size:
+        raise UserError(
+            f"--examples: expected at least 5 batches of --batch_size={FLAGS.batch_size} a day, "
+            f"{5 * FLAGS.batch_size:,}, got {FLAGS.examples:,}"
+        )
     mesh = start("1x1", 1)
     examples = FLAGS.examples - FLAGS.examples % (5 * FLAGS.batch_size)
     log = ClickLog(FLAGS.users, FLAGS.items, FLAGS.drift, FLAGS.days, FLAGS.seed)

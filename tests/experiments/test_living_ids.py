@@ -70,3 +70,17 @@ def test_the_study_prints_and_writes_each_day(tmp_path: Path):
     assert dynamic[1:3] == ["250", "90"]
     assert float(dynamic[-2]) == pytest.approx(np.mean(entropy["dynamic"][1:]), abs=1e-4)
     assert Schema.from_fields(SCHEMA).owners[-1] == 1
+
+
+def test_a_study_starts_in_an_empty_directory_with_days_of_some_batches(tmp_path: Path):
+    program = ("-m", "experiments.living_ids")
+    (tmp_path / "hashed").mkdir()
+    result = run(f"--workdir={tmp_path}", program=program)
+    assert result.returncode == 2
+    assert "--workdir: expected a new or empty directory" in result.stderr
+    assert "Traceback" not in result.stderr
+    new = tmp_path / "new"
+    result = run(f"--workdir={new}", "--examples=2499", program=program)
+    assert result.returncode == 2
+    assert "--examples: expected at least 5 batches of --batch_size=500" in result.stderr
+    assert not new.exists()
