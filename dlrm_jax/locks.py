@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,8 +85,10 @@ def check_lockable(lock_file: Path) -> None:
                 ) from error
 
 
-def is_held(lock_file: Path) -> bool:
-    """Whether another run holds a lock; nothing is written, not even the file of the lock.
+def held_file(lock_file: Path) -> int | None:
+    """The number of a lock's file if another run holds it; None if none does, or there is no file.
+
+    Nothing is written, not even the file of the lock.
 
     Args:
         lock_file: file of the lock, which needn't be there.
@@ -94,10 +97,20 @@ def is_held(lock_file: Path) -> bool:
         OSError: the file can't be read, or its file system has no locks.
     """
     try:
-        with lock_file.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        file = lock_file.open("rb")
     except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return os.fstat(file.fileno()).st_ino
+    return None
+
+
+def file_number(path: Path) -> int | None:
+    """The number by which a file system knows a file; None if there is none."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None

@@ -37,10 +37,10 @@ def test_a_lock_ends_with_its_process(tmp_path):
         ):
             pytest.fail("the body must not run")
         before = lock_file.stat().st_mtime_ns
-        assert locks.is_held(lock_file)
+        assert locks.held_file(lock_file) is not None
         assert lock_file.stat().st_mtime_ns == before
         process.send_signal(signal.SIGKILL)
-    assert not locks.is_held(lock_file)
+    assert locks.held_file(lock_file) is None
     with locks.locked(lock_file, "workdir a"):
         pass
 
@@ -88,5 +88,5 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, wait):
 
 
 def test_a_look_at_a_lock_makes_no_file(tmp_path):
-    assert not locks.is_held(tmp_path / "none" / ".lock")
+    assert locks.held_file(tmp_path / "none" / ".lock") is None
     assert not list(tmp_path.iterdir())

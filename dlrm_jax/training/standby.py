@@ -19,7 +19,7 @@ import numpy as np
 
 from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.errors import DamagedCheckpointError, InUseError, UserError
-from dlrm_jax.locks import is_held
+from dlrm_jax.locks import file_number, held_file
 from dlrm_jax.processes import is_distributed
 from dlrm_jax.signals import check
 from dlrm_jax.training.checkpoint import Checkpoints
@@ -98,14 +98,16 @@ class ReadAhead:
             id_maps: maps that become those of the state; None without dynamic ids.
         """
         state, own, replay = self._state, self._id_maps, self._replay
-        if state is None or metadata_hash(checkpoint) != self._found:
+        is_of_it = state is not None and metadata_hash(checkpoint) == self._found
+        # Memory may not have room for this state and the one that is read in its place.
+        self._state = self._id_maps = self._replay = self._found = None
+        if not is_of_it:
             return None
         if replay and replay.damage:  # another one may have gone on from an earlier entry
             return None
         if id_maps and own:
             id_maps.maps = own.maps
-        self.taken, self._replay = replay, None
-        self._state = self._id_maps = self._found = None
+        self.taken = replay
         return state
 
     def _path(self, step: int) -> Path:
@@ -137,8 +139,8 @@ def stand_by(
         The state of the latest checkpoint, as far as it was read.
 
     Raises:
-        UserError: there are several processes, a checkpoint is of another run, or the workdir
-            can't be used, see `owned`.
+        UserError: there are several processes, a checkpoint is of another run, the workdir can't be
+            used, see `owned`, or isn't that of the run any more.
         Interrupted: a signal came.
     """
     if is_distributed():
@@ -146,8 +148,11 @@ def stand_by(
     _warm_up(learner, seed, take_step)
     ahead = ReadAhead(checkpoints, learner, seed)
     lock, listed, shown = workdir / LOCK, -float("inf"), False
+    watched: int | None = None  # the lock's file, which a run in another place has for its own
     while True:
-        while is_held(lock):
+        while (held := held_file(lock)) is not None:
+            _check_same(workdir, watched, held)
+            watched = held
             check()
             if time.monotonic() - listed >= _LISTED_EVERY:
                 ahead.look()
@@ -157,13 +162,31 @@ def stand_by(
                     step = "no checkpoint yet" if ahead.step is None else f"step {ahead.step}"
                     say(f"standing by for {workdir}, {step}")
             time.sleep(_PAUSE)
+        if watched is not None:
+            _check_same(workdir, watched, file_number(lock))
         try:
             opened.enter_context(owned(workdir))
         except InUseError:  # another one has been faster
             continue
+        _check_same(workdir, watched, file_number(lock))
         if shown:
             say(f"taking over {workdir}")
         return ahead
+
+
+def _check_same(workdir: Path, watched: int | None, found: int | None) -> None:
+    """Checks that a workdir hasn't been moved, deleted or unmounted, as the run may go on in it.
+
+    Raises:
+        UserError: its lock isn't the file that was watched.
+    """
+    if watched is not None and found != watched:
+        raise UserError(
+            f"standby: expected the lock {workdir / LOCK} that the run had, "
+            f"{'it is gone' if found is None else 'got another file'}, so that the run may go on "
+            f"elsewhere; see that no run trains and that {workdir} is in its place, and start the "
+            f"standby again"
+        )
 
 
 def _warm_up(learner: Learner, seed: int, take_step: Callable[[TrainState], Any]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import shutil
 from pathlib import Path
 
@@ -14,8 +16,9 @@ from saved_run import CONFIG, learner_on
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner
+from dlrm_jax.training.record import LOCK
 from dlrm_jax.training.retention import Retention
-from dlrm_jax.training.standby import ReadAhead
+from dlrm_jax.training.standby import ReadAhead, stand_by
 
 IDENTITY = {"data": "x", **CONFIG.identity()}
 
@@ -48,7 +51,6 @@ def test_it_follows_the_latest(learner: Learner, tmp_path: Path):
         save(learner, tmp_path, step)
         ahead.look()
         assert ahead.step == step
-    assert ahead.take(path(checkpoints, 1), None) is None
     state = ahead.take(path(checkpoints, 2), None)
     assert state
     assert int(state.step) == 2
@@ -81,3 +83,40 @@ def test_that_of_another_run_is_an_error(learner: Learner, tmp_path: Path):
     other = dataclasses.replace(checkpoints, identity={**IDENTITY, "seed": 9})
     with pytest.raises(UserError, match="seed"):
         ReadAhead(other, learner, 0).look()
+
+
+@pytest.mark.parametrize("how", ["moved", "deleted", "another lock"])
+def test_a_workdir_that_is_not_the_runs_any_more_is_left_alone(
+    learner: Learner, tmp_path: Path, how: str
+):
+    """The run may go on in it, in another place."""
+    workdir, moved = tmp_path / "run", tmp_path / "moved"
+    workdir.mkdir()
+    checkpoints = save(learner, workdir, 3)
+    lock = workdir / LOCK
+
+    def standing_by(line: str) -> None:
+        assert line == f"standing by for {workdir}, step 3"
+        if how == "another lock":
+            lock.unlink()
+            lock.touch()
+        elif how == "moved":
+            workdir.rename(moved)
+        else:
+            shutil.rmtree(workdir)
+
+    with lock.open("w") as file, contextlib.ExitStack() as opened:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="may go on elsewhere; see that no run trains"):
+            stand_by(opened, workdir, checkpoints, learner, 0, lambda state: None, standing_by)
+    assert workdir.exists() == (how == "another lock")
+
+
+def test_a_state_that_is_not_taken_is_not_kept(learner: Learner, tmp_path: Path):
+    checkpoints = save(learner, tmp_path, 1)
+    ahead = ReadAhead(checkpoints, learner, 0)
+    ahead.look()
+    assert ahead.step == 1
+    save(learner, tmp_path, 2)
+    assert ahead.take(path(checkpoints, 2), None) is None
+    assert ahead.step is None
