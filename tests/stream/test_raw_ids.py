@@ -6,6 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.data.preprocessing.hashed_rows import HashedRows
@@ -95,14 +97,42 @@ def test_rows_are_hashed_by_table():
 def test_a_value_alone_has_the_id_of_its_column():
     texts = ["7", "007", "-7", "-0", "", "x", "é", "\uff11", "+5", "-", "--1", "9" * 5000]
     texts += [str(x) for x in (2**64 - 1, 2**64, -(2**63), -(2**63) - 1)]
+    texts += [
+        "7.0",
+        "14.00",
+        "-0.0",
+        "-7.0",
+        "0.0",
+        "007.0",
+        "\u0663.0",
+        "7.0\n",
+        "7.",
+        ".0",
+        "1.50",
+    ]
     assert [id_of(x) for x in texts] == ids_of(pl.Series(texts)).tolist()
     numbers = [0, -1, 2**63 - 1, -(2**63)]
     assert [id_of(x) for x in numbers] == ids_of(pl.Series(numbers)).tolist()
     large = pl.Series([2**64 - 1], dtype=pl.UInt64)
     assert id_of(2**64 - 1) == ids_of(large).item() == id_of(-1)
     assert id_of(None) == MISSING == ids_of(pl.Series([None])).item()
-    for other in (True, 7.0, b"x", 2**64, -(2**63) - 1):
+    floats = [7.0, -0.0, 0.5, 1e-7, 1e22, -3e18, 2.0**63, 0.1, float("nan")]
+    assert [id_of(x) for x in floats] == ids_of(pl.Series(floats)).tolist()
+    assert [id_of(x) for x in (True, False)] == ids_of(pl.Series([True, False])).tolist()
+    wide = [2**64, -(2**63) - 1, 2**126]
+    assert [id_of(x) for x in wide] == ids_of(pl.Series(wide, dtype=pl.Int128)).tolist()
+    for other in (b"x", 2**127, float("inf"), [7]):
         assert id_of(other) is None
+
+
+@given(
+    st.one_of(st.floats(), st.integers(), st.booleans(), st.text("0123456789.-e\n ", max_size=9))
+)
+def test_any_value_alone_has_the_id_of_its_column(value: object):
+    found = id_of(value)
+    if found is not None:
+        kind = pl.Int128 if type(value) is int else None
+        assert found == ids_of(pl.Series([value], dtype=kind)).item()
 
 
 def test_the_id_of_an_unused_place_is_no_value():

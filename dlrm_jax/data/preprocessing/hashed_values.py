@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 import numpy as np
 import polars as pl
@@ -10,6 +11,9 @@ from jaxtyping import Int64, UInt64
 
 WITHOUT_TEXT = (pl.List, pl.Array, pl.Struct, pl.Object, pl.Binary, pl.Duration)
 """Types of columns whose values have no text."""
+
+WHOLE = re.compile(r"^-?(0)\.0+\Z|^(-?\d+)\.0+\Z")
+"""The text of a whole number with a point, as `as_text` finds it; 7 is the same value."""
 
 _NO_GROUP = -1
 
@@ -48,5 +52,5 @@ def as_text(values: pl.Series) -> pl.Series:
         whole = pl.col("x").cast(pl.Int128, strict=False)  # UInt64's values, too
         same = whole.cast(values.dtype) == pl.col("x")
         text = pl.when(same).then(whole.cast(pl.String)).otherwise(text)
-    text = text.str.replace(r"^-?(0)\.0+$|^(-?\d+)\.0+$", "${1}${2}")
+    text = text.str.replace(WHOLE.pattern.replace(r"\Z", "$"), "${1}${2}")
     return values.to_frame("x").select(text.alias("x"))["x"]

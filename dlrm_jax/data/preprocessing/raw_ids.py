@@ -7,6 +7,8 @@ probability of about n²/2^65: 3e-6 for ten million. A missing value is a value,
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ import polars as pl
 import xxhash
 from jaxtyping import Bool, Int64, UInt64
 
-from dlrm_jax.data.preprocessing.hashed_values import WITHOUT_TEXT, as_text
+from dlrm_jax.data.preprocessing.hashed_values import WHOLE, WITHOUT_TEXT, as_text
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 
@@ -25,6 +27,7 @@ ABSENT_ID = MISSING + 1
 """What stands for an unused place of a bag among ids that are to be predicted."""
 
 _MASK, _DIGITS = 2**64 - 1, 21
+_LARGEST = 2**127  # of whole numbers that have text in a column
 
 
 class RawIds(NamedTuple):
@@ -129,22 +132,38 @@ def mixed(x: UInt64[np.ndarray, "*_"]) -> UInt64[np.ndarray, "*_"]:
 
 
 def id_of(value: object) -> int | None:
-    """The id of a Python value, as `ids_of` gives it: of a text, an integer of 64 bits or None.
+    """The id of a Python value, as `ids_of` gives it in a column of its kind.
 
     Returns:
-        None for any other value, whose column decides.
+        None for a value that isn't None, text, a truth value, or a finite number below 2^127.
     """
     if value is None:
         return MISSING
     if type(value) is int:
-        return value & _MASK if -MISSING <= value <= _MASK else None
-    if type(value) is not str:
-        return None
-    if value.isascii() and value.removeprefix("-").isdigit():
-        number = int(value[:_DIGITS])
-        if str(number) == value and -MISSING <= number <= _MASK:  # 007 is text
+        if -MISSING <= value <= _MASK:
+            return value & _MASK
+        return _of_text(str(value)) if abs(value) < _LARGEST else None
+    if type(value) is bool:
+        return _of_text("true" if value else "false")
+    if type(value) is float:
+        if math.isnan(value):
+            return MISSING
+        return _of_text(_float_text(value)) if abs(value) < _LARGEST else None
+    return _of_text(WHOLE.sub(r"\1\2", value)) if type(value) is str else None
+
+
+@functools.lru_cache(1 << 12)
+def _float_text(value: float) -> str:
+    return as_text(pl.Series([value])).item()
+
+
+def _of_text(text: str) -> int:
+    """The id of a text that `as_text` gives."""
+    if text.isascii() and text.removeprefix("-").isdigit():
+        number = int(text[:_DIGITS])
+        if str(number) == text and -MISSING <= number <= _MASK:  # 007 is text
             return number & _MASK
-    return xxhash.xxh3_64_intdigest(value.encode())
+    return xxhash.xxh3_64_intdigest(text.encode())
 
 
 def _of_texts(texts: pl.Series) -> UInt64[np.ndarray, " N"]:
