@@ -38,6 +38,7 @@ from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.dynamic_tables import id_maps_of
 from dlrm_jax.training.host_arrays import load_host_arrays
 from dlrm_jax.training.journal import Replay
+from dlrm_jax.training.journal_files import set_entries_aside
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps
 from dlrm_jax.training.model import unread
@@ -248,7 +249,12 @@ def _start(
     replay = (ahead and ahead.taken) or Replay(path)
     state = replay.read_on(learner, state, maps)
     if replay.damage:
-        say(f"warning: the journal of {path} goes to step {state.step}: {replay.damage}")
+        # Their rows may be in them alone: `later_segments` reads them, now and after each restart.
+        aside = set_entries_aside(path, replay.number)
+        say(
+            f"warning: the journal of {path} goes to step {state.step}: {replay.damage}; what is "
+            f"behind is in {aside} now, and not used any more"
+        )
     metadata = {**metadata, **replay.notes}
     progress = Progress.from_json(metadata.get(STREAM) or {})
     host_arrays = replay.host_arrays if replay.number else load_host_arrays(path, metadata)

@@ -28,6 +28,7 @@ from dlrm_jax.training.journal_entry import (
     read_entry,
     write_entry,
 )
+from dlrm_jax.training.journal_files import entries_in, entry_name, set_entries_aside
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.retention import journal_of, metadata_hash
 from dlrm_jax.training.serialization import NOT_FINITE
@@ -74,6 +75,7 @@ class Replay:
             id_maps: maps, which become those of the new state; None without dynamic ids.
 
         Raises:
+            UnreadableEntryError: an entry can't be read just now; the state may be donated.
             UserError: a later version wrote an entry.
         """
         first = self.number
@@ -88,14 +90,13 @@ class Replay:
     def _next(self, rows: Mapping[str, int]) -> Entry | None:
         """The next entry; None if there is none, or one that can't be applied: see `damage`."""
         directory, number = journal_of(self.checkpoint), self.number + 1
-        there = entries_in(directory)
         self.damage = None
-        if number not in there:
-            if there and there[-1] > number:
-                self.damage = f"entry {number} is missing, and there are later ones"
-            return None
         try:
             entry, checksum = read_entry(directory / entry_name(number))
+        except FileNotFoundError:
+            if any(later > number for later in entries_in(directory)):
+                self.damage = f"entry {number} is missing, and there are later ones"
+            return None
         except DamagedEntryError as error:
             self.damage = f"entry {number} is damaged: {error}"
             return None
@@ -154,14 +155,14 @@ class Journal:
         return self._directory is not None
 
     def begin(self, replay: Replay, id_maps: IdMaps | None) -> None:
-        """Goes on from a checkpoint and the entries behind it; others are deleted.
+        """Goes on from a checkpoint and the entries behind it; others are set aside.
 
         Args:
             replay: checkpoint, and its entries as far as they were applied.
             id_maps: maps of that state; None without dynamic ids.
 
         Raises:
-            UserError: an entry can't be deleted.
+            UserError: an entry can't be moved.
         """
         self._touched.take()
         self._directory = directory = journal_of(replay.checkpoint)
@@ -170,11 +171,9 @@ class Journal:
         self._maps = id_maps.arrays() if id_maps else {}
         try:
             sweep(directory)
-            for number in entries_in(directory):
-                if number > self._number:
-                    (directory / entry_name(number)).unlink()
         except OSError as error:
-            raise UserError(f"cannot delete entries of {directory}: {error}") from error
+            raise UserError(f"cannot delete what is left in {directory}: {error}") from error
+        set_entries_aside(replay.checkpoint, replay.number)
 
     def write(
         self,
@@ -229,20 +228,6 @@ class Journal:
 def rows_of(learner: Learner) -> dict[str, int]:
     """The number of rows of each table."""
     return {name: table.rows for name, table in learner.collection.tables.items()}
-
-
-def entry_name(number: int) -> str:
-    """The name of the file of an entry."""
-    return f"{number:06}"
-
-
-def entries_in(directory: Path) -> list[int]:
-    """The numbers of the entries in the directory of a journal, ascending; none without one."""
-    try:
-        names = [path.name for path in directory.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(int(name) for name in names if len(name) == 6 and name.isdecimal())
 
 
 def _check_finite(array: np.ndarray, what: str, step: int) -> None:

@@ -18,6 +18,7 @@ import xxhash
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing
+from dlrm_jax.training.journal_files import UnreadableEntryError
 
 FORMAT = 1
 """Number of the format."""
@@ -82,13 +83,17 @@ def read_entry(path: Path) -> tuple[Entry, str]:
     """Reads an entry and checks all of it; returns its checksum, too.
 
     Raises:
-        DamagedEntryError: it isn't as it was written, or can't be read.
+        DamagedEntryError: it isn't as it was written.
+        FileNotFoundError: there is none.
+        UnreadableEntryError: it can't be read just now.
         UserError: a later version wrote it.
     """
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise DamagedEntryError(f"it can't be read: {error}") from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # no proof of damage: a later try may succeed
+        raise UnreadableEntryError(path, error) from error
     whole = memoryview(content)[:-_DIGEST]
     checksum = xxhash.xxh3_128(whole)
     if content[: len(_MAGIC)] != _MAGIC or checksum.digest() != content[-_DIGEST:]:

@@ -108,11 +108,7 @@ class Retention:
             damaged: damage of each, by its step.
         """
         for step, reason in damaged.items():
-            name = aside = self.path(step).with_suffix(".damaged")
-            count = 1
-            while aside.exists():
-                count += 1
-                aside = name.with_name(f"{name.name}.{count}")
+            aside = path_aside(self.path(step))
             self.path(step).rename(aside)
             _log.warning(
                 "checkpoint %s is damaged: %s; it is %s now, and not used any more",
@@ -209,6 +205,16 @@ class Retention:
 def journal_of(checkpoint: Path) -> Path:
     """The directory of a checkpoint's journal, which needn't be there, see `journal`."""
     return checkpoint.with_suffix(".journal")
+
+
+def path_aside(path: Path) -> Path:
+    """A name that is free, for what is damaged of a checkpoint or journal."""
+    name = aside = path.with_name(f"{path.name}.damaged")
+    count = 1
+    while aside.exists():
+        count += 1
+        aside = name.with_name(f"{name.name}.{count}")
+    return aside
 
 
 def metadata_hash(checkpoint: Path) -> str | None:

@@ -25,6 +25,7 @@ from dlrm_jax.signals import check
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.dynamic_tables import id_maps_of
 from dlrm_jax.training.journal import Replay
+from dlrm_jax.training.journal_files import UnreadableEntryError
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.record import LOCK, owned
 from dlrm_jax.training.retention import metadata_hash
@@ -87,7 +88,11 @@ class ReadAhead:
     def _read_on(self) -> None:
         state, self._state = self._state, None  # it is donated
         if state is not None and self._replay:
-            state = self._replay.read_on(self._learner, state, self._id_maps)
+            try:
+                state = self._replay.read_on(self._learner, state, self._id_maps)
+            except UnreadableEntryError:  # the next look begins with the checkpoint again
+                self._found = self._replay = None
+                return
         self._state = state
 
     def take(self, checkpoint: Path, id_maps: IdMaps | None) -> TrainState | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import json
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,10 @@ def entries(workdir: Path) -> list[Path]:
     return sorted(workdir.glob("checkpoints/*.journal/*"))
 
 
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
 def assert_same(workdir: Path, other: Path, step: int) -> None:
     found, expected = arrays(workdir, step), arrays(other, step)
     assert found.keys() == expected.keys()
@@ -142,6 +148,7 @@ def test_on_another_mesh_it_is_the_same_state(case: str, segments: Path, tmp_pat
 def test_it_ends_at_the_last_whole_entry(damage: str, segments: Path, tmp_path: Path):
     train("hashed", segments, tmp_path / "run", cut="s002.parquet")
     third, last = entries(tmp_path / "run")[2], entries(tmp_path / "run")[-1]
+    names = names_in(third.parent)
     if damage == "torn":
         last.write_bytes(last.read_bytes()[:-100])
         line = f"goes to step {int(last.name)}: entry {int(last.name)} is damaged: its bytes"
@@ -155,8 +162,58 @@ def test_it_ends_at_the_last_whole_entry(damage: str, segments: Path, tmp_path: 
     said = train("hashed", segments, tmp_path / "run", cut="s003.parquet")
     [warning] = [x for x in said if x.startswith("warning: the journal of")]
     assert line in warning
+    [aside] = tmp_path.glob("run/checkpoints/*.journal.damaged")
+    first = {"torn": last.name, "lost": "000004", "of another chain": third.name}[damage]
+    assert names_in(aside) == [x for x in names if x >= first], "nothing is deleted"
     train("hashed", segments, tmp_path / "unbroken", journal_seconds=0.0)
     assert_same(tmp_path / "run", tmp_path / "unbroken", STEPS)
+
+
+def test_rows_that_only_damaged_entries_had_are_asked_for(tmp_path: Path):
+    sizes = [32] * 6
+    write_segments(tmp_path / "segments", sizes)
+    train("hashed", tmp_path / "segments", tmp_path / "run", cut="s005.parquet")
+    third, gone = entries(tmp_path / "run")[2], tmp_path / "segments" / "s002.parquet"
+    third.write_bytes(third.read_bytes()[:-1])
+    gone.rename(tmp_path / "s002.parquet")
+    for _ in range(2):  # the second start finds no damage in the journal itself
+        with pytest.raises(UserError, match=r"segments are gone .*, 1 from s002.parquet to s002"):
+            train("hashed", tmp_path / "segments", tmp_path / "run")
+    (tmp_path / "s002.parquet").rename(gone)
+    train("hashed", tmp_path / "segments", tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["examples"] == sum(sizes)
+
+
+def test_damaged_entries_that_do_not_say_what_they_had_read(segments: Path, tmp_path: Path):
+    train("hashed", segments, tmp_path, cut="s002.parquet")
+    last = entries(tmp_path)[-1]
+    last.write_bytes(last.read_bytes()[:-1])
+    said = train("hashed", segments, tmp_path, cut="s002.parquet")
+    [warning] = [x for x in said if "doesn't say which segments" in x]
+    assert "journal.damaged" in warning
+    assert "its rows are lost" in warning
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
+def test_an_entry_that_cannot_be_read_now_is_no_damage(
+    number: int, segments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train("hashed", segments, tmp_path, cut="s001.parquet")
+    there, read = entries(tmp_path), Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path == there[2]:
+            raise OSError(number, "not now", str(path))
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        with pytest.raises(UserError, match=r"cannot read the journal .*000003: .*not now"):
+            train("hashed", segments, tmp_path)
+    assert entries(tmp_path) == there
+    said = train("hashed", segments, tmp_path, cut="s001.parquet")
+    assert not [x for x in said if x.startswith("warning")]
 
 
 def test_entries_of_tables_with_other_numbers_of_rows_are_left_out(segments: Path, tmp_path: Path):
