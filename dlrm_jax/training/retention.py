@@ -102,12 +102,14 @@ class Retention:
         return True
 
     def set_aside(self, damaged: Mapping[int, str]) -> None:
-        """Renames damaged checkpoints, and says so.
+        """Renames damaged checkpoints and their journals, and says so.
 
         Args:
             damaged: damage of each, by its step.
         """
         for step, reason in damaged.items():
+            if (journal := journal_of(self.path(step))).exists():
+                journal.rename(path_aside(journal))  # first, as `delete_superseded` deletes others
             aside = path_aside(self.path(step))
             self.path(step).rename(aside)
             _log.warning(

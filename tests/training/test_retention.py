@@ -160,6 +160,18 @@ def test_a_changed_checkpoint_takes_no_whole_ones_place(tmp_path: Path):
     assert names(tmp_path) == ["00000001", "00000002.damaged", "00000003"]
 
 
+def test_the_journal_of_a_damaged_checkpoint_is_set_aside_with_it(tmp_path: Path):
+    for step in (1, 2):
+        add(tmp_path, step)
+        (tmp_path / f"{step:08d}.journal").mkdir()
+    (tmp_path / "00000002.journal" / "000001").write_text("entry")
+    (tmp_path / "00000002" / "dense" / "x").write_text("y")
+    retention(tmp_path).delete_superseded()
+    aside = ["00000002.damaged", "00000002.journal.damaged"]
+    assert names(tmp_path) == ["00000001", "00000001.journal", *aside]
+    assert names(tmp_path / "00000002.journal.damaged") == ["000001"]
+
+
 def test_one_that_cannot_be_read_just_now_keeps_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
