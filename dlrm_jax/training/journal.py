@@ -65,6 +65,7 @@ class Replay:
         self.host_arrays: dict[str, np.ndarray] = {}
         self.damage: str | None = None
         self._maps: Arrays = {}
+        self._specs: TrainState | None = None
 
     def read_on(self, learner: Learner, state: TrainState, id_maps: IdMaps | None) -> TrainState:
         """Applies the entries that are there and weren't applied yet.
@@ -86,6 +87,23 @@ class Replay:
         if id_maps and self.number > first:
             id_maps.load(self._maps)
         return state
+
+    def is_current(self) -> bool:
+        """Whether the last entry that was applied is still there as it was.
+
+        If not, another run may have gone on from an earlier one, or would: an entry behind it would
+        follow none.
+
+        Raises:
+            UnreadableEntryError: it can't be read just now.
+        """
+        if not self.number:
+            return True
+        try:
+            _, checksum = read_entry(journal_of(self.checkpoint) / entry_name(self.number))
+        except (FileNotFoundError, DamagedEntryError):
+            return False
+        return checksum == self.before
 
     def _next(self, rows: Mapping[str, int]) -> Entry | None:
         """The next entry; None if there is none, or one that can't be applied: see `damage`."""
@@ -127,7 +145,8 @@ class Replay:
                 places = entry.arrays.get((_PLACES, of, *key), ...)
                 self._maps[of][key[0]][places] = array
         embedding = learner.collection.write_rows(state.embedding, rows, values)
-        return from_host_items(learner.state_specs(), dense, embedding)
+        self._specs = self._specs or learner.state_specs()  # traces the whole dense model
+        return from_host_items(self._specs, dense, embedding)
 
 
 class Journal:

@@ -108,7 +108,8 @@ class ReadAhead:
         self._state = self._id_maps = self._replay = self._found = None
         if not is_of_it:
             return None
-        if replay and replay.damage:  # another one may have gone on from an earlier entry
+        # Otherwise another one may have gone on from an earlier entry.
+        if replay and (replay.damage or not replay.is_current()):
             return None
         if id_maps and own:
             id_maps.maps = own.maps

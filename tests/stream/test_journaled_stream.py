@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import errno
 import json
@@ -20,8 +21,12 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.stream.folder import Folder
 from dlrm_jax.stream.position import Consumed
 from dlrm_jax.stream.run import StreamOptions, run_stream
-from dlrm_jax.stream.settings import for_schema
+from dlrm_jax.stream.settings import fingerprint, for_schema
 from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.journal import Replay
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.standby import ReadAhead
 
 SIZES = [150, 40, 130]
 BATCH = 16
@@ -214,6 +219,53 @@ def test_an_entry_that_cannot_be_read_now_is_no_damage(
     assert entries(tmp_path) == there
     said = train("hashed", segments, tmp_path, cut="s001.parquet")
     assert not [x for x in said if x.startswith("warning")]
+
+
+def test_a_replay_traces_the_model_once_and_lists_the_directory_once(
+    segments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train("hashed", segments, tmp_path, cut="s001.parquet")
+    learner = make_learner(for_schema(CASES["hashed"], SCHEMA), make_mesh("1x2"))
+    state = learner.init(0)
+    calls: collections.Counter[str] = collections.Counter()
+    specs, listed = Learner.state_specs, Path.iterdir
+
+    def traced(self: Learner) -> TrainState:
+        calls["traced"] += 1
+        return specs(self)
+
+    def counted(path: Path) -> Any:
+        calls["listed"] += path.suffix == ".journal"
+        return listed(path)
+
+    monkeypatch.setattr(Learner, "state_specs", traced)
+    monkeypatch.setattr(Path, "iterdir", counted)
+    replay = Replay(tmp_path / "checkpoints" / "00000001")
+    replay.read_on(learner, state, None)
+    assert replay.number == len(entries(tmp_path))
+    assert calls == {"traced": 1, "listed": 1}
+
+
+@pytest.mark.parametrize("change", ["none", "torn", "missing", "another"])
+def test_a_state_ahead_of_the_journal_is_not_taken(change: str, segments: Path, tmp_path: Path):
+    """Entries behind an entry that is no longer there would follow none."""
+    train("hashed", segments, tmp_path / "run", cut="s001.parquet")
+    config = for_schema(CASES["hashed"], SCHEMA)
+    identity = {"data": fingerprint(SCHEMA), **config.identity()}
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", identity, 20)
+    ahead = ReadAhead(checkpoints, make_learner(config, make_mesh("1x2")), 0)
+    ahead.look()
+    last, other = entries(tmp_path / "run")[-1], entries(tmp_path / "run")[-2]
+    assert ahead.step == 1 + int(last.name)
+    if change == "torn":
+        last.write_bytes(last.read_bytes()[:-1])
+    elif change == "missing":
+        last.unlink()
+    elif change == "another":
+        last.write_bytes(other.read_bytes())
+    ahead.look()
+    taken = ahead.take(checkpoints.directory / "00000001", None)
+    assert (taken is not None) == (change == "none")
 
 
 def test_entries_of_tables_with_other_numbers_of_rows_are_left_out(segments: Path, tmp_path: Path):
