@@ -17,7 +17,6 @@ from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.sample import evenly_spaced
 from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.embedding.kernel_dispatch import check_processes
-from dlrm_jax.files import write_text
 from dlrm_jax.processes import is_process_0
 from dlrm_jax.run_continued import Continued, ids_before, noted_continuation, shift_before
 from dlrm_jax.run_data import is_new
@@ -37,7 +36,7 @@ from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Metrics
 from dlrm_jax.training.measures import Measures, measures_of
-from dlrm_jax.training.record import Record, owned, to_json
+from dlrm_jax.training.record import Record, owned, to_json, write_result
 from dlrm_jax.training.resized_tables import is_resized
 from dlrm_jax.training.sampling import correction_of
 from dlrm_jax.training.standby import stand_by
@@ -226,9 +225,9 @@ def run(
         }
         if workdir and is_process_0():
             name = "summary.json" if training else "evaluation.json"
-            write_text(workdir / name, to_json(summary, indent=1))
+            write_result(workdir / name, to_json(summary, indent=1))
             if tables:
-                write_text(workdir / "calibration.json", to_json(tables, indent=1))
+                write_result(workdir / "calibration.json", to_json(tables, indent=1))
         return Outcome(state, summary, noted, id_maps)
 
 
@@ -237,7 +236,7 @@ def _leave_config(path: Path, text: str, say: Say) -> None:
     if path.exists() and not is_ours(path):
         say(f"{path} has no {VERSION_KEY}, so it isn't of a run, and stays as it is")
         return
-    write_text(path, text)
+    write_result(path, text)
 
 
 def _evaluated_before(

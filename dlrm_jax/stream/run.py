@@ -19,7 +19,6 @@ from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.embedding.kernel_dispatch import check_processes
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import write_text
 from dlrm_jax.inference.noted_ids import SCHEMA, fields_of
 from dlrm_jax.processes import is_distributed
 from dlrm_jax.run_start import describe_run
@@ -43,7 +42,7 @@ from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps
 from dlrm_jax.training.model import unread
 from dlrm_jax.training.publication import Publication
-from dlrm_jax.training.record import Record, owned, read_record, to_json
+from dlrm_jax.training.record import Record, owned, read_record, to_json, write_result
 from dlrm_jax.training.rows_by_id import STREAM
 from dlrm_jax.training.standby import ReadAhead, stand_by
 
@@ -140,7 +139,7 @@ def run_stream(
             later_segments(checkpoints.directory, int(state.step), progress, say) if before else ()
         )
         source = open_source(progress.segments + later)
-        write_text(workdir / "config.json", _config_text(config))
+        write_result(workdir / "config.json", _config_text(config))
         events = workdir / "tensorboard" if options.tensorboard else None
         file = opened.enter_context(Record(workdir / "metrics.jsonl", resumed_from or 0, events))
         notes = describe_run(config, learner)
@@ -215,7 +214,7 @@ def run_stream(
             "examples": progress.examples,
             "position": progress.position and dataclasses.asdict(progress.position),
         }
-        write_text(workdir / "summary.json", to_json(summary, indent=1))
+        write_result(workdir / "summary.json", to_json(summary, indent=1))
         return summary
 
 

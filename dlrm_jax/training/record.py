@@ -123,7 +123,7 @@ class Record:
             If it has no event file yet, it also gets the metrics of the kept lines.
 
     Raises:
-        UserError: a new run would drop lines that no run has written.
+        UserError: a new run would drop lines that no run has written, or the file can't be written.
     """
 
     def __init__(self, path: Path, resumed_from: int, events: Path | None = None):
@@ -138,7 +138,7 @@ class Record:
             for x in read_record(path)
             if x["step"] <= resumed_from and x["split"] not in _AT_THE_END
         ]
-        write_text(path, "".join(map(_line, kept)))
+        write_result(path, "".join(map(_line, kept)))
         if events:
             # Here, since it imports other services' packages where they are installed.
             from dlrm_jax.training.events import EventFile
@@ -168,14 +168,11 @@ class Record:
 
     @contextmanager
     def _open(self) -> Iterator[TextIO]:
-        try:
-            with open(self.path, "a", encoding="utf-8", opener=_existing) as file:
-                yield file
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.path}: {error.strerror}; check that the workdir is where it "
-                f"was, and that the disk is large enough. Its checkpoints are intact"
-            ) from error
+        with (
+            _written(self.path),
+            open(self.path, "a", encoding="utf-8", opener=_existing) as file,
+        ):
+            yield file
 
     def __enter__(self) -> Record:
         return self
@@ -183,6 +180,27 @@ class Record:
     def __exit__(self, *_: object) -> None:
         if self._events:
             self._events.close()
+
+
+def write_result(path: Path, text: str) -> None:
+    """Writes or replaces a text file of a workdir in one step.
+
+    Raises:
+        UserError: it can't be written, as on a full disk.
+    """
+    with _written(path):
+        write_text(path, text)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; check that the workdir is where it "
+            f"was, and that the disk is large enough. Its checkpoints are intact"
+        ) from error
 
 
 def read_record(path: Path) -> list[dict[str, Any]]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from event_files import scalars
+from full_disk import largest_file
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.training.record import Record, owned
+from dlrm_jax.training.record import Record, owned, write_result
 
 
 def lines(path: Path) -> list[dict]:
@@ -32,6 +33,19 @@ def train(record: Record, first: int, last: int) -> None:
     for step in range(first, last + 1):
         record(step, "train", {"loss": 1 / 2**step})
     record(last, "validation", {"auc": 0.5, "log_loss": float("nan"), "examples": 7})
+
+
+def test_a_full_disk_is_named_with_its_file(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    with Record(path, 0) as record:
+        train(record, 1, 3)
+    match = r"cannot write .*/{}: .*; check that .* the disk is large enough"
+    with largest_file(10):
+        with pytest.raises(UserError, match=match.format("metrics.jsonl")):
+            Record(path, 2)
+        with pytest.raises(UserError, match=match.format("config.json")):
+            write_result(tmp_path / "config.json", "x" * 100)
+    assert [entry["step"] for entry in lines(path)] == [1, 2, 3, 3], "nothing is lost"
 
 
 def test_lines_of_steps_that_are_done_again_are_dropped(tmp_path: Path):
