@@ -56,6 +56,11 @@ def changes_of(
             )
         if not np.isin(live, (0, 1)).all() or own["key"][live == 0].any():
             raise UnfitError(f"map {name!r}: expected no keys where live is 0")
+        given = np.sort(own["key"][live == 1])
+        if (twice := given[1:][given[1:] == given[:-1]]).size:
+            raise UnfitError(
+                f"map {name!r}: expected one row of each id, id {twice[0]} has several"
+            )
         found[name] = KeyChanges(
             rows.astype(np.int32), own["key"].astype(np.uint64), live.astype(bool)
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, Int32, UInt64
 
+from dlrm_jax.artifact.delta_keys import UnfitError
 from dlrm_jax.artifact.id_notes import IdsNote
 from dlrm_jax.artifact.key_files import read_keys
 from dlrm_jax.artifact.manifest import Manifest
@@ -95,6 +96,21 @@ class IdRows:
             rows[there] = find(own[there])
             found[:, columns] = rows
         return found
+
+    def check(self, changes: Mapping[str, KeyChanges]) -> None:
+        """Checks that no id has two rows after changes.
+
+        Args:
+            changes: changes by map, in which each id has one row.
+
+        Raises:
+            UnfitError: one has.
+        """
+        for name, own in changes.items():
+            if (twice := self.indexes[name].in_other_rows(own)).size:
+                raise UnfitError(
+                    f"map {name!r}: expected one row of each id, id {twice[0]} keeps another, too"
+                )
 
     def apply(self, changes: Mapping[str, KeyChanges]) -> None:
         """Gives rows other ids.

@@ -52,6 +52,17 @@ class KeyIndex:
         by_row = self._state.by_row
         return by_row["key"][by_row["count"] > 0]
 
+    def in_other_rows(self, changes: KeyChanges) -> UInt64[np.ndarray, " n"]:
+        """The ids of changes that have rows which the changes leave to them: two after `apply`.
+
+        Args:
+            changes: changes, in which each id has one row.
+        """
+        keys = changes.keys[changes.live]
+        rows = self.find(keys)
+        defaults = self._state.policy.defaults  # these are of ids that have no row yet
+        return keys[(rows >= defaults) & ~np.isin(rows, changes.rows)]
+
     def apply(self, changes: KeyChanges) -> None:
         """Gives rows other ids, or none; the same changes may be made again.
 

@@ -34,6 +34,7 @@ def test_what_is_read_is_what_was_written():
         ([("a", 1)], [(1, 1, 5)], "expected ascending numbers of rows"),
         ([("a", 1)], [(9, 1, 5)], "expected ascending numbers of rows"),
         ([("a", 1)], [(4, 0, 5)], "expected no keys where live is 0"),
+        ([("a", 3)], [(3, 1, 5), (4, 0, 0), (6, 1, 5)], "one row of each id, id 5 has several"),
         ([("a", 1)], [(4, 2, 5)], "expected no keys where live is 0"),
     ],
 )

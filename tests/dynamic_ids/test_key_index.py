@@ -55,6 +55,21 @@ def test_an_id_goes_from_one_row_to_another():
     assert index.find(np.array([11, 12, 13], np.uint64)).tolist() == [2, 1, 0]
 
 
+@pytest.mark.usefixtures("_engine")
+def test_ids_that_changes_would_give_a_second_row():
+    keys = Keys(np.array([0, 11, 12, 13], np.uint64), np.array([False, True, True, True]))
+    index = KeyIndex(keys, 1, 0)
+
+    def found(rows: list[int], keys: list[int], live: list[bool]) -> list[int]:
+        given = np.array(rows, np.int32), np.array(keys, np.uint64), np.array(live)
+        return index.in_other_rows(KeyChanges(*given)).tolist()
+
+    assert found([1, 2], [13, 14], [True, True]) == [13]
+    assert found([1, 2], [12, 11], [True, True]) == []
+    assert found([1, 3], [13, 0], [True, False]) == []
+    assert found([3], [0], [False]) == []
+
+
 @pytest.mark.parametrize(
     ("keys", "live", "message"),
     [

@@ -16,10 +16,14 @@ from clients import Client, serving
 from publishing_run import Run, run_of
 from saved_run import CONFIG, examples
 
+from dlrm_jax.artifact.artifact import Artifact
 from dlrm_jax.artifact.delta_chain import delta_path
 from dlrm_jax.artifact.row_formats import RowFormat
+from dlrm_jax.artifact.updated_artifact import UpdatedArtifact
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples
+from dlrm_jax.dynamic_ids.keys import KeyChanges
+from dlrm_jax.errors import DamagedDeltaError
 from dlrm_jax.inference.predictor import Predictor
 
 ROWS = examples(40, seed=5).take(np.arange(40))
@@ -150,6 +154,48 @@ def test_a_bad_delta_is_told_of_once_and_the_state_stays(
         assert caplog.messages == ["version 1 goes on: it is at delta 3"]
         assert (metric(client, "delta_number"), metric(client, "delta_stale")) == (3, 0)
         assert np.abs(ask(client) - before).max() > 1e-4
+
+
+def test_a_delta_that_gives_an_id_a_second_row_changes_nothing(tmp_path: Path):
+    with run_of(tmp_path, config=LIVING, share=1e9) as run:
+        run.begin()
+        run.publish()
+        run.publish()
+        run.train(5)
+        run.publish()
+        first, second = run.deltas()
+        (base,) = run.bases()
+    live = UpdatedArtifact(Artifact.load(base))
+    live.apply(first)
+
+    def state() -> tuple[int, list[int], np.ndarray]:
+        with live.reading() as artifact:
+            assert artifact.id_rows
+            index = artifact.id_rows.indexes["C3"]
+            rows = [x.table.rows.copy() for x in artifact.lookups.lookups]
+            ids = index.live_keys
+            return (
+                artifact.manifest.step,
+                [*ids.tolist(), *index.find(ids)],
+                np.concatenate([x.ravel() for x in rows]),
+            )
+
+    before = state()
+    with live.reading() as artifact:
+        assert artifact.id_rows
+        index = artifact.id_rows.indexes["C3"]
+        key = index.live_keys[:1]
+        (row,) = index.find(key).tolist()
+    other = np.array([row - 1 if row > 1 else row + 1], np.int32)
+    bad = dataclasses.replace(second, keys={"C3": KeyChanges(other, key, np.array([True]))})
+    damaged = rf"1\.deltas/000002 is damaged: keys\.records: .* id {key[0]} keeps another, too"
+    for _ in range(2):
+        with pytest.raises(DamagedDeltaError, match=damaged):
+            live.apply(bad)
+        for own, expected in zip(state(), before, strict=True):
+            np.testing.assert_array_equal(own, expected)
+    live.apply(second)
+    assert state()[0] == second.note.step > before[0]
 
 
 def test_another_artifact_of_the_name_has_no_gauges_of_the_deltas_before(tmp_path: Path):
