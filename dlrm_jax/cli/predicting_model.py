@@ -136,7 +136,7 @@ def without_vocabularies(model: PredictingModel) -> str:
     if model.trained and STREAM in model.trained.metadata:
         return (
             f"{model.path} was trained on a stream by an earlier version, which didn't keep its "
-            f"schema. Run the same train command again, whose next checkpoint has it"
+            f"schema. Run the same train command again, which adds it"
         )
     return no_vocabularies(model.path, model.fingerprint)
 

@@ -42,7 +42,7 @@ def schema_of_stream(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any] 
         raise UserError(
             f"{path}: expected a checkpoint that has the schema of its stream, got one of an "
             f"earlier version, or of a program with an encoder of its own; run the same train "
-            f"command again, whose next checkpoint has it"
+            f"command again, which adds it"
         )
     return fields
 

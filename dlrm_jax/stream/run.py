@@ -27,6 +27,7 @@ from dlrm_jax.stream.batches import Encoder, StreamBatch, stream_batches
 from dlrm_jax.stream.dynamic_rows import DynamicRows, warn_of_few_rows
 from dlrm_jax.stream.journaled import StreamJournal
 from dlrm_jax.stream.loop import Intervals, StreamLoop, place
+from dlrm_jax.stream.noted_schema import with_schema
 from dlrm_jax.stream.position import Consumed, Progress
 from dlrm_jax.stream.prequential import SPLIT, Prequential
 from dlrm_jax.stream.set_aside import later_segments
@@ -144,6 +145,8 @@ def run_stream(
         file = opened.enter_context(Record(workdir / "metrics.jsonl", resumed_from or 0, events))
         notes = describe_run(config, learner)
 
+        if replay and encoder is None:
+            replay = with_schema(replay, schema)
         journal = None
         if options.journal_seconds:
             seconds = options.journal_seconds
