@@ -40,6 +40,7 @@ from dlrm_jax.serving.export import Exported, export
 from dlrm_jax.serving.layer_choice import LayerChoice
 from dlrm_jax.serving.trained_model import TrainedModel
 from dlrm_jax.text_table import text_table
+from dlrm_jax.training.rows_by_id import STREAM
 
 flags.DEFINE_string(
     "run",
@@ -97,6 +98,11 @@ def main() -> None:
     model = TrainedModel.read(Path(FLAGS.run), FLAGS.model)
     if model.checkpoint != Path(FLAGS.run):
         status(f"checkpoint {model.checkpoint}")
+    of_stream = STREAM in model.metadata
+    if of_stream:
+        refuse(
+            ("data", "max_auc_loss"), "with a model of a stream, which has no validation or test"
+        )
     source = Path(FLAGS.data) if FLAGS.data else None
     data = data_of_run(model.config, model.data, source, model.checkpoint)
     if FLAGS.max_auc_loss is not None and data is None:
@@ -104,6 +110,13 @@ def main() -> None:
     name, output = chosen_name(model.run_name), Path(FLAGS.output)
     done = export(model, output, name, FLAGS.tables, data, FLAGS.max_auc_loss, FLAGS.layers)
     show(done)
+    if not done.manifest.metrics:
+        status(
+            "no metrics: a stream has no validation or test; dlrm_jax evaluate measures the model "
+            "on a log"
+            if of_stream
+            else "no metrics: give --data, what the run was trained on"
+        )
     status(f"artifact {name}: see {output / 'manifest.json'}")
 
 
@@ -146,8 +159,6 @@ def show(done: Exported) -> None:
             lines.append([f"{split}, {which}", *numbers])
     if lines:
         status(text_table(["", "auc", "log_loss"], lines))
-    else:
-        status("no metrics: give --data, what the run was trained on")
 
 
 def show_layers(choice: LayerChoice) -> None:

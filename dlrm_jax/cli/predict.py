@@ -66,6 +66,7 @@ from dlrm_jax.inference.probabilities import PROBABILITY, probability_columns
 from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import check_same_data, read_values
 from dlrm_jax.mesh import check_batch_size
+from dlrm_jax.training.rows_by_id import STREAM
 
 flags.DEFINE_string(
     "checkpoint",
@@ -272,6 +273,11 @@ def dump(model: PredictingModel, names: Sequence[str], output: Path) -> None:
         status(f"table {name}{shared}, {config.table_rows[table]:,} rows: {files}")
     if vocabularies:
         check_unchanged(vocabularies, model.fingerprint)
+    elif STREAM in metadata:
+        status(
+            "the values of the rows aren't known: ids of a stream are hashed to rows, and several "
+            "may share one"
+        )
     else:
         status(
             "the run keeps no vocabularies: the values of the rows are unknown; give the directory "

@@ -73,7 +73,8 @@ def _read_vectors(
     entry = metadata["arrays"].get(f"{table}/{array_name(metadata, 'table')}")
     if entry is None:
         raise UserError(f"checkpoint {checkpoint} has no table {table!r}")
-    check_static(checkpoint, metadata, "the tables of")
+    exported = "export the run: keys/ and tables/ of an artifact have the ids and their vectors"
+    check_static(checkpoint, metadata, "the tables of", exported)
     spec = np.broadcast_to(np.float32(0), entry["shape"])  # a shape and type without memory
     sums = LoadedSums(checkpoint, metadata)
     loaded = load_rows(checkpoint, metadata, table, {"table": spec}, sums)["table"]

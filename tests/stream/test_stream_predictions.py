@@ -214,3 +214,33 @@ def test_ids_that_are_rows_are_refused(exported: Path):
     )
     with pytest.raises(UserError, match="expected ids of a stream's values, int64, got int32"):
         Predictor.load(exported).predict(rows)
+
+
+def test_what_the_commands_say_of_metrics_and_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    run = tmp_path / "run"
+    trained(run, "1x1", DYNAMIC)
+    export = ("export", "--run", run, "--output", tmp_path / "artifact")
+    for flag in ("--data=log.parquet", "--max_auc_loss=0.01"):
+        with pytest.raises(UserError, match="has no effect with a model of a stream"):
+            run_command(monkeypatch, *export, flag)
+    capsys.readouterr()
+    run_command(monkeypatch, *export)
+    assert "no metrics: a stream has no validation or test; dlrm_jax evaluate" in printed(capsys)
+    tables = ("predict", "--checkpoint", run, "--tables_output", tmp_path / "t", "--tables")
+    with pytest.raises(UserError, match=r"are dynamic there; export the run: keys/ and tables/"):
+        run_command(monkeypatch, *tables, "item")
+    assert not (tmp_path / "t").exists()
+    (tmp_path / "hashed").mkdir()
+    trained(tmp_path / "hashed" / "run", "1x1")
+    tables = ("predict", "--checkpoint", tmp_path / "hashed" / "run", *tables[3:])
+    run_command(monkeypatch, *tables, "user")
+    said = printed(capsys)
+    assert "the values of the rows aren't known: ids of a stream are hashed to rows" in said
+    assert "--preprocessing" not in said
+    assert pl.read_parquet(tmp_path / "t" / "user.parquet").columns == ["id", "vector"]
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    return "".join(capsys.readouterr())
