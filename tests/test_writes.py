@@ -55,6 +55,7 @@ ALLOWED = {
     "serving/table_variants.py: keep": "files within that directory get their last names",
     "data/preprocessing/raw_ids.py: ids_of": "it replaces values",
     "training/journal_files.py: set_entries_aside": "entries get another directory",
+    "stream/noted_schema.py: with_schema": "`move_into_place` flushes the file and names it",
     "training/metadata.py: write_metadata": "the checkpoint is flushed when it is complete",
     "training/record.py: _open": "lines are appended, and flushed before each checkpoint",
     "training/retention.py: set_aside": "a damaged checkpoint gets another name",

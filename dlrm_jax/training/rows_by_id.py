@@ -75,7 +75,7 @@ def check_static(
         path: directory of the checkpoint.
         metadata: result of `metadata.read_metadata`.
         does: description of what the checkpoint is to be used for, for the message.
-        advice: what to do instead, for the message.
+        advice: description of what to do instead, for the message.
 
     Raises:
         UserError: it has some.
