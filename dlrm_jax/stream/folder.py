@@ -104,9 +104,9 @@ class Folder:
         if after and (lost := [x for x in self._consumed.keys() - there if x > after.segment]):
             raise UserError(
                 f"stream: segments are gone from {self._directory}, {len(lost)} from {min(lost)} "
-                f"to {max(lost)}: the run goes on behind {after}, and a later checkpoint, which is "
-                f"damaged, had their rows; put them back, or delete the checkpoints named "
-                f".damaged to go on without these rows"
+                f"to {max(lost)}: the run goes on behind {after}, and a later checkpoint or "
+                f"journal, which is damaged, had their rows; put them back, or delete the "
+                f"checkpoints and journals named .damaged to go on without these rows"
             )
         for name, file in there.items():
             self._check(name, file, after)
