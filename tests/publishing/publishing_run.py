@@ -173,3 +173,9 @@ DYNAMIC = dataclasses.replace(
 COMPOSED = dataclasses.replace(
     CONFIG, compression="quotient_remainder", compress_above=100, collisions=4, placements=()
 )
+
+
+def flip(path: Path) -> None:
+    """Changes the last bit of a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
