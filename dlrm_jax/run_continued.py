@@ -12,7 +12,7 @@ from typing import Any
 from dlrm_jax.data.metadata import METADATA, Metadata
 from dlrm_jax.data.unseen_ids import EarlierIds
 from dlrm_jax.errors import UserError
-from dlrm_jax.inference.loading import check_click_model
+from dlrm_jax.inference.model_checks import check_click_model
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.saved_config import trained_config

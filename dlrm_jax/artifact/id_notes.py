@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlrm_jax.artifact.notes import FeatureNote, LongCount, LookupNote, Positive, TableNote
-from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dlrm_jax.data.preprocessing.schema import Schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,8 @@ class IdsNote:
         Raises:
             ValueError: the fields aren't those of a schema.
         """
+        from dlrm_jax.data.preprocessing.schema import Schema  # with Polars
+
         try:
             return None if self.schema is None else Schema.from_fields(self.schema)
         except (UserError, TypeError, KeyError) as error:

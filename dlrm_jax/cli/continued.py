@@ -12,7 +12,7 @@ from dlrm_jax.cli.config_flags import overridden_saved
 from dlrm_jax.cli.flags import FLAGS, refuse
 from dlrm_jax.config import MAY_CHANGE, Config
 from dlrm_jax.errors import UserError
-from dlrm_jax.inference.loading import check_functions, check_model
+from dlrm_jax.inference.model_checks import check_functions, check_model
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.run_continued import check_data, verdict
 from dlrm_jax.run_data import is_new

@@ -18,7 +18,7 @@ from dlrm_jax.data.preprocessing.serving import serving_options
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.artifact_scorer import inputs_of, kept_by
 from dlrm_jax.inference.checkpoint_scorer import inputs_of_config
-from dlrm_jax.inference.loading import check_model
+from dlrm_jax.inference.model_checks import check_model
 from dlrm_jax.inference.noted_ids import schema_of_stream
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.scorer import Inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import jax
 from absl import flags
@@ -14,10 +14,12 @@ from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.cli.flags import FLAGS, refuse_unless
 from dlrm_jax.config import Config
 from dlrm_jax.console import status
-from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.publication import Publication
+
+if TYPE_CHECKING:
+    from dlrm_jax.data.preprocessing.schema import Schema  # with Polars
 
 
 def define_publish_flags() -> None:

@@ -19,7 +19,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.embedding.plan import Plan
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import read_json, write_text
-from dlrm_jax.inference.loading import check_model
+from dlrm_jax.inference.model_checks import check_model
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.value_names import ValueNames

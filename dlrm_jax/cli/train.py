@@ -45,7 +45,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.console import status
 from dlrm_jax.embedding import Plan
 from dlrm_jax.errors import DamagedCheckpointError, UserError
-from dlrm_jax.inference.loading import check_functions, check_model
+from dlrm_jax.inference.model_checks import check_functions, check_model
 from dlrm_jax.processes import check_same
 from dlrm_jax.run import Options
 from dlrm_jax.run import run as run_job

@@ -16,7 +16,8 @@ from dlrm_jax.config import Config
 from dlrm_jax.dynamic_ids.keys import Keys
 from dlrm_jax.embedding import Table
 from dlrm_jax.errors import UserError, shortened
-from dlrm_jax.inference.loading import check_model, for_prediction
+from dlrm_jax.inference.loading import for_prediction
+from dlrm_jax.inference.model_checks import check_model
 from dlrm_jax.inference.noted_ids import note_ids, schema_of_stream
 from dlrm_jax.inference.runs import find_checkpoint, reading
 from dlrm_jax.inference.vocabularies import check_same_data

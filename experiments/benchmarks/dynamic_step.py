@@ -22,7 +22,6 @@ import jax
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
-from jaxtyping import Int32
 
 from dlrm_jax.cli.config_flags import OF_WHOLE_RUNS, define_run_flags, with_flags
 from dlrm_jax.cli.flags import FLAGS
@@ -30,7 +29,6 @@ from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.data.batches import Batch
-from dlrm_jax.data.generated.zipf import bounded_zipf
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.errors import UserError
 from dlrm_jax.presets import preset
@@ -39,11 +37,10 @@ from dlrm_jax.training.dynamic_tables import id_maps_of
 from dlrm_jax.training.live_maps import LiveMaps
 from dlrm_jax.training.record import versions
 from dlrm_jax.training.step import make_train_step
+from experiments.benchmarks.born_ids import Ids
 from experiments.benchmarks.timing import in_turn, mean_seconds, ratio_quartiles
 
 _NO_EFFECT = [name for name in OF_WHOLE_RUNS if name != "zipf_exponent"]
-_BATCHES = 64  # that are read again and again, but for the ids that are born
-_BORN = 1 << 40  # ids from here on were never seen
 
 define_run_flags("kaggle", dict.fromkeys(_NO_EFFECT, "only some steps are timed"))
 flags.DEFINE_integer("max_rows", 400_000, "Most rows of a table; such as 1000000.", 2)
@@ -53,49 +50,6 @@ flags.DEFINE_integer(
 flags.DEFINE_float("born", 0.005, "Share of the dynamic ids that were never seen.", 0, 1)
 flags.DEFINE_integer("rounds", 15, "Rounds in which both are timed; such as 30.", 1)
 flags.DEFINE_integer("steps_per_round", 20, "Steps timed together; such as 50.", 2)
-
-
-class Ids:
-    """Batches whose ids follow Zipf's law, with a share of new ones in some columns.
-
-    Args:
-        config: config of the tables, of a feature each.
-        dynamic: columns with new ids.
-        born: share of their ids that are new.
-    """
-
-    def __init__(self, config: Config, dynamic: list[int], born: float):
-        rng = np.random.default_rng(config.seed)
-        self._columns, self._born = dynamic, born
-        size = config.batch_size
-
-        def draw(rows: int) -> Int32[np.ndarray, " B"]:
-            return bounded_zipf(rng, rows, config.zipf_exponent, (size,))
-
-        self._batches = [
-            Batch(
-                rng.standard_normal((size, config.dense_features)).astype(np.float32),
-                np.stack([draw(rows) for rows in config.table_rows], axis=1),
-                (rng.random(size) < 0.3).astype(np.float32),
-                np.ones(size, np.float32),
-            )
-            for _ in range(_BATCHES)
-        ]
-        self._new = rng.random((size, len(dynamic))) < born
-        self.born = int(self._new.sum())
-
-    def fixed(self, step: int) -> Batch:
-        """A batch of rows."""
-        return self._batches[step % _BATCHES]
-
-    def raw(self, step: int) -> Batch:
-        """A batch of ids, some of which come for the first time."""
-        batch = self._batches[step % _BATCHES]
-        ids = batch.ids.astype(np.int64)
-        own = ids[:, self._columns]
-        own[self._new] = _BORN + step * self.born + np.arange(self.born)
-        ids[:, self._columns] = own
-        return batch._replace(ids=ids)
 
 
 def fixed_steps(config: Config, mesh: Mesh, ids: Ids) -> Callable[[], float]:

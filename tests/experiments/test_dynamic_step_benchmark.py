@@ -8,7 +8,7 @@ import numpy as np
 from main_job import run
 
 from dlrm_jax.config import Config
-from experiments.benchmarks.dynamic_step import Ids
+from experiments.benchmarks.born_ids import Ids
 
 PROGRAM = ("-m", "experiments.benchmarks.dynamic_step")
 FLAGS = ("--preset=small", "--table_rows=7,3000", "--dynamic_above=100", "--batch_size=64")

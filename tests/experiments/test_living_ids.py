@@ -14,7 +14,7 @@ from dlrm_jax.data.generated.click_log import SCHEMA, ClickLog
 from dlrm_jax.data.preprocessing.hashed_rows import HashedRows
 from dlrm_jax.data.preprocessing.raw_ids import RawIds, ids_of
 from dlrm_jax.data.preprocessing.schema import Schema
-from experiments.living_ids import Vocabularies, born, entropies
+from experiments.living_ids.study import Vocabularies, born, entropies
 
 
 def test_the_vocabulary_of_a_day_has_the_ids_of_earlier_ones():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.campaigns.standby_kills import CASES, Target, try_standby
+from experiments.campaigns.standbys import CASES, Target, try_standby
 from experiments.campaigns.tally import Tally
 
 

@@ -57,7 +57,12 @@ def predicted(run: Run, path: Path, row_format: RowFormat) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("row_format", "config"), [("float32", CONFIG), ("int4", CONFIG), ("float32", LIVING)]
+    ("row_format", "config"),
+    [
+        pytest.param("float32", CONFIG, marks=pytest.mark.thorough),
+        ("int4", CONFIG),
+        ("float32", LIVING),
+    ],
 )
 def test_answers_under_load_are_of_one_state_each(
     row_format: RowFormat, config: Config, tmp_path: Path

@@ -29,7 +29,10 @@ def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("damage", ["torn", "lost", "of another chain"])
+@pytest.mark.parametrize(
+    "damage",
+    [*(pytest.param(x, marks=pytest.mark.thorough) for x in ("torn", "lost")), "of another chain"],
+)
 def test_it_ends_at_the_last_whole_entry(damage: str, segments: Path, tmp_path: Path):
     train("hashed", segments, tmp_path / "run", cut="s002.parquet")
     third, last = entries(tmp_path / "run")[2], entries(tmp_path / "run")[-1]

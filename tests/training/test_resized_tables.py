@@ -78,8 +78,8 @@ def test_growing_and_going_on_is_the_run_with_these_rows_from_the_start(mesh: st
     [
         ("1x1", "rows", (60, 75)),
         ("2x4", "rows", (57, 95)),
-        ("2x4", "columns", (58, 200)),
-        ("4x2", "devices", (200, 71)),
+        pytest.param("2x4", "columns", (58, 200), marks=pytest.mark.thorough),
+        pytest.param("4x2", "devices", (200, 71), marks=pytest.mark.thorough),
     ],
 )
 def test_ids_have_the_rows_that_they_had(mesh: str, placed: str, rows: tuple[int, int], tmp_path):
