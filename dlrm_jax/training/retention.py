@@ -18,7 +18,7 @@ from typing import Any
 import xxhash
 
 from dlrm_jax.errors import DamagedCheckpointError, UserError
-from dlrm_jax.files import delete_directory
+from dlrm_jax.files import delete_directory, flush
 from dlrm_jax.training.metadata import files_of_others, read_metadata, status
 from dlrm_jax.training.metrics import score
 from dlrm_jax.workspaces import delete, sweep
@@ -110,6 +110,7 @@ class Retention:
         for step, reason in damaged.items():
             if (journal := journal_of(self.path(step))).exists():
                 journal.rename(path_aside(journal))  # first, as `delete_superseded` deletes others
+                flush(journal.parent)  # so that no loss of power keeps the second renaming alone
             aside = path_aside(self.path(step))
             self.path(step).rename(aside)
             _log.warning(
