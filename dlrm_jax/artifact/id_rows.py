@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, Int32, UInt64
 
-from dlrm_jax.artifact.delta_keys import UnfitError
+from dlrm_jax.artifact.delta_keys import KEYS
 from dlrm_jax.artifact.id_notes import IdsNote
 from dlrm_jax.artifact.key_files import read_keys
 from dlrm_jax.artifact.manifest import Manifest
@@ -18,7 +18,7 @@ from dlrm_jax.data.preprocessing.hashed_rows import hashed, salt_of
 from dlrm_jax.data.preprocessing.raw_ids import ABSENT_ID
 from dlrm_jax.dynamic_ids.key_index import KeyIndex
 from dlrm_jax.dynamic_ids.keys import KeyChanges
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import DamagedDeltaError, UserError
 
 _ABSENT_ID = np.uint64(ABSENT_ID).view(np.int64)
 
@@ -97,20 +97,20 @@ class IdRows:
             found[:, columns] = rows
         return found
 
-    def check(self, changes: Mapping[str, KeyChanges]) -> None:
-        """Checks that no id has two rows after changes.
+    def check(self, delta: Path, changes: Mapping[str, KeyChanges]) -> None:
+        """Checks that no id has two rows after the changes of a delta.
 
         Args:
+            delta: directory of the delta.
             changes: changes by map, in which each id has one row.
 
         Raises:
-            UnfitError: one has.
+            DamagedDeltaError: one has.
         """
         for name, own in changes.items():
             if (twice := self.indexes[name].in_other_rows(own)).size:
-                raise UnfitError(
-                    f"map {name!r}: expected one row of each id, id {twice[0]} keeps another, too"
-                )
+                text = f"expected one row of each id, id {twice[0]} keeps another, too"
+                raise DamagedDeltaError(str(delta), KEYS, f"map {name!r}: {text}")
 
     def apply(self, changes: Mapping[str, KeyChanges]) -> None:
         """Gives rows other ids.

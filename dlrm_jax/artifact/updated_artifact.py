@@ -20,13 +20,11 @@ from jaxtyping import Int, Int32, UInt8
 from dlrm_jax.artifact.artifact import Artifact
 from dlrm_jax.artifact.delta import Delta
 from dlrm_jax.artifact.delta_chain import delta_path, deltas_of
-from dlrm_jax.artifact.delta_keys import KEYS, UnfitError
 from dlrm_jax.artifact.id_rows import IdRows
 from dlrm_jax.artifact.native_dense import native_dense
 from dlrm_jax.artifact.stored_tables import StoredTable
 from dlrm_jax.artifact.tables import map_lookups
 from dlrm_jax.dynamic_ids.keys import KeyChanges
-from dlrm_jax.errors import DamagedDeltaError
 
 _ROWS = 1 << 15  # between two of these, other threads of Python have their turn
 
@@ -84,11 +82,8 @@ class UpdatedArtifact:
         """
         before, after = self._served, self._copies[self._applied % 2]
         if before.artifact.id_rows:
-            try:
-                before.artifact.id_rows.check(delta.keys)
-            except UnfitError as error:
-                path = delta_path(deltas_of(before.artifact.directory), delta.note.number)
-                raise DamagedDeltaError(str(path), KEYS, str(error)) from error
+            path = delta_path(deltas_of(before.artifact.directory), delta.note.number)
+            before.artifact.id_rows.check(path, delta.keys)
         with self._changed:
             self._changed.wait_for(lambda: not after.readers)
         newer, tables = before.tables, after.tables

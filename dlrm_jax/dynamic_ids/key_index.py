@@ -47,6 +47,11 @@ class KeyIndex:
         return self._engine.find(keys)
 
     @property
+    def keys(self) -> Keys:
+        """Copies of the ids of the rows."""
+        return self._state.keys()
+
+    @property
     def live_keys(self) -> UInt64[np.ndarray, " n"]:
         """The ids that have a row, in the order of the rows."""
         by_row = self._state.by_row

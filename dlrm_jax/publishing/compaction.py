@@ -16,6 +16,7 @@ from dlrm_jax.artifact.artifact import Artifact, write_layer
 from dlrm_jax.artifact.delta import read_note, write_note
 from dlrm_jax.artifact.delta_chain import DeltaChain, delta_path, deltas_of
 from dlrm_jax.artifact.files import check_content, check_present, note_files
+from dlrm_jax.artifact.id_rows import IdRows
 from dlrm_jax.artifact.key_files import write_keys
 from dlrm_jax.artifact.manifest import MANIFEST, Manifest, is_artifact
 from dlrm_jax.artifact.row_formats import row_bytes
@@ -23,7 +24,7 @@ from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.files import creating, delete_directory, flush_all
 from dlrm_jax.inference.artifact_scorer import ArtifactScorer
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.publishing.published import Published, published_keys
+from dlrm_jax.publishing.published import Published, apply_keys
 from dlrm_jax.serving import golden
 from dlrm_jax.serving.export import GOLDEN_BATCH
 
@@ -46,7 +47,8 @@ def compact(
 
     Raises:
         UserError: a file can't be read or written. Nothing is left of the new base.
-        DamagedArtifactError: a file of the base or of a delta isn't as it was written.
+        DamagedArtifactError: a file of the base or of a delta isn't as it was written, or a delta
+            gives an id a second row.
     """
     source, before = published.directory, published.manifest
     step = read_note(delta_path(published.chain.directory, last))[0].step
@@ -78,7 +80,7 @@ def _write(directory: Path, source: Path, before: Manifest, last: int) -> Manife
         if not is_artifact(source):
             raise DamagedArtifactError(str(source), MANIFEST, "it is missing") from error
         raise
-    keys = published_keys(directory, before)
+    ids = IdRows.read(source, before)
     tables = {
         x.name: np.memmap(
             directory / x.file, np.uint8, "r+", shape=(x.rows, row_bytes(x.row_format, x.dim))
@@ -89,15 +91,15 @@ def _write(directory: Path, source: Path, before: Manifest, last: int) -> Manife
         layers = delta.layers
         for name, (numbers, rows) in delta.rows.items():
             tables[name][numbers] = rows
-        for name, changes in delta.keys.items():
-            keys[name].apply(changes)
+        apply_keys(ids, delta, chain)
     if chain.number < last:
         raise UserError(f"expected {last} deltas in {chain.directory}, there are {chain.number}")
     for table in tables.values():
         table.flush()
     del tables
-    for note in before.id_rows.maps if before.id_rows else ():
-        write_keys(directory, note, keys[note.name])
+    if ids:
+        for note in ids.note.maps:
+            write_keys(directory, note, ids.indexes[note.name].keys)
     for note in before.layers:
         (directory / note.file).unlink()
         write_layer(directory / note.file, layers[note.name])

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dlrm_jax.artifact.delta_chain import DeltaChain, deltas_of
+from dlrm_jax.artifact.delta import Delta
+from dlrm_jax.artifact.delta_chain import DeltaChain, delta_path, deltas_of
 from dlrm_jax.artifact.files import check_content, check_present
-from dlrm_jax.artifact.key_files import load_keys
+from dlrm_jax.artifact.id_rows import IdRows
 from dlrm_jax.artifact.manifest import Manifest, is_artifact
 from dlrm_jax.artifact.row_formats import RowFormat, encode
 from dlrm_jax.artifact.tables import map_rows
@@ -157,18 +158,18 @@ def differing_rows(published: Published, model: LiveModel) -> tuple[Numbers, dic
         keys: ids of the rows of what is published, by map.
 
     Raises:
-        UserError: the base or a delta can't be read, or isn't as it was written.
+        UserError: the base or a delta can't be read, or isn't as it was written, or gives an id two
+            rows.
     """
     directory, manifest, chain = published
     for name, note in manifest.files.items():
         check_content(directory, name, note)
     tables = {x.name: map_rows(directory, x, private=True) for x in manifest.tables}
-    keys = published_keys(directory, manifest)
+    ids = IdRows.read(directory, manifest)
     for delta in chain.rest():
         for name, (numbers, rows) in delta.rows.items():
             tables[name].rows[numbers] = rows
-        for name, changes in delta.keys.items():
-            keys[name].apply(changes)
+        apply_keys(ids, delta, chain)
     found: Numbers = {}
     for name, table in tables.items():
         parts = []
@@ -180,14 +181,20 @@ def differing_rows(published: Published, model: LiveModel) -> tuple[Numbers, dic
             parts.append(numbers[(stored != there).any(axis=1)])
         if len(numbers := np.concatenate(parts)):
             found[name] = numbers
-    return found, keys
+    return found, {name: index.keys for name, index in ids.indexes.items()} if ids else {}
 
 
-def published_keys(base: Path, manifest: Manifest) -> dict[str, Keys]:
-    """The ids of the rows of a base, by map.
+def apply_keys(ids: IdRows | None, delta: Delta, chain: DeltaChain) -> None:
+    """Gives rows the ids that a delta says.
+
+    Args:
+        ids: rows of ids before it; None if ids are rows.
+        delta: delta.
+        chain: its chain.
 
     Raises:
-        DamagedArtifactError: a file of them has another array.
+        DamagedDeltaError: an id would have two rows.
     """
-    maps = manifest.id_rows.maps if manifest.id_rows else ()
-    return {note.name: load_keys(base, note) for note in maps}
+    if ids:
+        ids.check(delta_path(chain.directory, delta.note.number), delta.keys)
+        ids.apply(delta.keys)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from full_disk import largest_file
-from publishing_run import compacted, files_in, flip, run_of
+from publishing_run import DYNAMIC, compacted, files_in, flip, run_of
 
-from dlrm_jax.errors import UserError
+from dlrm_jax.artifact.delta import write_delta
+from dlrm_jax.dynamic_ids.keys import KeyChanges
+from dlrm_jax.errors import DamagedDeltaError, UserError
 from dlrm_jax.publishing.compaction import compact
-from dlrm_jax.publishing.published import newest
+from dlrm_jax.publishing.published import bases_in, newest
 
 
 def test_a_full_disk_is_told_of_and_loses_no_row(tmp_path: Path):
@@ -162,3 +167,27 @@ def test_a_run_that_is_stopped_says_that_its_last_state_isnt_published(tmp_path:
         run.train(1)
         raise KeyboardInterrupt
     assert "of step 2, isn't published: the run has ended before; the same" in run.said[-1]
+
+
+def test_an_id_that_a_delta_gives_a_second_row(tmp_path: Path):
+    """Each file is as it was written; a base of them would be an artifact that can't be loaded."""
+    models = tmp_path / "models"
+    with run_of(tmp_path, config=DYNAMIC, share=1e9) as run:
+        run.begin()
+        run.publish()
+        run.publish()
+        state, (base,), (delta,) = run.arrays(), run.bases(), run.deltas()
+        live = np.flatnonzero(run.maps_now().keys()["C2"].live)
+        twice = run.maps_now().keys()["C2"].keys[live[:1]]
+    bad = KeyChanges(live[1:2].astype(np.int32), twice, np.array([True]))
+    note = dataclasses.replace(delta.note, number=2, step=3, before=delta.content)
+    (directory := models / f"{base.name}.deltas" / "000002").mkdir()
+    write_delta(directory, note, {}, delta.layers, {"C2": bad})
+
+    damaged = rf"1\.deltas/000002 is damaged: keys\.records: .* id {twice[0]} keeps another, too"
+    with pytest.raises(DamagedDeltaError, match=damaged):
+        compacted(models)
+    assert bases_in(models) == [base]
+    with run_of(tmp_path, config=DYNAMIC) as run:
+        run.begin(state)
+        assert re.search(f"a new base follows: .*{damaged}", run.said[0])
