@@ -214,3 +214,26 @@ def check_copies_are_undone() -> None:
         found = of.translate(np.arange(11, 16), 1)
         assert found.rows.tolist() == found.fresh.tolist() == [1, 2, 3, 4, 5]
     assert_same(copied.arrays(), {x: y.tolist() for x, y in ids.arrays().items()})
+
+
+def check_records_of_other_batches() -> None:
+    """A record of a batch that isn't the last one, or of another map, is refused."""
+    ids, other = IdMap(6, DynamicIds()), IdMap(6, DynamicIds())
+    first, second = (ids.translate(np.array([x]), x) for x in (1, 2))
+    copied, foreign = copy.deepcopy(ids), other.translate(np.array([1]), 1)
+    before = {x: y.tolist() for x, y in ids.arrays().items()}
+    for wrong in ([first.undo], [foreign.undo], [second.undo, first.undo], [second.undo] * 2):
+        for read in (ids.arrays, ids.keys, copied.arrays):
+            with pytest.raises(UserError, match="undo: expected the record of the map's last"):
+                read(wrong)
+    for wrong in (first.undo, foreign.undo):
+        with pytest.raises(UserError, match="table ids: undo: expected the record"):
+            ids.undo(wrong)
+    assert_same(ids.arrays(), before)
+    ids.undo(second.undo)
+    third = ids.translate(np.array([3]), 2)
+    with pytest.raises(UserError, match="in the reverse of their order, each once"):
+        ids.undo(second.undo)
+    ids.undo(third.undo)
+    ids.undo(first.undo)
+    assert ids.live == 0

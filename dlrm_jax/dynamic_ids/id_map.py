@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,15 +12,16 @@ from jaxtyping import Int32, Shaped, UInt8, UInt64
 
 from dlrm_jax.console import status
 from dlrm_jax.dynamic_ids import native_id_map
-from dlrm_jax.dynamic_ids.keys import Keys
+from dlrm_jax.dynamic_ids.keys import Keys, as_keys
 from dlrm_jax.dynamic_ids.native_id_map import NativeIdMap
 from dlrm_jax.dynamic_ids.occupants import MOST_TIME, OCCUPANT, Changes, Occupants, Undo
 from dlrm_jax.dynamic_ids.plain_id_map import PlainIdMap
 from dlrm_jax.dynamic_ids.policy import DynamicIds
-from dlrm_jax.embedding.integer_arrays import vector
 from dlrm_jax.errors import UserError, shown
 from dlrm_jax.native import id_map as native
 from dlrm_jax.native import library
+
+_BATCHES = itertools.count(1)  # of all maps: another map's record is told from the own ones
 
 
 class Translated(NamedTuple):
@@ -57,7 +59,7 @@ class IdMap:
         self._start(Occupants(rows, policy, seed), name)
 
     def _start(self, state: Occupants, name: str) -> None:
-        self.name, self._state = name, state
+        self.name, self._state, self._batch = name, state, 0
         if native.available():
             self._engine = NativeIdMap(state)
         else:
@@ -84,7 +86,9 @@ class IdMap:
 
     def __reduce__(self):
         # Kernels know addresses: a copy, pickled or not, has arrays and an index of its own.
-        return IdMap.from_arrays, (self._state.policy, self.arrays(), self.name)
+        # Records take it back as they do this one.
+        arguments = self._state.policy, self.arrays(), self.name
+        return IdMap.from_arrays, arguments, {"_batch": self._batch}
 
     @property
     def live(self) -> int:
@@ -142,9 +146,14 @@ class IdMap:
 
         Args:
             undo: record of that batch.
+
+        Raises:
+            UserError: it is another one's. The map is as before.
         """
+        self._check_last([undo])
         self._engine.restore(undo.rows, undo.before)
         self._state.undo(undo)
+        self._batch = undo.previous
 
     def arrays(self, undone: Sequence[Undo] = ()) -> dict[str, np.ndarray]:
         """Copies of all that the map is, for a checkpoint; see `Occupants.arrays`.
@@ -152,12 +161,28 @@ class IdMap:
         Args:
             undone: records of the last batches, the latest last, which the copies are without:
                 those that were translated ahead of the checkpoint's step.
+
+        Raises:
+            UserError: they are others.
         """
+        self._check_last(undone)
         return self._state.arrays(undone)
 
     def keys(self, undone: Sequence[Undo] = ()) -> Keys:
         """Copies of the ids of the rows, see `arrays`."""
+        self._check_last(undone)
         return self._state.keys(undone)
+
+    def _check_last(self, undone: Sequence[Undo]) -> None:
+        """Checks that records are those of the last batches, the latest last."""
+        batch = self._batch
+        for undo in reversed(undone):
+            if undo.batch != batch:
+                raise UserError(
+                    f"table {self.name}: undo: expected the record of the map's last batch, got "
+                    f"another one; take batches back in the reverse of their order, each once"
+                )
+            batch = undo.previous
 
     def _check_clock(self, now: int) -> None:
         if not isinstance(now, int | np.integer) or not 0 <= now < MOST_TIME:
@@ -228,11 +253,15 @@ def translate_all(
             x.cells_before,
             sketch,
             before_all,
+            next(_BATCHES),
+            of._batch,
         )
-        for (rows, before), x, sketch, before_all in zip(
-            swept, changes, halved, numbers, strict=True
+        for of, (rows, before), x, sketch, before_all in zip(
+            maps, swept, changes, halved, numbers, strict=True
         )
     ]
+    for of, undo in zip(maps, undos, strict=True):
+        of._batch = undo.batch
     full = [i for i, of in enumerate(maps) if changes[i].needed > of.capacity]
     if full:
         for of, undo in zip(maps, undos, strict=True):
@@ -268,19 +297,3 @@ def _announce() -> None:
         f"aren't built, or not allowed ({library.SETTING}, {library.USE})",
         error=True,
     )
-
-
-def as_keys(ids: Any, name: str) -> UInt64[np.ndarray, " N"]:
-    """Ids as unsigned integers of 64 bits, by their bits.
-
-    Args:
-        ids: ids, [N].
-        name: name of the array, for messages.
-
-    Raises:
-        UserError: see `vector`.
-    """
-    array = vector(name, ids)
-    if array.dtype == np.uint64:
-        return np.ascontiguousarray(array)
-    return np.ascontiguousarray(array, np.int64).view(np.uint64)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, UInt64
+
+from dlrm_jax.embedding.integer_arrays import vector
 
 
 class KeyChanges(NamedTuple):
@@ -49,3 +51,19 @@ class Keys(NamedTuple):
             changes: changes.
         """
         self.keys[changes.rows], self.live[changes.rows] = changes.keys, changes.live
+
+
+def as_keys(ids: Any, name: str) -> UInt64[np.ndarray, " N"]:
+    """Ids as unsigned integers of 64 bits, by their bits.
+
+    Args:
+        ids: ids, [N].
+        name: name of the array, for messages.
+
+    Raises:
+        UserError: see `vector`.
+    """
+    array = vector(name, ids)
+    if array.dtype == np.uint64:
+        return np.ascontiguousarray(array)
+    return np.ascontiguousarray(array, np.int64).view(np.uint64)

@@ -33,6 +33,8 @@ class Undo:
         cells_before: value of each cell before, [S].
         sketch: whole sketch before all of it was halved; None if it wasn't.
         numbers: clock, time of the last sweep, and additions to the sketch before.
+        batch: number of the batch, which no other one of this process has, in any map.
+        previous: number of the map's batch before; 0 before its first since it was made or read.
     """
 
     rows: Int32[np.ndarray, " E"]
@@ -41,6 +43,8 @@ class Undo:
     cells_before: UInt8[np.ndarray, " S"]
     sketch: UInt8[np.ndarray, " C"] | None
     numbers: tuple[int, int, int]
+    batch: int
+    previous: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -123,6 +123,8 @@ class LiveMaps:
             step: number of updates, see `maps_at`.
         """
         self._maps.load(self.maps_at(step).arrays())
+        with self._lock:
+            self._ahead = collections.deque(x for x in self._ahead if x.step < step)
 
 
 class TranslatedBatches:

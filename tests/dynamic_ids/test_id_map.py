@@ -11,6 +11,7 @@ from id_map_checks import (
     check_against_model,
     check_copies_are_undone,
     check_hostile_ids,
+    check_records_of_other_batches,
     check_refused,
     check_saturation,
 )
@@ -40,6 +41,10 @@ def test_counts_saturate():
 
 def test_copies_are_undone_by_the_same_records():
     check_copies_are_undone()
+
+
+def test_records_of_other_batches_are_refused():
+    check_records_of_other_batches()
 
 
 def test_plain_python_is_announced_once(capsys):
