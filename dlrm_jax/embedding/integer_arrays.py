@@ -45,3 +45,23 @@ def vector(name: str, given: Any) -> Integer[np.ndarray, " N"]:
     if array.ndim != 1:
         raise UserError(f"{name}: expected integers of shape [N], got {list(array.shape)}")
     return array
+
+
+def row_numbers(table: str, given: Any, rows: int) -> Integer[np.ndarray, " n"]:
+    """Numbers of rows of a table.
+
+    Args:
+        table: name of the table, for messages.
+        given: array or list, [n].
+        rows: number of rows of the table.
+
+    Raises:
+        UserError: see `vector`; or a number is out of range.
+    """
+    numbers = vector(f"rows of table {table}", given)
+    if numbers.size and not 0 <= numbers.min() <= numbers.max() < rows:
+        raise UserError(
+            f"rows: expected numbers from 0 to {rows - 1} of table {table}, got {numbers.min()} to "
+            f"{numbers.max()}"
+        )
+    return numbers

@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Integer, Shaped
 
 from dlrm_jax.embedding import row_split
+from dlrm_jax.embedding.integer_arrays import row_numbers
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.plan import Piece
 from dlrm_jax.embedding.reshard import slot_ndims
@@ -19,7 +20,7 @@ from dlrm_jax.errors import UserError
 
 
 def read_rows(
-    layout: Layout, state: EmbeddingState, rows: Mapping[str, Int[np.ndarray, " n"]]
+    layout: Layout, state: EmbeddingState, rows: Mapping[str, Any]
 ) -> dict[str, Shaped[np.ndarray, "n d"]]:
     """The numbers of some rows, of the dtype of each table, as copies.
 
@@ -31,20 +32,19 @@ def read_rows(
         rows: numbers of rows by table.
 
     Raises:
-        UserError: the state is that of other tables or another plan, a row is out of range, or
-            another process has it.
+        UserError: the state is that of other tables or another plan, a row is no integer or out of
+            range, or another process has it.
     """
     layout.check(state)
-    _check(layout, rows)
     found = {}
-    for name, numbers in rows.items():
+    for name, numbers in _checked(layout, rows).items():
         slab = layout.slab_of(name)
         found[name] = _read(slab, name, state.tables[slab.name], numbers).view(slab.dtype)
     return found
 
 
 def read_row_state(
-    layout: Layout, state: EmbeddingState, rows: Mapping[str, Int[np.ndarray, " n"]]
+    layout: Layout, state: EmbeddingState, rows: Mapping[str, Any]
 ) -> dict[str, dict[str, np.ndarray]]:
     """As `read_rows`, with the rows' optimizer state: all that `write_rows` needs.
 
@@ -52,6 +52,7 @@ def read_row_state(
         By table, the ``"table"`` [n, d] and its slots by name: [n], [n, d], or [] for one number.
     """
     found: dict[str, dict[str, np.ndarray]] = {}
+    rows = _checked(layout, rows)
     for name, values in read_rows(layout, state, rows).items():
         slab = layout.slab_of(name)
         ndims = slot_ndims(slab)
@@ -62,14 +63,11 @@ def read_row_state(
     return found
 
 
-def _check(layout: Layout, rows: Mapping[str, Int[np.ndarray, " n"]]) -> None:
-    for name, numbers in rows.items():
-        table = layout.slab_of(name).tables[name]
-        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < table.rows:
-            raise UserError(
-                f"rows: expected numbers from 0 to {table.rows - 1} of table {name}, got "
-                f"{numbers.min()} to {numbers.max()}"
-            )
+def _checked(layout: Layout, rows: Mapping[str, Any]) -> dict[str, Integer[np.ndarray, " n"]]:
+    return {
+        name: row_numbers(name, given, layout.slab_of(name).tables[name].rows)
+        for name, given in rows.items()
+    }
 
 
 def _read(slab: Slab, table: str, array: Any, numbers: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Int32, Key, UInt32
 
-from dlrm_jax.embedding.integer_arrays import vector
+from dlrm_jax.embedding.integer_arrays import row_numbers
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.reshard import slab_spec, slot_ndims
@@ -93,12 +93,7 @@ class RowReset:
                     f"rows: expected those of tables with dynamic ids "
                     f"({', '.join(names) or 'there are none'}), got table {name!r}"
                 )
-            own, end = vector(f"rows of table {name}", given), self._tables[name].rows
-            if own.size and not 0 <= own.min() <= own.max() < end:
-                raise UserError(
-                    f"rows: expected those of table {name} to lie in 0..{end - 1}, got "
-                    f"{own.min()}..{own.max()}"
-                )
+            own = row_numbers(name, given, self._tables[name].rows)
             numbers = np.full(len(own), names.index(name))
             pairs.append(np.stack([numbers, own]).astype(np.int32))
         whole = np.concatenate(pairs, axis=1)

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int32
 
+from dlrm_jax.embedding.integer_arrays import row_numbers
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.reshard import slab_sharding, slab_spec, slot_ndims
@@ -40,7 +41,7 @@ class RowWrites:
         self._programs: dict[str, Any] = {}
 
     def __call__(
-        self, state: EmbeddingState, rows: Mapping[str, np.ndarray], values: Mapping[str, Arrays]
+        self, state: EmbeddingState, rows: Mapping[str, Any], values: Mapping[str, Arrays]
     ) -> EmbeddingState:
         """See `EmbeddingCollection.write_rows`."""
         self._layout.check(state)
@@ -98,18 +99,14 @@ def _chunks(
     slab: Slab,
     specs: Mapping[str, tuple[tuple[int, ...], np.dtype]],
     names: Sequence[str],
-    rows: Mapping[str, np.ndarray],
+    rows: Mapping[str, Any],
     values: Mapping[str, Arrays],
 ) -> Iterator[tuple[Int32[np.ndarray, "2 K"], dict[str, np.ndarray]]]:
     """Numbers of tables and rows of these, padded with `NO_ROW`, and the arrays of the rows."""
     order = [*slab.tables]
+    rows = {name: row_numbers(name, rows[name], slab.tables[name].rows) for name in names}
     for name in names:
-        numbers, given, end = rows[name], values[name], slab.tables[name].rows
-        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < end:
-            raise UserError(
-                f"rows: expected numbers from 0 to {end - 1} of table {name}, got "
-                f"{numbers.min()} to {numbers.max()}"
-            )
+        numbers, given = rows[name], values[name]
         for key, (width, _) in specs.items():
             if given[key].shape != (len(numbers), *width):
                 raise UserError(

@@ -99,23 +99,21 @@ class WholeTables:
         """Yields each table with all its arrays by name, see `iter_arrays`."""
         return table_io.to_arrays(self.iter_arrays(state), self.layout)
 
-    def read_rows(
-        self, state: EmbeddingState, rows: Mapping[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def read_rows(self, state: EmbeddingState, rows: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Some rows of tables on the host, [n, dim] of each table's dtype, as copies.
 
         Args:
             state: tables; the optimizers' state isn't read.
-            rows: numbers of rows by table, [n].
+            rows: numbers of rows by table, [n] integers.
 
         Raises:
-            UserError: the state is that of other tables or another plan, a row is out of range, or
-                another process has it.
+            UserError: the state is that of other tables or another plan, a row is no integer or out
+                of range, or another process has it.
         """
         return row_reads.read_rows(self.layout, state, rows)
 
     def read_row_state(
-        self, state: EmbeddingState, rows: Mapping[str, np.ndarray]
+        self, state: EmbeddingState, rows: Mapping[str, Any]
     ) -> dict[str, dict[str, np.ndarray]]:
         """As `read_rows`, with the optimizer state of the rows, as `write_rows` takes both.
 
@@ -127,19 +125,19 @@ class WholeTables:
     def write_rows(
         self,
         state: EmbeddingState,
-        rows: Mapping[str, np.ndarray],
+        rows: Mapping[str, Any],
         values: Mapping[str, Mapping[str, np.ndarray]],
     ) -> EmbeddingState:
         """Gives rows of tables the values and the optimizer state that `read_row_state` has read.
 
         Args:
             state: tables and their optimizer state; it is donated.
-            rows: numbers of rows by table, [n], each once.
+            rows: numbers of rows by table, [n] integers, each once.
             values: arrays of these rows by table and name, of the dtypes that were read.
 
         Raises:
-            UserError: the state is that of other tables or another plan, a row is out of range, an
-                array has another shape, or there are several processes.
+            UserError: the state is that of other tables or another plan, a row is no integer or out
+                of range, an array has another shape, or there are several processes.
         """
         return self._row_writes(state, rows, values)
 

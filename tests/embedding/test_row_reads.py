@@ -45,3 +45,16 @@ def test_a_row_out_of_range():
     own = collection("1x1")
     with pytest.raises(UserError, match="expected numbers from 0 to 4 of table b, got 2 to 5"):
         own.read_rows(own.init(0), {"b": np.array([2, 5])})
+
+
+def test_rows_that_are_no_integers():
+    """Row 2.5 is of no piece of a table: what is read for it would be uninitialized memory."""
+    own = collection("2x4")
+    state = own.init(0)
+    for read in (own.read_rows, own.read_row_state):
+        with pytest.raises(UserError, match=r"rows of table b: expected an array of int.* float64"):
+            read(state, {"b": np.array([2.5])})
+        with pytest.raises(UserError, match=r"rows of table b: .* shape \[N\], got \[1, 1\]"):
+            read(state, {"b": np.array([[2]])})
+    listed = own.read_row_state(state, {"b": [2, 0]})["b"]["table"]
+    np.testing.assert_array_equal(listed, own.read_rows(state, {"b": np.array([2, 0])})["b"])

@@ -63,5 +63,7 @@ def test_what_does_not_fit_is_refused():
     values = own.read_row_state(own.init(0), {"b": np.array([2, 3])})
     with pytest.raises(UserError, match="expected numbers from 0 to 4 of table b, got 2 to 5"):
         own.write_rows(own.init(0), {"b": np.array([2, 5])}, values)
+    with pytest.raises(UserError, match=r"rows of table b: expected an array of int.* float64"):
+        own.write_rows(own.init(0), {"b": np.array([2.0, 3.0])}, values)
     with pytest.raises(UserError, match="values: expected table of 1 rows of table b, got"):
         own.write_rows(own.init(0), {"b": np.array([2])}, values)
