@@ -32,6 +32,8 @@ _END_SECONDS = 60
 
 _CHUNK = 1024  # bytes
 
+_coordinators: list[str] = []  # that this process has joined: one at most
+
 # Errors that are raised with the same type in all processes; a class comes before its base.
 _SHARED = {
     "DamagedCheckpointError": DamagedCheckpointError, "UserError": UserError, "OSError": OSError
@@ -68,6 +70,7 @@ def join(coordinator: str, count: int, index: int | None) -> None:
             f"coordinator: expected HOST:PORT, with a port from 1 to 65535, or {CLUSTER}, got "
             f"{coordinator!r}"
         )
+    _coordinators.append(coordinator)
     # Its own handler would catch SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -108,6 +111,12 @@ def check_one_process() -> None:
             f"dynamic ids: expected one process, whose map all devices share, got {count}; give "
             f"tables ids that are rows, or start one process"
         )
+
+
+def coordinator_host() -> str:
+    """The name or address of the machine of process 0, as process 0 knows it."""
+    given = _coordinators[-1] if _coordinators else CLUSTER
+    return socket.getfqdn() if given == CLUSTER else given.rpartition(":")[0].strip("[]")
 
 
 def free_address() -> str:

@@ -13,7 +13,8 @@ from flax import nnx
 from setups import step_of
 
 from dlrm_jax.data.batches import Batch, Batches
-from dlrm_jax.dynamic_ids.id_maps import ABSENT, IdMaps
+from dlrm_jax.dynamic_ids.id_columns import ABSENT
+from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.dynamic_ids.policy import DynamicIds
 from dlrm_jax.embedding import EmbeddingCollection, Feature, Lookup, Table, automatic_plan
 from dlrm_jax.embedding.optimizer import row_optimizer

@@ -19,6 +19,7 @@ from dlrm_jax.cli.help import help_text
 from dlrm_jax.cli.launch import ANOTHER_LOST
 from dlrm_jax.console import status
 from dlrm_jax.errors import UserError
+from dlrm_jax.host_exchange import LostProcessError
 from dlrm_jax.processes import is_distributed, is_process_0
 from dlrm_jax.signals import Interrupted, end_at_once, handled
 
@@ -108,7 +109,7 @@ def _fail_among_others(error: Exception) -> NoReturn:
     """One of several processes can't go on, because of itself or because of another one."""
     # JAX also raises ValueError for errors of gloo.
     lost = isinstance(error, RuntimeError | ValueError) and any(x in str(error) for x in _LOST)
-    if lost:
+    if lost or isinstance(error, LostProcessError):
         _fail(
             f"{ANOTHER_LOST}; if it has ended, its own error says why: "
             f"{str(error).splitlines()[0]}. Run all again with this workdir to resume from the "

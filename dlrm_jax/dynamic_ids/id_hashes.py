@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+from jaxtyping import UInt64
+
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
-SLOT, SKETCH, DEFAULT, DRAW = 1, 2, 3, 4
+SLOT, SKETCH, DEFAULT, DRAW, PART = 1, 2, 3, 4, 5
 """The purposes of hashes, which must not depend on each other."""
 
 
@@ -25,7 +28,7 @@ def salt(seed: int, purpose: int) -> int:
 
     Args:
         seed: seed of the map.
-        purpose: `SLOT`, `SKETCH`, `DEFAULT` or `DRAW`.
+        purpose: `SLOT`, `SKETCH`, `DEFAULT`, `DRAW` or `PART`.
     """
     return mix((seed + purpose * _GOLDEN) & _MASK)
 
@@ -38,6 +41,21 @@ def scaled(hashed: int, count: int) -> int:
         count: number of possible results, up to 2^32.
     """
     return (hashed >> 32) * count >> 32
+
+
+def parts_of(keys: UInt64[np.ndarray, " N"], seed: int, count: int) -> UInt64[np.ndarray, " N"]:
+    """The parts of a map that ids belong to, from 0: `scaled` of `mix` for `PART`.
+
+    Args:
+        keys: ids.
+        seed: seed of the map.
+        count: number of parts.
+    """
+    x = keys ^ np.uint64(salt(seed, PART))
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return (x >> np.uint64(32)) * np.uint64(count) >> np.uint64(32)
 
 
 def sketch_places(hashed: int, blocks: int) -> list[int]:

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Int32, Int64, UInt64
 
-from dlrm_jax.dynamic_ids.id_map import IdMap, translate_all
+from dlrm_jax.dynamic_ids.id_columns import ABSENT, IdColumns, map_groups, place
+from dlrm_jax.dynamic_ids.id_map import as_keys, translate_all
 from dlrm_jax.dynamic_ids.keys import Keys
 from dlrm_jax.dynamic_ids.occupants import Undo
+from dlrm_jax.dynamic_ids.parted_map import PartedMap, merged
+from dlrm_jax.dynamic_ids.parts import RowParts
+from dlrm_jax.dynamic_ids.policy import DynamicIds
+from dlrm_jax.dynamic_ids.routing import Asked, Exchange, Routing, UnitRows
 from dlrm_jax.embedding import EmbeddingCollection
-from dlrm_jax.embedding.integer_arrays import integers
-from dlrm_jax.embedding.table import Feature, Lookup, Table
+from dlrm_jax.embedding.table import Table
 from dlrm_jax.errors import UserError
-from dlrm_jax.processes import check_one_process
+from dlrm_jax.host_exchange import connected
 
-ABSENT = -1
-"""The number that stands for an absent id, also in features with dynamic ids: all 64 bits are 1.
-Every other number is an id there, negative ones and unsigned ones from 2^63 on, too."""
+Unit = tuple[str, int]
+"""A part of a map: the map's name, and the number of the part."""
 
-Undos = Mapping[str, Undo]
-"""The record of one batch that each map is taken back by, by the map's name."""
+Undos = Mapping[Unit, Undo]
+"""The record of one batch that each part of a map is taken back by, of the parts that are here."""
 
 Arrays = Mapping[str, Mapping[str, np.ndarray]]
-"""Arrays of each map by name, by the map's name, see `IdMap.arrays`."""
+"""Arrays of each map by name, by the map's name, see `IdMaps.arrays`."""
 
 
 class TranslatedIds(NamedTuple):
@@ -34,7 +37,8 @@ class TranslatedIds(NamedTuple):
 
     Attributes:
         ids: rows of the tables, [B, C] int32; negative is absent.
-        fresh: rows that begin afresh, by table; see `EmbeddingCollection.reset_rows`.
+        fresh: rows that begin afresh, by table; see `EmbeddingCollection.reset_rows`. They are
+            those of the whole batch, in every process.
         undo: record that takes the maps back to before the batch.
     """
 
@@ -43,18 +47,34 @@ class TranslatedIds(NamedTuple):
     undo: Undos
 
 
-class MapGroup(NamedTuple):
-    """Tables that share a map, since a feature reads them both or they a feature.
+class AskedIds(NamedTuple):
+    """A batch's ids at the processes that have their maps.
 
     Attributes:
-        tables: names of the tables; the first one names the map.
-        features: names of the features.
-        columns: columns of the features in the id array.
+        of_units: ids by unit.
+        present: whether there is an id in each column of each map, by the map's name.
+        orders: places of the ids of the parts of each map, see `PartedMap.split`.
+        rows: result with the columns that are rows already, [B, C].
     """
 
-    tables: tuple[str, ...]
-    features: tuple[str, ...]
-    columns: Int64[np.ndarray, " c"]
+    of_units: Asked
+    present: list[Bool[np.ndarray, "B c"]]
+    orders: list[Int64[np.ndarray, " N"] | None]
+    rows: Int32[np.ndarray, "B C"]
+
+
+class ChangedMaps(NamedTuple):
+    """What a batch has changed in the parts that are here.
+
+    Attributes:
+        rows: rows of the ids of each part.
+        undo: record that takes the parts back; empty if nothing has changed.
+        error: reason why nothing has changed; None if something has.
+    """
+
+    rows: list[UnitRows]
+    undo: dict[Unit, Undo]
+    error: UserError | None = None
 
 
 class IdMaps:
@@ -64,28 +84,57 @@ class IdMaps:
     sees the ids of a batch sample by sample, those of a sample in the order of their columns. Only
     one thread at a time may use it.
 
+    In several processes, each has some of the parts of the maps, and its own samples of a batch:
+    those of all processes, one after the other, are the batch. They call `translate`, `find`,
+    `arrays`, `keys` and the constructor together, in the same order; the results are those of one
+    process. `copy` and `load` are each process's own.
+
     Args:
         collection: tables, features and lookups; at least one table has dynamic ids.
         seed: seed of the maps' hashes.
+        exchange: connections to the other processes; None to make them, if there are any.
+
+    Attributes:
+        maps: parts of each map that are here, by the map's name.
 
     Raises:
         UserError: no table has dynamic ids.
     """
 
-    def __init__(self, collection: EmbeddingCollection, seed: int = 0):
-        self._features = collection.features
+    def __init__(
+        self, collection: EmbeddingCollection, seed: int = 0, exchange: Exchange | None = None
+    ):
         self._tables = collection.tables
         self._groups = map_groups(collection.tables, collection.features, collection.lookups)
         if not self._groups:
             raise UserError("tables: expected one with dynamic ids, Table(..., ids=DynamicIds())")
-        self._columns = sum(feature.max_ids for feature in self._features)
-        dynamic = np.concatenate([group.columns for group in self._groups])
-        self._rows = np.setdiff1d(np.arange(self._columns), dynamic)
-        self.maps: dict[str, IdMap] = {}
-        for group in self._groups:
-            table = self._tables[group.tables[0]]
-            assert table.ids is not None
-            self.maps[table.name] = IdMap(table.rows, table.ids, seed, table.name)
+        self._columns = IdColumns(collection.features, self._groups)
+        tables = [self._tables[group.tables[0]] for group in self._groups]
+        self._units: list[Unit] = [
+            (table.name, part) for table in tables for part in range(_ids(table).parts)
+        ]
+        self._connect(exchange or connected())
+        self.maps: dict[str, PartedMap] = {}
+        for table in tables:
+            rows = RowParts(table.rows, _ids(table), seed)
+            self.maps[table.name] = PartedMap.new(rows, table.name, self._owned(table.name))
+
+    def _connect(self, exchange: Exchange | None) -> None:
+        self._routing = Routing(len(self._units), exchange)
+        self._own = [self._units[i] for i in self._routing.owned()]
+
+    def _owned(self, name: str) -> Callable[[int], bool]:
+        return lambda part: (name, part) in self._own
+
+    def over(self, exchange: Exchange | None) -> IdMaps:
+        """These maps themselves, for another thread than that which made them.
+
+        Args:
+            exchange: connections of that thread, between the same processes.
+        """
+        made = copy.copy(self)
+        made._connect(exchange)
+        return made
 
     @property
     def tables(self) -> dict[str, tuple[Table, ...]]:
@@ -108,7 +157,7 @@ class IdMaps:
     @property
     def columns(self) -> Int64[np.ndarray, " c"]:
         """The columns of the id array whose ids are dynamic."""
-        return np.setdiff1d(np.arange(self._columns), self._rows)
+        return self._columns.dynamic
 
     def translate(
         self, ids: Any, now: int, present: Bool[np.ndarray, "B C"] | None = None
@@ -125,22 +174,93 @@ class IdMaps:
 
         Raises:
             UserError: ids have another shape or type, a table has fewer rows than the batch
-                different ids, the clock runs backwards, or there are several processes, each of
-                which would have maps of its own. All maps are as before.
+                different ids, or the clock runs backwards, in any process. All maps are as before.
+            LostProcessError: another process has ended.
         """
-        check_one_process()
-        array = self._array(ids)
-        found, fresh, undo = self._start(array), {}, {}
-        own = [array[:, group.columns] for group in self._groups]
-        whole = array != ABSENT if present is None else present
-        there = [whole[:, group.columns] for group in self._groups]
-        keys = [columns[mask] for columns, mask in zip(own, there, strict=True)]
-        translated = translate_all([*self.maps.values()], keys, now)
-        for group, mask, of_group in zip(self._groups, there, translated, strict=True):
-            _place(found, group.columns, mask, of_group.rows)
-            fresh |= dict.fromkeys(group.tables, of_group.fresh)
-            undo[group.tables[0]] = of_group.undo
-        return TranslatedIds(found, fresh, undo)
+        asked = self.ask(ids, present)
+        changed = self.change(asked, now)
+        try:
+            return self.answer(asked, changed)
+        except UserError:
+            self.undo(changed)
+            raise
+
+    def ask(self, ids: Any, present: Bool[np.ndarray, "B C"] | None = None) -> AskedIds:
+        """Sends the ids of a batch to the processes that have their maps: `translate` begins so.
+
+        Args:
+            ids: ids, see `translate`.
+            present: whether there is an id, see `translate`.
+
+        Raises:
+            UserError: ids have another shape or type, in any process.
+            LostProcessError: another process has ended.
+        """
+        found, there, orders = np.zeros((0, 0), np.int32), [], []
+
+        def keys() -> list[UInt64[np.ndarray, " _"]]:
+            nonlocal found
+            array = self._columns.array(ids)
+            found = self._columns.with_rows(array)
+            whole = array != ABSENT if present is None else present
+            by_unit = []
+            for group in self._groups:
+                there.append(whole[:, group.columns])
+                own = as_keys(array[:, group.columns][there[-1]], group.tables[0])
+                order, parts = self.maps[group.tables[0]].split(own)
+                orders.append(order)
+                by_unit += parts
+            return by_unit
+
+        return AskedIds(self._routing.ask(keys), there, orders, found)
+
+    def change(self, asked: AskedIds, now: int) -> ChangedMaps:
+        """Gives ids rows in the parts of the maps that are here.
+
+        Args:
+            asked: result of `ask`.
+            now: time of the batch, see `translate`.
+        """
+        maps = [self.maps[name].parts[part] for name, part in self._own]
+        try:
+            found = translate_all(maps, asked.of_units.keys, now)
+        except UserError as error:
+            return ChangedMaps([], {}, error)
+        rows = [
+            UnitRows(*(self.maps[name].rows.in_table(part, x) for x in (own.rows, own.fresh)))
+            for (name, part), own in zip(self._own, found, strict=True)
+        ]
+        return ChangedMaps(rows, {x: own.undo for x, own in zip(self._own, found, strict=True)})
+
+    def answer(self, asked: AskedIds, changed: ChangedMaps) -> TranslatedIds:
+        """Sends rows back to those who asked for them: `translate` ends so.
+
+        Args:
+            asked: result of `ask`.
+            changed: result of `change`.
+
+        Raises:
+            UserError: a process has changed nothing, see `translate`. The others must `undo` what
+                they have changed.
+            LostProcessError: another process has ended.
+        """
+        by_unit = iter(self._routing.answer(asked.of_units, changed.rows, changed.error))
+        fresh = {}
+        for group, present, order in zip(self._groups, asked.present, asked.orders, strict=True):
+            parts = [next(by_unit) for _ in range(self.maps[group.tables[0]].rows.count)]
+            rows = merged(order, [each.rows for each in parts])
+            place(asked.rows, group.columns, present, rows)
+            fresh |= dict.fromkeys(group.tables, np.concatenate([each.fresh for each in parts]))
+        return TranslatedIds(asked.rows, fresh, changed.undo)
+
+    def undo(self, changed: ChangedMaps) -> None:
+        """Takes the parts that are here back to before their last batch.
+
+        Args:
+            changed: result of `change`.
+        """
+        for (name, part), undo in changed.undo.items():
+            self.maps[name].parts[part].undo(undo)
 
     def find(self, ids: Any) -> Int32[np.ndarray, "B C"]:
         """The rows of a batch, for evaluation and serving: nothing changes.
@@ -148,27 +268,47 @@ class IdMaps:
         Args:
             ids: ids, see `translate`; one without a row reads a default.
         """
-        array = self._array(ids)
-        found = self._start(array)
-        for group in self._groups:
-            own = array[:, group.columns]
-            rows = self.maps[group.tables[0]].find(own[own != ABSENT])
-            _place(found, group.columns, own != ABSENT, rows)
-        return found
+        asked, none = self.ask(ids), np.zeros(0, np.int32)
+        found = [
+            UnitRows(self.maps[name].find_in(part, keys), none)
+            for (name, part), keys in zip(self._own, asked.of_units.keys, strict=True)
+        ]
+        return self.answer(asked, ChangedMaps(found, {})).ids
 
     def arrays(self, undone: Sequence[Undos] = ()) -> dict[str, dict[str, np.ndarray]]:
-        """Copies of all that the maps are.
+        """Copies of all that the maps are, by row of the whole tables, in every process.
 
         Args:
             undone: records of the last batches, the latest last, which the copies are without.
         """
-        return {
-            name: own.arrays([undo[name] for undo in undone]) for name, own in self.maps.items()
-        }
+        local = {name: own.arrays(_of_parts(name, undone)) for name, own in self.maps.items()}
+        return self._joined([local[name][part] for name, part in self._own])
 
     def keys(self, undone: Sequence[Undos] = ()) -> dict[str, Keys]:
         """Copies of the ids of the rows by map, see `arrays`."""
-        return {name: own.keys([undo[name] for undo in undone]) for name, own in self.maps.items()}
+        return self.joined_keys(self.own_keys(undone))
+
+    def own_keys(self, undone: Sequence[Undos] = ()) -> list[Keys]:
+        """Copies of the ids of the rows of the parts that are here, for `joined_keys`."""
+        local = {name: own.keys(_of_parts(name, undone)) for name, own in self.maps.items()}
+        return [local[name][part] for name, part in self._own]
+
+    def joined_keys(self, own: Sequence[Keys]) -> dict[str, Keys]:
+        """What `keys` gives.
+
+        Args:
+            own: result of `own_keys`.
+        """
+        joined = self._joined([each._asdict() for each in own])
+        return {name: Keys(**each) for name, each in joined.items()}
+
+    def _joined(self, own: Sequence[Mapping[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+        """The arrays of whole tables, of those of the parts that are here."""
+        by_unit = iter(self._routing.gather(own))
+        return {
+            name: own.rows.joined([next(by_unit) for _ in range(own.rows.count)])
+            for name, own in self.maps.items()
+        }
 
     def copy(self, undone: Sequence[Undos] = ()) -> IdMaps:
         """A copy that doesn't change with these maps.
@@ -177,11 +317,14 @@ class IdMaps:
             undone: records of the last batches, see `arrays`.
         """
         made = copy.copy(self)
-        made.load(self.arrays(undone))
+        made.maps = {name: own.copy(_of_parts(name, undone)) for name, own in self.maps.items()}
         return made
 
     def load(self, arrays: Arrays) -> None:
         """Makes the maps those that `arrays` gave.
+
+        Args:
+            arrays: arrays of whole tables.
 
         Raises:
             UserError: there is no map of a table, or one of other rows, or it contradicts itself.
@@ -197,101 +340,25 @@ class IdMaps:
                     f"ids of table {name}: expected a map of {table.rows} rows, got one of {rows}; "
                     f"give the table as many rows"
                 )
-            assert table.ids is not None
             try:
-                loaded[name] = IdMap.from_arrays(table.ids, arrays[name], name)
+                loaded[name] = PartedMap.from_arrays(
+                    _ids(table), arrays[name], name, self._owned(name)
+                )
             except UserError as error:
                 raise UserError(f"ids of table {name}: {error}") from error
         self.maps = loaded
 
-    def _array(self, ids: Any) -> Int64[np.ndarray, "B C"]:
-        """The id array; unsigned numbers of 64 bits by their bits."""
-        if isinstance(ids, Mapping):
-            names = [feature.name for feature in self._features]
-            if ids.keys() != set(names):
-                raise UserError(
-                    f"ids: expected those of the features {', '.join(names)}, got "
-                    f"{', '.join(map(str, ids)) or 'none'}"
-                )
-            parts = [_padded(feature, ids[feature.name]) for feature in self._features]
-            if len({len(part) for part in parts}) > 1:
-                counts = ", ".join(
-                    f"{len(x)} of {name}" for x, name in zip(parts, names, strict=True)
-                )
-                raise UserError(f"ids: expected as many samples of each feature, got {counts}")
-            return np.concatenate(parts, axis=1)
-        array = _integers("ids", ids)
-        if array.ndim != 2 or array.shape[1] != self._columns:
-            raise UserError(
-                f"ids: expected [B, {self._columns}], the bags side by side, got "
-                f"{list(array.shape)}"
-            )
-        return array
 
-    def _start(self, array: Int64[np.ndarray, "B C"]) -> Int32[np.ndarray, "B C"]:
-        """The result with the columns that are rows already; the others are absent."""
-        found = np.full(array.shape, ABSENT, np.int32)
-        own = array[:, self._rows]
-        if own.size and not -(2**31) <= own.min() <= own.max() < 2**31:
-            raise UserError(
-                f"ids: expected rows of 32 bits where tables have no dynamic ids, got {own.min()} "
-                f"to {own.max()}"
-            )
-        found[:, self._rows] = own
-        return found
+def _ids(table: Table) -> DynamicIds:
+    assert table.ids
+    return table.ids
 
 
-def _place(
-    found: Int32[np.ndarray, "B C"],
-    columns: Int64[np.ndarray, " c"],
-    present: Bool[np.ndarray, "B c"],
-    rows: Int32[np.ndarray, " N"],
-) -> None:
-    """Writes the rows of the ids that are present."""
-    own = np.full(present.shape, ABSENT, np.int32)
-    own[present] = rows
-    found[:, columns] = own
-
-
-def map_groups(
-    tables: Mapping[str, Table], features: Sequence[Feature], lookups: Sequence[Lookup]
-) -> list[MapGroup]:
-    """The tables with dynamic ids by the map that they share, in the order of the tables."""
-    pairs = [(x.feature, x.table) for x in lookups if tables[x.table].ids]
-    ends = np.cumsum([feature.max_ids for feature in features])
-    columns = {
-        f.name: np.arange(end - f.max_ids, end) for f, end in zip(features, ends, strict=True)
-    }
-    found, left = [], [table.name for table in tables.values() if table.ids]
-    while left:
-        own, read_by = {left[0]}, set()
-        while True:  # until no feature reads another table, and no table has another feature
-            read_by = {feature for feature, table in pairs if table in own}
-            more = {table for feature, table in pairs if feature in read_by}
-            if more == own:
-                break
-            own = more
-        names = tuple(feature.name for feature in features if feature.name in read_by)
-        of_group = np.concatenate([columns[name] for name in names])
-        found.append(MapGroup(tuple(x for x in left if x in own), names, of_group))
-        left = [name for name in left if name not in own]
+def _of_parts(name: str, undone: Sequence[Undos]) -> dict[int, list[Undo]]:
+    """The records of the parts of a map, by part."""
+    found: dict[int, list[Undo]] = {}
+    for undos in undone:
+        for (of, part), undo in undos.items():
+            if of == name:
+                found.setdefault(part, []).append(undo)
     return found
-
-
-def _padded(feature: Feature, ids: Any) -> Int64[np.ndarray, "B L"]:
-    """A feature's bags, padded to its width."""
-    array = _integers(f"feature {feature.name}", ids)
-    array = array[:, None] if array.ndim == 1 else array
-    if array.ndim != 2 or array.shape[1] > feature.max_ids:
-        raise UserError(
-            f"feature {feature.name}: expected [B] or [B, L] with at most {feature.max_ids} ids, "
-            f"got {list(array.shape)}"
-        )
-    missing = feature.max_ids - array.shape[1]
-    return np.pad(array, [(0, 0), (0, missing)], constant_values=ABSENT)
-
-
-def _integers(name: str, ids: Any) -> Int64[np.ndarray, "..."]:
-    """Integers as signed ones of 64 bits, by their bits."""
-    array = integers(name, ids, f", with {ABSENT} for absent ids")
-    return array.view(np.int64) if array.dtype == np.uint64 else array.astype(np.int64, copy=False)

@@ -211,11 +211,11 @@ def _array(
     arrays: Mapping[str, np.ndarray], name: str, dtype: type[np.generic], size: int | None = None
 ) -> np.ndarray:
     if name not in arrays:
-        raise _damaged(f"there is no array {name}")
+        raise damaged(f"there is no array {name}")
     found = arrays[name]
     if found.dtype != dtype or found.ndim != 1 or size not in (None, len(found)):
         shape = "n" if size is None else size
-        raise _damaged(
+        raise damaged(
             f"{name}: expected {np.dtype(dtype).name} of shape ({shape},), got {found.dtype.name} "
             f"of shape {found.shape}"
         )
@@ -224,27 +224,32 @@ def _array(
 
 def _check(state: Occupants) -> None:
     if not (0 <= state.swept <= state.clock < MOST_TIME and state.additions >= 0):
-        raise _damaged(
+        raise damaged(
             f"clock {state.clock}, last sweep {state.swept} and additions {state.additions} don't "
             f"fit each other"
         )
     alive = state.by_row["count"] > 0
     if alive[: state.policy.defaults].any():
-        raise _damaged(f"one of the {state.policy.defaults} default rows belongs to an id")
+        raise damaged(f"one of the {state.policy.defaults} default rows belongs to an id")
     for name in ("key", "last_seen"):
         if state.by_row[name][~alive].any():
             row = np.flatnonzero(~alive & (state.by_row[name] != 0))[0]
-            raise _damaged(f"row {row} is free and has a {name}")
+            raise damaged(f"row {row} is free and has a {name}")
     seen = state.by_row["last_seen"]
     if (seen < 0).any() or (seen > state.clock).any():
         row = np.flatnonzero((seen < 0) | (seen > state.clock))[0]
-        raise _damaged(f"row {row} was seen at {seen[row]}, the clock shows {state.clock}")
+        raise damaged(f"row {row} was seen at {seen[row]}, the clock shows {state.clock}")
     keys = np.sort(state.by_row["key"][alive])
     if (keys[1:] == keys[:-1]).any():
         key = keys[1:][keys[1:] == keys[:-1]][0]
         rows = np.flatnonzero(alive & (state.by_row["key"] == key))[:2].tolist()
-        raise _damaged(f"rows {rows[0]} and {rows[1]} both belong to id {key}")
+        raise damaged(f"rows {rows[0]} and {rows[1]} both belong to id {key}")
 
 
-def _damaged(reason: str) -> UserError:
+def damaged(reason: str) -> UserError:
+    """The error of arrays that no map has given.
+
+    Args:
+        reason: what is wrong.
+    """
     return UserError(f"id map: {reason}; restore an undamaged checkpoint, made with this policy")

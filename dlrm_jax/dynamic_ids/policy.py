@@ -36,6 +36,8 @@ class DynamicIds:
         max_age: units of the clock after which an id that wasn't seen loses its row, at most an
             eighth of it later; None for never.
         defaults: number of rows that ids without a row read, each by a hash of the id.
+        parts: number of parts that the ids are split into by a hash. Each part has rows of its own,
+            and one of several processes, see `parts.RowParts`. Which rows ids get depends on it.
     """
 
     admit_count: int = 1
@@ -44,10 +46,11 @@ class DynamicIds:
     evict_share: float = 1 / 32
     max_age: int | None = None
     defaults: int = 1
+    parts: int = 1
 
     def __post_init__(self):
         # Python's own types, which JSON has, too.
-        limits = {"admit_count": _MOST_COUNT, "defaults": 2**30, "max_age": 2**62}
+        limits = {"admit_count": _MOST_COUNT, "defaults": 2**30, "max_age": 2**62, "parts": 2**16}
         for name, most in limits.items():
             if (value := getattr(self, name)) is not None or name != "max_age":
                 object.__setattr__(self, name, whole(name, value, 1, most))
@@ -61,7 +64,7 @@ class DynamicIds:
             raise UserError(f"evict: expected one of {names}, got {shown(self.evict)}")
 
     def check_rows(self, rows: int) -> None:
-        """Checks that a table has rows for defaults and at least one id.
+        """Checks that a table has rows for defaults and at least one id of each part.
 
         Args:
             rows: rows of the table.
@@ -69,7 +72,7 @@ class DynamicIds:
         Raises:
             UserError: it has fewer, or more than 2^30.
         """
-        whole("rows of a table with dynamic ids", rows, self.defaults + 1, 2**30)
+        whole("rows of a table with dynamic ids", rows, self.defaults + self.parts, 2**30)
 
     def sketch_cells(self, rows: int) -> int:
         """The number of cells, one byte each, of the sketch that counts ids without a row.

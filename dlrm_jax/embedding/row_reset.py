@@ -29,7 +29,6 @@ from dlrm_jax.embedding.storage_dtype import encode
 from dlrm_jax.embedding.table import Table, check_whole
 from dlrm_jax.embedding.table_io import state_specs
 from dlrm_jax.errors import UserError
-from dlrm_jax.processes import check_one_process
 
 CHUNK = 1024
 """Rows that one call of the program resets; a call with fewer takes as long."""
@@ -61,7 +60,6 @@ class RowReset:
     ) -> EmbeddingState:
         """See `EmbeddingCollection.reset_rows`."""
         self._layout.check(state)
-        check_one_process()
         check_whole("seed", seed, -(2**63), 2**63 - 1)
         check_whole("step, the number of updates", step, 0, 2**32 - 1)
         key = _key_data(seed)

@@ -13,7 +13,7 @@ from dlrm_jax.artifact.key_files import DIRECTORY
 from dlrm_jax.artifact.notes import FeatureNote
 from dlrm_jax.config import Config
 from dlrm_jax.data.preprocessing.schema import Schema
-from dlrm_jax.dynamic_ids.id_maps import map_groups
+from dlrm_jax.dynamic_ids.id_columns import map_groups
 from dlrm_jax.embedding import EmbeddingCollection
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import file_name

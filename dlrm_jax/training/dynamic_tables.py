@@ -13,7 +13,7 @@ from dlrm_jax.errors import UserError
 
 _KINDS = {
     "admit_count": int, "admit_probability": float, "evict": str, "evict_share": float,
-    "max_age": int, "defaults": int,
+    "max_age": int, "defaults": int, "parts": int,
 }  # fmt: skip
 
 

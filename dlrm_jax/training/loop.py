@@ -21,7 +21,7 @@ from dlrm_jax.errors import CopiesDifferError, UserError
 from dlrm_jax.processes import agreed, is_process_0
 from dlrm_jax.signals import Interrupted, deferred
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.live_maps import LiveMaps
+from dlrm_jax.training.live_maps import LiveMaps, stopped_after
 from dlrm_jax.training.step import TrainStep
 
 _LARGE_WEIGHTS = 1e30  # times a loss, they may be infinite
@@ -110,6 +110,7 @@ def train(
         deferred() as requested,
         _Progress(first, steps, batches.batch_size) as progress,
         Prefetch(wanted, learner.put) as placed,
+        stopped_after(maps),
     ):
 
         def read_losses(unread: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
-from dlrm_jax.dynamic_ids.id_maps import map_groups
+from dlrm_jax.dynamic_ids.id_columns import map_groups
 from dlrm_jax.embedding import EmbeddingCollection
 from dlrm_jax.training.learner import Learner
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlrm_jax.dynamic_ids.id_maps import ABSENT, IdMaps
+from dlrm_jax.dynamic_ids.id_columns import ABSENT
+from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.dynamic_ids.policy import DynamicIds
 from dlrm_jax.embedding import Adagrad, EmbeddingCollection, Feature, Lookup, Table
 from dlrm_jax.errors import UserError
@@ -132,15 +133,6 @@ def test_bad_ids():
     ):
         with pytest.raises(UserError, match=message):
             maps.find(ids)
-
-
-def test_several_processes_are_refused_but_may_look_ids_up(monkeypatch: pytest.MonkeyPatch):
-    """Each would give the same rows to other ids."""
-    maps, ids = IdMaps(collection()), np.array([[1, 0, 2, ABSENT, 3]])
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match=r"expected one process.*got 2"):
-        maps.translate(ids, 0)
-    assert maps.find(ids).tolist() == [[0, 0, 0, -1, 0]]
 
 
 def test_maps_of_other_rows_or_tables_are_refused():

@@ -225,10 +225,3 @@ def test_a_batch_of_more_ids_than_rows_ends_the_run():
     batches = translated(living, IdMaps(living.collection))
     with pytest.raises(UserError, match="the batch of step 1: table items: a batch of "):
         run(living, living.init(SEED), batches, 3)
-
-
-def test_several_processes_are_refused(monkeypatch):
-    living = learner_on("1x1", "rows", dtype="float32")
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match=r"expected one process.*got 2"):
-        translated(living, IdMaps(living.collection))
