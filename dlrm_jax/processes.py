@@ -209,6 +209,16 @@ def gathered(values: np.ndarray) -> np.ndarray:
     return _exchanged("all", values) if is_distributed() else values[None]
 
 
+def gathered_texts(text: str) -> list[str]:
+    """The texts of all P processes, in their order."""
+    content = text.encode()
+    sizes = gathered(np.array(len(content), np.int32))
+    padded = np.zeros(-(-max(1, int(sizes.max())) // _CHUNK) * _CHUNK, np.uint8)
+    padded[: len(content)] = np.frombuffer(content, np.uint8)
+    rows = gathered(padded)
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+
 def agreed(value: int) -> int:
     """The largest value over all processes, which all of them get.
 

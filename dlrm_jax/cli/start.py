@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -13,9 +15,10 @@ from absl import flags
 from dlrm_jax.cli.flags import FLAGS
 from dlrm_jax.cli.launch import end_with_launcher
 from dlrm_jax.console import status
+from dlrm_jax.embedding import Plan
 from dlrm_jax.files import cache_directory
 from dlrm_jax.mesh import check_accelerators, emulate_devices, make_mesh, parse_mesh
-from dlrm_jax.processes import CLUSTER, is_process_0, join
+from dlrm_jax.processes import CLUSTER, check_same, is_process_0, join
 
 
 def define_process_flags() -> None:
@@ -61,6 +64,18 @@ def start(mesh: str, processes: int = 1, emulate: bool = False) -> jax.sharding.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     check_accelerators(shape)
     return make_mesh(shape)
+
+
+def check_same_plan(plan: Plan) -> None:
+    """Checks that all processes have one plan: it may come from a file, another on each machine.
+
+    Raises:
+        UserError: a table's pieces differ from those of process 0.
+    """
+    pieces: dict[str, Any] = {}
+    for piece in plan.pieces:
+        pieces.setdefault(f"the plan of {piece.table}", []).append(dataclasses.asdict(piece))
+    check_same(pieces)
 
 
 def _keep_compiled(directory: Path) -> None:

@@ -39,11 +39,10 @@ from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
 from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_workdir, refuse, refuse_unless
 from dlrm_jax.cli.launch import launch
 from dlrm_jax.cli.published import check_publish_flags, define_publish_flags, published
-from dlrm_jax.cli.start import define_process_flags, start
+from dlrm_jax.cli.start import check_same_plan, define_process_flags, start
 from dlrm_jax.cli.stream_flags import OF_STREAMS, define_stream_flags
 from dlrm_jax.config import Config
 from dlrm_jax.console import status
-from dlrm_jax.embedding import Plan
 from dlrm_jax.errors import DamagedCheckpointError, UserError
 from dlrm_jax.inference.model_checks import check_functions, check_model
 from dlrm_jax.processes import check_same
@@ -146,7 +145,7 @@ def main() -> None:
     check_same({"data": data.fingerprint, **dataclasses.asdict(config)})
     status(data.source)
     learner = make_learner(config, mesh)
-    check_same(pieces_by_table(learner.collection.plan))
+    check_same_plan(learner.collection.plan)
     collection = learner.collection
     status(collection.plan.describe(collection.tables.values(), learner.axes.groups))
     status("kernels: " + ", ".join(f"{x} {y}" for x, y in learner.kernels_in_use.items()))
@@ -243,14 +242,6 @@ def check_flags() -> None:
         check_stream_flags()
     else:
         check_data_flags()
-
-
-def pieces_by_table(plan: Plan) -> dict[str, Any]:
-    """A plan as `check_same` compares it: it may come from a file that another machine has, too."""
-    pieces: dict[str, Any] = {}
-    for piece in plan.pieces:
-        pieces.setdefault(f"the plan of {piece.table}", []).append(dataclasses.asdict(piece))
-    return pieces
 
 
 def report(summary: dict[str, Any], workdir: Path, labels: Sequence[str]) -> None:

@@ -11,10 +11,12 @@ from jax.sharding import Mesh
 from dlrm_jax.cli.config_file import config_of_flags
 from dlrm_jax.cli.flags import FLAGS, refuse, require
 from dlrm_jax.cli.published import published
+from dlrm_jax.cli.start import check_same_plan
 from dlrm_jax.config import Config
 from dlrm_jax.console import status
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
+from dlrm_jax.processes import check_same
 from dlrm_jax.saved_config import file_fields
 from dlrm_jax.stream.run import StreamOptions, run_stream
 from dlrm_jax.stream.settings import OF_SCHEMA, WITHOUT_EFFECT, fingerprint, for_schema
@@ -24,8 +26,10 @@ from dlrm_jax.training.build import check_table_settings, make_learner
 from dlrm_jax.training.label_metrics import rows_by_label
 from dlrm_jax.training.metrics import METRICS
 
-_OF_OTHERS = ("eval_only", "checkpoint", "warm_start", "warm_start_names", "continue_from", "data",
-              "coordinator", "process")  # fmt: skip
+_OF_OTHERS = ("eval_only", "checkpoint", "warm_start", "warm_start_names", "continue_from", "data")
+_OF_ALL_PROCESSES = (
+    "stream_idle_seconds", "stream_checkpoint_seconds", "stream_window", "journal_seconds",
+)  # fmt: skip
 
 
 def check_stream_flags() -> None:
@@ -35,8 +39,8 @@ def check_stream_flags() -> None:
     refuse(OF_SCHEMA, "with --stream: the schema decides")
     for name, why in WITHOUT_EFFECT.items():
         refuse([name], f"with --stream: {why}")
-    if FLAGS.processes > 1:
-        raise UserError(f"--processes: expected 1 with --stream, got {FLAGS.processes}")
+    if FLAGS.processes > 1 and FLAGS.journal_seconds:
+        raise UserError(f"--processes: expected 1 with --journal_seconds, got {FLAGS.processes}")
     if FLAGS.journal_seconds and not (FLAGS.stream_checkpoint_seconds or FLAGS.checkpoint_every):
         raise UserError(
             "--journal_seconds needs checkpoints that entries follow; give "
@@ -65,8 +69,11 @@ def stream_config(workdir: Path) -> tuple[Config, Schema]:
 
 def train_stream(config: Config, schema: Schema, mesh: Mesh, workdir: Path) -> None:
     """Runs to the end of the stream and prints the metrics of its last window."""
+    check_same({name: FLAGS[name].value for name in _OF_ALL_PROCESSES})
+    check_same({"data": fingerprint(schema), **dataclasses.asdict(config)})
     learner = make_learner(config, mesh)
     collection = learner.collection
+    check_same_plan(collection.plan)
     status(collection.plan.describe(collection.tables.values(), learner.axes.groups))
     status("kernels: " + ", ".join(f"{x} {y}" for x, y in learner.kernels_in_use.items()))
     status(f"workdir {workdir}")

@@ -105,7 +105,7 @@ class TrainBatches:
             raise UserError("training needs rows of tables as ids, int32, got 64-bit ids")
         self.steps_per_epoch = steps_per_epoch(split, batch_size)
         self.batch_size = batch_size
-        self._own = _own_examples(batch_size, process_index, process_count)
+        self._own = own_examples(batch_size, process_index, process_count)
         self._split = split
         self._unseen = unseen
         self._order: ShuffledOrder | GroupedOrder = (
@@ -169,7 +169,7 @@ def evaluation_batches(
         UserError: `batch_size` is less than 1, or the processes don't divide it.
     """
     _check_batch_size(batch_size)
-    own = _own_examples(batch_size, process_index, process_count)
+    own = own_examples(batch_size, process_index, process_count)
     return (
         _padded(split, start + own.start, start + own.stop)
         for start in range(0, len(split), batch_size)
@@ -192,8 +192,17 @@ def _padded(split: Split, start: int, stop: int) -> Batch:
     )
 
 
-def _own_examples(batch_size: int, process_index: int, process_count: int) -> slice:
-    """The examples of a batch that a process reads."""
+def own_examples(batch_size: int, process_index: int, process_count: int) -> slice:
+    """The examples of a batch that a process trains on.
+
+    Args:
+        batch_size: examples of the batch, B.
+        process_index: index of the process, from 0.
+        process_count: number of processes, P.
+
+    Raises:
+        UserError: there is no such process, or P doesn't divide B.
+    """
     if not 0 <= process_index < process_count:
         raise UserError(
             f"expected a process_index from 0 to process_count - 1, got process {process_index} "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32
 
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.data.preprocessing.raw_ids import RawIds
@@ -21,7 +21,8 @@ _PATIENCE = 60.0  # seconds for which a source may be out of reach
 _LEAST_WEIGHT = np.finfo(np.float32).tiny  # devices take smaller ones for 0
 
 Encoder = Callable[[RawIds], Int32[np.ndarray, "B C"]]
-"""A function of a batch's raw ids that gives rows of tables. Batches come to it in order."""
+"""A function of raw ids that gives rows of tables: those of this process's examples of a batch.
+Batches come to it in order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +30,13 @@ class StreamBatch:
     """A batch of a stream.
 
     Attributes:
-        batch: B examples, with rows of tables in place of their ids.
-        raw: ids of the categorical columns.
-        groups: codes of the schema's groups, by name, [B] each.
-        time: latest time of a row, in seconds since 1970; 0 without a timestamp.
+        batch: this process's examples, B/P of them, with rows of tables in place of their ids.
+        rows: all B examples.
         progress: part of the stream up to the end of the batch.
     """
 
     batch: Batch
-    raw: RawIds
-    groups: Mapping[str, Int64[np.ndarray, " B"]]
-    time: float
+    rows: Rows
     progress: Progress
 
 
@@ -49,15 +46,16 @@ def stream_batches(
     encoder: Encoder,
     batch_size: int,
     progress: Progress,
-    idle_seconds: float,
+    own: slice = slice(None),
     pause: Callable[[float], None] = time.sleep,
     say: Callable[[str], None] = lambda text: None,
-) -> Iterator[StreamBatch | None]:
-    """Yields the batches behind a position, in order, across the borders of segments.
+) -> Iterator[StreamBatch | float]:
+    """Yields the batches behind a position, in order, across the borders of segments; without end.
 
     Which rows are in a batch depends on the stream and the batch size alone, however the rows are
-    cut into segments. Rows at the end that don't fill a batch wait for more; they aren't part of
-    any progress. A batch whose examples all have weight 0 has no loss, and is left out.
+    cut into segments: each of several processes reads the stream by itself. Rows at the end that
+    don't fill a batch wait for more; they aren't part of any progress. A batch whose examples all
+    have weight 0 has no loss, and is left out.
 
     Args:
         source: the stream.
@@ -65,12 +63,13 @@ def stream_batches(
         encoder: function that gives ids rows of tables.
         batch_size: number of examples of a batch, B.
         progress: part of the stream that was trained on before.
-        idle_seconds: seconds without a new segment after which the batches end; 0 for never.
+        own: examples of a batch that this process trains on, see `own_examples`.
         pause: function that waits so many seconds before the next look for a segment.
         say: function that shows a line of text to the user.
 
     Yields:
-        None where there is no new segment yet, after every look for one.
+        Batches; and after every look for a segment that isn't there yet, the seconds without one
+        while the source could be reached.
 
     Raises:
         UserError: see `Source.next`; a source may be out of reach for a minute.
@@ -82,11 +81,10 @@ def stream_batches(
     while True:
         segment = reachable.next(read)
         if segment is None:
+            now = time.monotonic()
             if reachable.failed_since:
-                last = time.monotonic()  # nobody knows whether there are new segments
-            elif idle_seconds and time.monotonic() - last >= idle_seconds:
-                return
-            yield None
+                last = now  # nobody knows whether there are new segments
+            yield now - last
             pause(_PAUSE)
             continue
         note, row, consumed = segment.note, 0, source.consumed
@@ -99,13 +97,14 @@ def stream_batches(
             for start in range(0, full, batch_size):
                 end = start + batch_size
                 place = row - (len(rows) - end)  # less than a batch waited, so it's in this part
-                position, own = segment.position(place)
+                position, of_message = segment.position(place)
                 examples += batch_size
                 given = rows[start:end]
                 if given.sample_weights.max() < _LEAST_WEIGHT:
                     say(f"the {batch_size} examples up to {position} all have weight 0: left out")
                     continue
-                yield _batch(given, encoder, Progress(position, consumed or (own,), examples))
+                behind = Progress(position, consumed or (of_message,), examples)
+                yield StreamBatch(_encoded(given[own], encoder), given, behind)
             waiting = [rows[full:]]
         read = Position(note.name, note.rows, ended=True)
         last = time.monotonic()
@@ -136,6 +135,5 @@ class _Reachable:
         return segment
 
 
-def _batch(rows: Rows, encoder: Encoder, progress: Progress) -> StreamBatch:
-    batch = Batch(rows.dense, encoder(rows.raw), rows.labels, rows.sample_weights)
-    return StreamBatch(batch, rows.raw, rows.groups, float(rows.times.max()) / 1e6, progress)
+def _encoded(rows: Rows, encoder: Encoder) -> Batch:
+    return Batch(rows.dense, encoder(rows.raw), rows.labels, rows.sample_weights)

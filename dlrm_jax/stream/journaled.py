@@ -47,9 +47,17 @@ class StreamJournal:
         return self._journal.begun
 
     @property
-    def is_due(self) -> bool:
-        """Whether an entry is to be written, or the checkpoint that entries follow."""
-        return self._has_news and time.monotonic() - self._written >= self._seconds
+    def interval_over(self) -> bool:
+        """Whether an entry is due by this process's clock, or the checkpoint that entries follow.
+
+        It is written if `has_news`.
+        """
+        return time.monotonic() - self._written >= self._seconds
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there was a step since the last entry."""
+        return self._has_news
 
     def begin(self, replay: Replay, step: int) -> None:
         """Goes on from a checkpoint and the entries behind it, which lead to a step."""

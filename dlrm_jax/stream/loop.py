@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +16,9 @@ from dlrm_jax.console import status
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.errors import UserError
+from dlrm_jax.processes import agreed, is_distributed, is_process_0
 from dlrm_jax.signals import Interrupted, deferred
+from dlrm_jax.stream.agreement import Due, Found, Own, agree
 from dlrm_jax.stream.batches import StreamBatch
 from dlrm_jax.stream.journaled import StreamJournal
 from dlrm_jax.stream.position import Progress
@@ -28,6 +31,7 @@ from dlrm_jax.training.publication import Publication
 
 _SHOWN_EVERY = 10.0  # seconds
 _PATIENCE = 1.0  # seconds without a batch after which signals and checkpoints get their turn
+_LATE = 60.0  # seconds after which the user is told that a process lacks a batch that others have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,21 +43,27 @@ class Intervals:
         checkpoint: steps between checkpoints.
         checkpoint_seconds: seconds between checkpoints, also while nothing comes.
         check_copies: steps between comparisons of the devices' copies.
+        idle_seconds: seconds without a new segment, for all processes, that end the run.
     """
 
     log: int
     checkpoint: int
     checkpoint_seconds: float
     check_copies: int
+    idle_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
 class _Placed:
-    """A batch of a stream with its arrays on devices, once for each of two programs."""
+    """A batch of a stream with its arrays on devices, once for each of two programs.
+
+    Processes compare the checksum of its rows; it is 0 if there is one process alone.
+    """
 
     given: StreamBatch
     predicted: Batch
     trained: Batch
+    checksum: int
 
 
 def place(learner: Learner, batch: Batch) -> tuple[Batch, Batch]:
@@ -106,11 +116,11 @@ class StreamLoop:
         self,
         state: TrainState,
         progress: Progress,
-        batches: Iterator[StreamBatch | None],
+        batches: Iterator[StreamBatch | float],
         steps: int,
         saved_step: int,
     ) -> tuple[TrainState, Progress, float | None]:
-        """Trains until the batches end, or to a total of steps.
+        """Trains until nothing comes any more, or to a total of steps.
 
         Args:
             state: state to start from; it is donated.
@@ -124,12 +134,12 @@ class StreamLoop:
             no step but the first, which compiles.
 
         Raises:
-            UserError: the stream can't be read on, a loss isn't finite, or copies of a table
-                differ. In the first case the state is saved.
+            UserError: a process can't read the stream on, or reads another one; a loss isn't
+                finite; or copies of a table differ. In the first two cases the state is saved.
             Interrupted: a signal came; it says whether the state is saved.
         """
         step = int(state.step)
-        saved_at = shown_at = time.monotonic()
+        saved_at = shown_at = complete_at = time.monotonic()
         clock: Clock | None = None
         waited = True
         with deferred() as requested, Prefetch(batches, self._place) as placed:
@@ -145,16 +155,22 @@ class StreamLoop:
                 saved_step, saved_at, waited = step, time.monotonic(), True
                 return saved
 
+            item: _Placed | UserError | float = 0.0
             while not steps or step < steps:
+                if not isinstance(item, _Placed):  # otherwise another process has no batch yet
+                    item = self._poll(placed)
                 try:
-                    item: Any = placed.poll(_PATIENCE, None)
-                except StopIteration:
-                    break
+                    turn = agree(self._own(item, requested(), saved_at))
                 except UserError:
                     save()
                     raise
-                if isinstance(item, _Placed):
-                    clock = clock or Clock(len(item.given.batch.labels))
+                if turn.signal:
+                    raise Interrupted(turn.signal, save())
+                if turn.found == Found.IDLE:
+                    break
+                now, is_step = time.monotonic(), turn.found == Found.BATCH
+                if isinstance(item, _Placed) and is_step:
+                    clock = clock or Clock(len(item.given.rows))
                     if waited:
                         clock.go_on()
                     waited = False
@@ -166,23 +182,25 @@ class StreamLoop:
                         self._journal.trained(step, item.given.batch)
                     self._started.append((step, loss, logits, item))
                     self._read(self._ahead, clock)
+                    item = 0.0
                 else:  # nothing new: what was started ends meanwhile
                     self._read(0, clock)
                     waited = True
-                now = time.monotonic()
-                seconds = self._intervals.checkpoint_seconds
+                if not turn.missing:
+                    complete_at = now
+                elif now - complete_at >= _LATE:
+                    complete_at = math.inf  # until there was nothing to say
+                    self._tell_of(turn.missing, progress)
                 due = step != saved_step and (
-                    is_due(step, self._intervals.checkpoint) or 0 < seconds <= now - saved_at
+                    is_due(step, self._intervals.checkpoint) or Due.CHECKPOINT in turn.due
                 )
-                if isinstance(item, _Placed) and is_due(step, self._intervals.check_copies):
+                if is_step and is_due(step, self._intervals.check_copies):
                     self._read(0, clock)
                     compare_copies(self._learner, state, step)
-                if number := requested():
-                    raise Interrupted(number, save())
-                journal = self._journal if self._journal and self._journal.is_due else None
-                if due or (journal and not journal.begun):
+                journal = self._journal if Due.JOURNAL in turn.due else None
+                if due or (journal and journal.has_news and not journal.begun):
                     save()
-                elif journal:
+                elif journal and journal.has_news:
                     self._read(0, clock)
                     journal.write(state, progress, clock and clock.examples_per_second)
                     waited = True
@@ -193,15 +211,37 @@ class StreamLoop:
                     shown_at = now
                     self._show(step, progress, clock)
             saved = save()
-            if number := requested():
+            if number := agreed(requested()):
                 raise Interrupted(number, saved)
         return state, progress, clock and clock.examples_per_second
 
-    def _place(self, given: StreamBatch | None) -> Any:
-        """Places a batch; None, where there is none yet, stays None."""
-        if given is None:
-            return None
-        return _Placed(given, *place(self._learner, given.batch))
+    def _place(self, given: StreamBatch | float) -> _Placed | float:
+        """Places a batch; seconds without one stay as they are."""
+        if not isinstance(given, StreamBatch):
+            return given
+        checksum = given.rows.checksum() if is_distributed() else 0
+        return _Placed(given, *place(self._learner, given.batch), checksum)
+
+    def _poll(self, placed: Prefetch[Any, Any]) -> _Placed | UserError | float:
+        """The next batch, the seconds without one, or why there is none."""
+        try:
+            return placed.poll(_PATIENCE, 0.0)
+        except UserError as error:
+            return error
+
+    def _own(self, item: _Placed | UserError | float, signal: int, saved_at: float) -> Own:
+        """What this process tells the others before a step."""
+        due, seconds = Due(0), self._intervals.checkpoint_seconds
+        if 0 < seconds <= time.monotonic() - saved_at:
+            due |= Due.CHECKPOINT
+        if self._journal and self._journal.interval_over:
+            due |= Due.JOURNAL
+        if isinstance(item, _Placed):
+            return Own(Found.BATCH, signal, due, item.checksum)
+        if isinstance(item, UserError):
+            return Own(Found.ERROR, signal, due, error=item)
+        is_idle = 0 < self._intervals.idle_seconds <= item
+        return Own(Found.IDLE if is_idle else Found.NOTHING, signal, due)
 
     def _read(self, unread: int, clock: Clock | None) -> None:
         """Reads losses and predictions of the steps started, but for the last few."""
@@ -212,12 +252,25 @@ class StreamLoop:
             clock.count()
             if is_due(step, self._intervals.log):
                 self._record(step, "train", {"loss": value})
-            found = self._prequential.add(step, np.asarray(logits), item.given)
+            # On all devices, see `processes._exchanged`.
+            of_all = np.asarray(jax.block_until_ready(logits))
+            found = self._prequential.add(step, of_all, item.given)
             if found is not None:
                 self.last_window = found
                 self._record(step, SPLIT, found)
 
+    def _tell_of(self, missing: tuple[int, ...], progress: Progress) -> None:
+        if is_process_0():
+            which = " and ".join(map(str, missing))
+            status(
+                f"warning: stream: for {_LATE:.0f} seconds process {which} hasn't found the rows "
+                f"behind {progress.position or 'the start'} that others have; the run waits: see "
+                f"that all processes read one stream"
+            )
+
     def _show(self, step: int, progress: Progress, clock: Clock | None) -> None:
+        if not is_process_0():
+            return
         speed = clock and clock.examples_per_second
         rate = f"  {speed:,.0f} examples/s" if speed else ""
         window = self.last_window or {}

@@ -79,14 +79,14 @@ class Prequential:
                 f"{step} aren't finite; lower the learning rate, clip gradients, or look for "
                 f"values out of range in the data. Earlier checkpoints are intact"
             )
-        batch = given.batch
-        part = {"logits": logits, "labels": batch.labels, "sample_weights": batch.sample_weights}
+        rows = given.rows
+        part = {"logits": logits, "labels": rows.labels, "sample_weights": rows.sample_weights}
         for column, place in self._places.items():
             # The batch's own ids are rows, which several values may share.
-            codes = given.groups[column] if place is None else group_codes(given.raw, place)
+            codes = rows.groups[column] if place is None else group_codes(rows.raw, place)
             part[_GROUP + column] = codes
         self._parts.append(part)
-        self._time = max(self._time, given.time)
+        self._time = max(self._time, float(rows.times.max()) / 1e6)
         if step % self.steps:
             return None
         found = dict(self._measure())

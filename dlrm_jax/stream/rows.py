@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import polars as pl
+import xxhash
 from jaxtyping import Float32, Int64
 
 from dlrm_jax.data.preprocessing.columns import label_arrays, normalize_columns
@@ -46,6 +47,14 @@ class Rows:
     def __getitem__(self, rows: slice) -> Rows:
         """Slices the rows without a copy."""
         return _of_each(lambda arrays: arrays[0][rows], [self])
+
+    def checksum(self) -> int:
+        """A number of 31 bits that other rows most likely don't have."""
+        arrays = self.dense, *self.raw, self.labels, self.sample_weights
+        sums = xxhash.xxh3_64()
+        for array in arrays:
+            sums.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return sums.intdigest() & 0x7FFFFFFF
 
     @staticmethod
     def joined(parts: Sequence[Rows]) -> Rows:

@@ -4,48 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from dlrm_jax.backend import describe_devices
 from dlrm_jax.config import Config
-from dlrm_jax.data.batches import Batch
+from dlrm_jax.data.batches import Batch, own_examples
 from dlrm_jax.data.preprocessing.hashed_rows import HashedRows
 from dlrm_jax.data.preprocessing.schema import Schema
-from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.embedding.kernel_dispatch import check_processes
-from dlrm_jax.errors import UserError
 from dlrm_jax.inference.noted_ids import SCHEMA, fields_of
-from dlrm_jax.processes import is_distributed
+from dlrm_jax.processes import on_process_0
 from dlrm_jax.run_start import describe_run
 from dlrm_jax.saved_config import file_text
 from dlrm_jax.stream.batches import Encoder, StreamBatch, stream_batches
 from dlrm_jax.stream.dynamic_rows import DynamicRows, warn_of_few_rows
 from dlrm_jax.stream.journaled import StreamJournal
 from dlrm_jax.stream.loop import Intervals, StreamLoop, place
-from dlrm_jax.stream.noted_schema import with_schema
 from dlrm_jax.stream.position import Consumed, Progress
-from dlrm_jax.stream.prequential import SPLIT, Prequential
-from dlrm_jax.stream.set_aside import later_segments
+from dlrm_jax.stream.prequential import Prequential
 from dlrm_jax.stream.settings import OF_SCHEMA, WITHOUT_EFFECT, fingerprint
 from dlrm_jax.stream.source import Source, UnreachableError
+from dlrm_jax.stream.start import last_window, noting_schema, read_later, start
 from dlrm_jax.stream.step import make_prequential_step
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.dynamic_tables import id_maps_of
-from dlrm_jax.training.host_arrays import load_host_arrays
 from dlrm_jax.training.journal import Replay
-from dlrm_jax.training.journal_files import set_entries_aside
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps
 from dlrm_jax.training.model import unread
 from dlrm_jax.training.publication import Publication
-from dlrm_jax.training.record import Record, owned, read_record, to_json, write_result
+from dlrm_jax.training.record import Record, owned, to_json, write_result
 from dlrm_jax.training.rows_by_id import STREAM
-from dlrm_jax.training.standby import ReadAhead, stand_by
+from dlrm_jax.training.standby import stand_by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +101,7 @@ def run_stream(
             `train` and `Checkpoints`.
         Interrupted: a signal came; the state was saved.
     """
-    if is_distributed():
-        raise UserError("stream: expected one process, got several; train in one process")
+    own = own_examples(config.batch_size, jax.process_index(), jax.process_count())
     check_processes(learner.mesh, learner.kernels_in_use)
     prequential = Prequential(config, schema, options.window)
     workdir = options.workdir
@@ -132,21 +126,18 @@ def run_stream(
         maps = id_maps_of(learner.collection, config.seed)
         if maps:
             warn_of_few_rows(maps, config.batch_size, say)
-        start = _start(config, learner, checkpoints, prequential, say, maps, ahead)
-        state, progress, before, replay = start
+        begun = start(config, learner, checkpoints, prequential, say, maps, ahead)
+        state, progress, before, replay = begun.state, begun.progress, begun.before, begun.replay
         live = LiveMaps(learner, maps, config.seed, int(state.step)) if maps else None
         resumed_from = int(state.step) if before else None
-        later = (
-            later_segments(checkpoints.directory, int(state.step), progress, say) if before else ()
-        )
-        source = open_source(progress.segments + later)
-        write_result(workdir / "config.json", _config_text(config))
+        source = open_source(progress.segments + read_later(checkpoints, begun, say))
+        on_process_0(lambda: write_result(workdir / "config.json", _config_text(config)))
         events = workdir / "tensorboard" if options.tensorboard else None
         file = opened.enter_context(Record(workdir / "metrics.jsonl", resumed_from or 0, events))
         notes = describe_run(config, learner)
 
         if replay and encoder is None:
-            replay = with_schema(replay, schema)
+            replay = noting_schema(replay, schema)
         journal = None
         if options.journal_seconds:
             seconds = options.journal_seconds
@@ -176,6 +167,7 @@ def run_stream(
                 config.checkpoint_every,
                 options.checkpoint_seconds,
                 config.check_copies_every,
+                options.idle_seconds,
             ),
             file,
             keep,
@@ -184,17 +176,17 @@ def run_stream(
             options.publication,
         )
         hashed = HashedRows(schema, config.table_rows)
-        own = DynamicRows(hashed, maps, live) if maps and live else hashed
+        by_ids = DynamicRows(hashed, maps, live) if maps and live else hashed
         batches = stream_batches(
             source,
             schema,
-            encoder or own,
+            encoder or by_ids,
             config.batch_size,
             progress,
-            options.idle_seconds,
+            own,
             say=say,
         )
-        loop.last_window = _last_window(workdir)
+        loop.last_window = last_window(workdir)
         if publication := options.publication:
             publication.begin(state, live)
             batches = _told(batches, publication, int(state.step))
@@ -217,56 +209,19 @@ def run_stream(
             "examples": progress.examples,
             "position": progress.position and dataclasses.asdict(progress.position),
         }
-        write_result(workdir / "summary.json", to_json(summary, indent=1))
+        on_process_0(lambda: write_result(workdir / "summary.json", to_json(summary, indent=1)))
         return summary
 
 
 def _told(
-    batches: Iterator[StreamBatch | None], publication: Publication, step: int
-) -> Iterator[StreamBatch | None]:
+    batches: Iterator[StreamBatch | float], publication: Publication, step: int
+) -> Iterator[StreamBatch | float]:
     """The batches behind a step, of which a publication is told as they are read."""
     for batch in batches:
-        if batch is not None:
+        if isinstance(batch, StreamBatch):
             step += 1
             publication.will_train(step, batch.batch.ids)
         yield batch
-
-
-def _start(
-    config: Config,
-    learner: Learner,
-    checkpoints: Checkpoints,
-    prequential: Prequential,
-    say: Callable[[str], None],
-    maps: IdMaps | None,
-    ahead: ReadAhead | None,
-) -> tuple[TrainState, Progress, Mapping[str, Any], Replay | None]:
-    """State, part of the stream, and the checkpoint and journal that both are from, if any."""
-    if not checkpoints.steps():
-        return learner.init(config.seed), Progress(), {}, None
-    state, step = checkpoints.restore_latest(learner, maps)
-    checkpoints.delete_superseded()  # the run may have been killed before it did
-    metadata = checkpoints.metadata(step)
-    path = checkpoints.directory / f"{step:08d}"
-    replay = (ahead and ahead.taken) or Replay(path)
-    state = replay.read_on(learner, state, maps)
-    if replay.damage:
-        # Their rows may be in them alone: `later_segments` reads them, now and after each restart.
-        aside = set_entries_aside(path, replay.number)
-        say(
-            f"warning: the journal of {path} goes to step {state.step}: {replay.damage}; what is "
-            f"behind is in {aside} now, and not used any more"
-        )
-    metadata = {**metadata, **replay.notes}
-    progress = Progress.from_json(metadata.get(STREAM) or {})
-    host_arrays = replay.host_arrays if replay.number else load_host_arrays(path, metadata)
-    prequential.restore(host_arrays)
-    journaled = f" and its journal to step {state.step}" if replay.number else ""
-    say(
-        f"resuming from step {step}{journaled} in {checkpoints.directory}, behind "
-        f"{progress.position}"
-    )
-    return state, progress, metadata, replay
 
 
 def _blank_batch(config: Config, learner: Learner) -> Batch:
@@ -279,15 +234,6 @@ def _blank_batch(config: Config, learner: Learner) -> Batch:
         np.zeros((config.batch_size, *labels), np.float32),
         np.ones(config.batch_size, np.float32),
     )
-
-
-def _last_window(workdir: Path) -> dict[str, Any] | None:
-    """The metrics of the last window that was recorded before the run resumed."""
-    lines = [x for x in read_record(workdir / "metrics.jsonl") if x["split"] == SPLIT]
-    if not lines:
-        return None
-    found = {x: y for x, y in lines[-1].items() if x not in ("step", "split")}
-    return {name: math.nan if value is None else value for name, value in found.items()}
 
 
 def _config_text(config: Config) -> str:

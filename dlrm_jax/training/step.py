@@ -37,7 +37,8 @@ def make_train_step(learner: Learner, with_logits: bool = False) -> TrainStep:
     Args:
         learner: learner of the states.
         with_logits: whether the step also gives the logits that the loss is of, [B] or [B, H]:
-            those of the model before the update, as it is in training.
+            those of the model before the update, as it is in training. Each of several processes
+            gets all of them.
     """
 
     def train_step(
@@ -45,7 +46,11 @@ def make_train_step(learner: Learner, with_logits: bool = False) -> TrainStep:
     ) -> tuple[Any, ...]:
         routed = route(learner, batch)
         *found, logits = step_with_logits(learner, state, batch, routed, rate_factor, with_logits)
-        return (*found, logits) if with_logits else tuple(found)
+        if not with_logits:
+            return tuple(found)
+        if len({device.process_index for device in learner.mesh.devices.flat}) > 1:
+            logits = jax.lax.with_sharding_constraint(logits, learner.replicated)
+        return (*found, logits)
 
     return jax.jit(train_step, donate_argnames="state")
 
@@ -175,8 +180,10 @@ def _accumulate(
             (numbers, batch, routed),
             unroll=learner.backend.unroll_micro_batches,
         )
-        if with_logits:  # of the micro-batches, [A, B/A, ...]
-            logits = logits.reshape(-1, *logits.shape[2:])
+        if with_logits:  # of the micro-batches, [A, B/A, ...], each of parts of all P processes
+            processes = len({device.process_index for device in learner.mesh.devices.flat})
+            logits = logits.reshape(count, processes, -1, *logits.shape[2:])
+            logits = logits.swapaxes(0, 1).reshape(-1, *logits.shape[3:])
     total, loss, grads = dense_update.sum_over_devices(learner, sums)
     return total, loss, grads, sparse_cotangents, model_state, logits
 

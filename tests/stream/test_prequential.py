@@ -14,6 +14,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.stream.batches import StreamBatch
 from dlrm_jax.stream.position import Progress
 from dlrm_jax.stream.prequential import Prequential
+from dlrm_jax.stream.rows import Rows
 from dlrm_jax.training.metrics import binary_metrics
 
 CONFIG = Config(batch_size=8, metrics=("gauc:user", "calibration_by:item"))
@@ -24,12 +25,13 @@ def given(step: int) -> tuple[np.ndarray, StreamBatch]:
     ids = rng.integers(0, 3, (8, 4), np.int32)
     labels = rng.integers(0, 2, 8).astype(np.float32)
     weights = rng.random(8).astype(np.float32)
-    batch = Batch(np.zeros((8, 1), np.float32), ids, labels, weights)
-    progress = Progress(examples=8 * step)
+    dense, progress = np.zeros((8, 1), np.float32), Progress(examples=8 * step)
+    batch = Batch(dense, ids, labels, weights)
     groups = {"user": rng.integers(-1, 3, 8)}
     logits = rng.normal(size=8).astype(np.float32)
     raw = RawIds(rng.integers(-5, 5, (8, 4)).view(np.uint64), np.ones((8, 4), bool))
-    return logits, StreamBatch(batch, raw, groups, 1e9 + step, progress)
+    times = np.full(8, (10**9 + step) * 10**6)
+    return logits, StreamBatch(batch, Rows(dense, raw, labels, weights, groups, times), progress)
 
 
 def windows(prequential: Prequential, steps: range) -> dict[int, dict[str, Any]]:
@@ -44,7 +46,7 @@ def test_windows_have_the_metrics_of_their_examples():
     logits = np.concatenate([x for x, _ in all_of])
     labels = np.concatenate([x.batch.labels for _, x in all_of])
     weights = np.concatenate([x.batch.sample_weights for _, x in all_of])
-    users = np.concatenate([x.groups["user"] for _, x in all_of])
+    users = np.concatenate([x.rows.groups["user"] for _, x in all_of])
     known = users >= 0
     expected = binary_metrics(logits, labels, weights) | {
         "gauc:user": grouped_auc(logits[known], labels[known], users[known], weights[known]),
@@ -60,15 +62,15 @@ def test_groups_of_a_categorical_column_are_its_values():
     """The rows of hashed ids are shared, and ids without a row of their own share a default."""
     config = Config(batch_size=8, metrics=("gauc:item", "calibration_by:item", "gauc:tags"))
     prequential, (logits, batch) = Prequential(config, SCHEMA, 8), given(1)
-    items = batch.raw.ids[:, 1].view(np.int64)
+    items = batch.rows.raw.ids[:, 1].view(np.int64)
     assert (items < 0).any()
     tagged = np.arange(8) % 4 > 0
-    batch.raw.present[:, 2] = tagged
+    batch.rows.raw.present[:, 2] = tagged
     found = prequential.add(1, logits, batch)
     assert found
     labels, weights = batch.batch.labels, batch.batch.sample_weights
     assert found["gauc:item"] == grouped_auc(logits, labels, items, weights)
-    rows = logits, labels, batch.raw.ids[:, 2], weights
+    rows = logits, labels, batch.rows.raw.ids[:, 2], weights
     assert found["gauc:tags"] == grouped_auc(*(x[tagged] for x in rows))
     values = [items == item for item in np.unique(items)]
     far = weights * (1 / (1 + np.exp(-logits.astype(np.float64))) - labels)
@@ -103,8 +105,8 @@ def test_a_metric_that_is_new_has_no_groups_before():
     logits, second = given(2)
     found = grouped.add(2, logits, second)
     assert found
-    known = second.groups["user"] >= 0
-    rows = logits, second.batch.labels, second.groups["user"], second.batch.sample_weights
+    known = second.rows.groups["user"] >= 0
+    rows = logits, second.batch.labels, second.rows.groups["user"], second.batch.sample_weights
     assert found["gauc:user"] == grouped_auc(*(x[known] for x in rows))
 
 

@@ -15,7 +15,7 @@ from stream_log import SCHEMA, log
 
 from dlrm_jax.data.preprocessing.raw_ids import RawIds
 from dlrm_jax.errors import UserError
-from dlrm_jax.stream.batches import stream_batches
+from dlrm_jax.stream.batches import StreamBatch, stream_batches
 from dlrm_jax.stream.position import Position, Progress
 from dlrm_jax.stream.redis_stream import RedisStream
 from dlrm_jax.stream.rows import Rows, rows_of
@@ -306,17 +306,16 @@ def test_a_server_that_is_away_for_a_while(tmp_path: Path, monkeypatch: pytest.M
         with redis.Redis(port=port) as client:
             add(client, json_messages(frame, [4]))
         batches = stream_batches(
-            opened(port), SCHEMA, _rows, 4, Progress(), 0.05, pause=lambda _: None, say=said.append
+            opened(port), SCHEMA, _rows, 4, Progress(), pause=lambda _: None, say=said.append
         )
-        first = next(batches)
-        assert first
+        assert isinstance(next(batches), StreamBatch)
     with pytest.raises(UnreachableError):
         opened(port).next(None)
-    assert [next(batches) for _ in range(20)] == [None] * 20  # idle time stands still
+    assert [next(batches) for _ in range(20)] == [0.0] * 20  # idle time stands still
     with redis_server(tmp_path, port):
         with redis.Redis(port=port) as client:
             add(client, json_messages(frame[4:], [4]))
-        second = next(x for x in batches if x)
+        second = next(x for x in batches if isinstance(x, StreamBatch))
         assert second.progress.examples == 8
         assert len(said) == 2
         assert "can't be reached" in said[0]
