@@ -28,8 +28,16 @@ from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.metrics import score
 from dlrm_jax.training.record import to_json
+from dlrm_jax.training.rows_by_id import STREAM
 
 _GENERATOR = "dlrm_jax report"
+
+_WITHOUT_DATA = (
+    "These need the examples: name the data that the run was trained on as --data, as in training."
+)
+_OF_STREAM = (
+    "A stream's examples aren't kept: python -m dlrm_jax evaluate measures the model on a log."
+)
 
 
 def write_run_report(
@@ -59,8 +67,8 @@ def write_run_report(
         The path of the page.
 
     Raises:
-        UserError: there is no checkpoint, the data are others, or the files can't be written
-            or would replace some that aren't those of an earlier report.
+        UserError: there is no checkpoint, the data are others or given with a run of a stream, or
+            the files can't be written or would replace some that aren't those of an earlier report.
     """
     page, file = ((output or run) / name for name in ("report.html", "report.json"))
     _check_own(page, file)
@@ -71,6 +79,13 @@ def write_run_report(
     config = trained_config(checkpoint, metadata)
     check_model(checkpoint, config, model)
     check_writable(page)
+    of_stream = STREAM in metadata
+    if of_stream and data:
+        raise UserError(
+            f"--data has no effect with {run}, the run of a stream, whose examples aren't kept; "
+            f"python -m dlrm_jax evaluate --checkpoint={run} --data={data} measures the model on a "
+            f"log"
+        )
     dataset = data_of_run(config, metadata["identity"].get("data"), data, checkpoint)
     predictor = Predictor.load(checkpoint, mesh, batch_size, model)
     if predictor.vocabularies:
@@ -83,12 +98,9 @@ def write_run_report(
         "checkpoint": str(checkpoint),
         "step": metadata["step"],
         **_of_run(run, config, metadata),
-        "source": dataset.source if dataset else "not given",
+        "source": dataset.source if dataset else "a stream" if of_stream else "not given",
         "data": None,
-        "without_data": (
-            "These need the examples: name the data that the run was trained on as --data, as in "
-            "training."
-        ),
+        "without_data": _OF_STREAM if of_stream else _WITHOUT_DATA,
     }
     if dataset:
         found = measure_data(predictor, dataset, names, most, permutations)

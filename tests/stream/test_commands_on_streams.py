@@ -1,0 +1,66 @@
+"""What the commands make of a run on a stream of which one table has dynamic ids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_reader import read
+from stream_log import SCHEMA, log, write_segments
+
+from dlrm_jax.cli.run_report import write_run_report
+from dlrm_jax.config import Config
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.stream.folder import Folder
+from dlrm_jax.stream.run import StreamOptions, run_stream
+from dlrm_jax.stream.settings import for_schema
+from dlrm_jax.training.build import make_learner
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("stream")
+    write_segments(directory / "segments", [160])
+    given = Config(
+        table_rows=(60,),
+        embedding_dim=8,
+        bottom_mlp=(8,),
+        top_mlp=(8, 1),
+        batch_size=16,
+        dynamic_ids=("item=40:evict_share=0.1",),
+        learning_rate=0.3,
+    )
+    config = for_schema(given, SCHEMA)
+    run_stream(
+        config,
+        SCHEMA,
+        lambda consumed: Folder(directory / "segments", SCHEMA, consumed),
+        make_learner(config, make_mesh("1x1")),
+        StreamOptions(directory / "run", idle_seconds=0.1, window=64),
+    )
+    return directory / "run"
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "log.parquet"
+    log(200, seed=3).write_parquet(path)
+    return path
+
+
+def test_report(workdir: Path, rows: Path, tmp_path: Path):
+    options: dict[str, Any] = {"batch_size": 64, "model": None, "most": 100, "permutations": 1}
+    tmp_path.joinpath("page").mkdir()
+    page = write_run_report(workdir, None, make_mesh("1x1"), **options, output=tmp_path / "page")
+    reader, _ = read(page)
+    assert "last window, predicted before it was trained on" in {x[0] for x in reader.rows if x}
+    assert "A stream's examples aren't kept" in reader.text
+    assert "--data" not in reader.text
+    numbers = json.loads(page.with_suffix(".json").read_text())
+    (item,) = (x for x in numbers["tables"] if x["table"] == "item")
+    assert (item["rows"], numbers["source"]) == (40, "a stream")
+    with pytest.raises(UserError, match=r"--data has no effect with .* measures the model on a"):
+        write_run_report(workdir, rows, make_mesh("1x1"), **options, output=tmp_path / "page")
