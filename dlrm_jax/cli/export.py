@@ -34,8 +34,10 @@ from dlrm_jax.cli.data_of_run import data_of_run
 from dlrm_jax.cli.flags import FLAGS, check_new, mark_required, refuse, require
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
+from dlrm_jax.data.arrays import Split
 from dlrm_jax.errors import UserError, shortened
 from dlrm_jax.retrieval.trained_towers import find_towers
+from dlrm_jax.serving.calibration import rows_of_log
 from dlrm_jax.serving.export import Exported, export
 from dlrm_jax.serving.layer_choice import LayerChoice
 from dlrm_jax.serving.trained_model import TrainedModel
@@ -54,13 +56,13 @@ flags.DEFINE_enum(
     "layers",
     "float32",
     [*get_args(Precision)],
-    "Type in which the MLPs of DLRM compute; int8 is calibrated on the data of the run.",
+    "Type in which the MLPs of DLRM compute; int8 is calibrated on --data.",
 )
 flags.DEFINE_string(
     "data",
     None,
     "Directory or raw file that the run was trained on, for metrics, and for the items of two "
-    "towers; such as criteo.",
+    "towers; of a stream, a raw file for --layers=int8; such as criteo.",
 )
 flags.DEFINE_float(
     "max_auc_loss",
@@ -99,16 +101,15 @@ def main() -> None:
     if model.checkpoint != Path(FLAGS.run):
         status(f"checkpoint {model.checkpoint}")
     of_stream = STREAM in model.metadata
-    if of_stream:
-        refuse(
-            ("data", "max_auc_loss"), "with a model of a stream, which has no validation or test"
-        )
-    source = Path(FLAGS.data) if FLAGS.data else None
+    calibration = calibration_of_stream(model) if of_stream else None
+    source = Path(FLAGS.data) if FLAGS.data and not of_stream else None
     data = data_of_run(model.config, model.data, source, model.checkpoint)
     if FLAGS.max_auc_loss is not None and data is None:
         raise UserError("--max_auc_loss: it is measured on validation examples; give --data, too")
     name, output = chosen_name(model.run_name), Path(FLAGS.output)
-    done = export(model, output, name, FLAGS.tables, data, FLAGS.max_auc_loss, FLAGS.layers)
+    done = export(
+        model, output, name, FLAGS.tables, data, FLAGS.max_auc_loss, FLAGS.layers, calibration
+    )
     show(done)
     if not done.manifest.metrics:
         status(
@@ -118,6 +119,31 @@ def main() -> None:
             else "no metrics: give --data, what the run was trained on"
         )
     status(f"artifact {name}: see {output / 'manifest.json'}")
+
+
+def calibration_of_stream(model: TrainedModel) -> Split | None:
+    """The rows of a log that layers in int8 are calibrated on; None for other layers.
+
+    Raises:
+        UserError: there is no log, it can't be read, or the checkpoint has no schema for it.
+    """
+    none = "which has no validation or test"
+    refuse(["max_auc_loss"], f"with a model of a stream, {none}")
+    if FLAGS.layers != "int8":
+        refuse(["data"], f"with a model of a stream, {none}, unless --layers=int8 is calibrated")
+        return None
+    schema = model.id_rows.own_schema() if model.id_rows else None
+    if schema is None:
+        raise UserError(
+            f"--layers: int8 is calibrated on rows, and {model.checkpoint} has no schema of its "
+            f"stream: run the same train command again, which adds it, or choose bfloat16"
+        )
+    if not FLAGS.data:
+        raise UserError(
+            "--layers: int8 is calibrated on rows of the stream; give some as --data, such as one "
+            "of its segments, or choose bfloat16"
+        )
+    return rows_of_log(Path(FLAGS.data), schema)
 
 
 def chosen_name(name_of_run: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from jaxtyping import Array, Float32
 from dlrm_jax.artifact.artifact import Artifact, split_vectors
 from dlrm_jax.artifact.dense_note import LinearNote
 from dlrm_jax.data.arrays import Dataset, Split
+from dlrm_jax.data.preprocessing.raw_id_encoder import RawIdEncoder
+from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.scored_rows import evenly_spaced_rows
 from dlrm_jax.serving.dense_function import dense_logits
@@ -95,3 +98,18 @@ def calibration_split(data: Dataset | None) -> Split:
     raise UserError(
         "layers: int8 is calibrated on examples of the run; give their data, or choose bfloat16"
     )
+
+
+def rows_of_log(path: Path, schema: Schema) -> Split:
+    """The rows of a raw log of a stream, with the ids of their values.
+
+    Args:
+        path: the file.
+        schema: meaning of the columns of the stream.
+
+    Raises:
+        UserError: it can't be read, is malformed, or has no rows.
+    """
+    if path.is_dir():
+        raise UserError(f"data: expected a raw log, got the directory {path}; give a file of it")
+    return Split(tuple(chunk.examples for chunk in RawIdEncoder(schema).files([path])))

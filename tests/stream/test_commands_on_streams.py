@@ -6,13 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
+from in_process import run_command
 from page_reader import read
 from stream_log import SCHEMA, log, write_segments
 
+from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.cli.run_report import write_run_report
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
+from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.stream.folder import Folder
 from dlrm_jax.stream.run import StreamOptions, run_stream
@@ -64,3 +69,27 @@ def test_report(workdir: Path, rows: Path, tmp_path: Path):
     assert (item["rows"], numbers["source"]) == (40, "a stream")
     with pytest.raises(UserError, match=r"--data has no effect with .* measures the model on a"):
         write_run_report(workdir, rows, make_mesh("1x1"), **options, output=tmp_path / "page")
+
+
+def exported(workdir: Path, tmp_path: Path, *flags: str) -> Path:
+    output = tmp_path / "artifact"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run_command(monkeypatch, "export", "--run", workdir, "--output", output, *flags)
+    return output
+
+
+def test_layers_in_int8_are_calibrated_on_a_log(workdir: Path, rows: Path, tmp_path: Path):
+    for flags, message in (
+        ((), "--layers: int8 is calibrated on rows of the stream; give some as --data"),
+        ((f"--data={rows.parent}",), "expected a raw log, got the directory"),
+    ):
+        with pytest.raises(UserError, match=message):
+            exported(workdir, tmp_path, "--layers=int8", *flags)
+    pl.read_parquet(rows).clear().write_parquet(tmp_path / "empty.parquet")
+    with pytest.raises(UserError, match=r"empty.parquet is empty; expected rows"):
+        exported(workdir, tmp_path, "--layers=int8", f"--data={tmp_path / 'empty.parquet'}")
+    artifact = exported(workdir, tmp_path, "--layers=int8", f"--data={rows}")
+    assert {str(x.dtype) for x in Manifest.read(artifact).layers} >= {"int8"}
+    found = Predictor.load(artifact).predict(rows)
+    np.testing.assert_allclose(found, Predictor.load(workdir).predict(rows), atol=0.02)
+    assert np.ptp(found) > 0.1
