@@ -15,7 +15,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.inference.frame_file import write_frames
 from dlrm_jax.training.checksums import LoadedSums
-from dlrm_jax.training.rows_by_id import check_static
+from dlrm_jax.training.saved_id_maps import map_of_table
 from dlrm_jax.training.serialization import array_name, load_rows
 
 Format = Literal["parquet", "npy"]
@@ -73,8 +73,12 @@ def _read_vectors(
     entry = metadata["arrays"].get(f"{table}/{array_name(metadata, 'table')}")
     if entry is None:
         raise UserError(f"checkpoint {checkpoint} has no table {table!r}")
-    exported = "export the run: keys/ and tables/ of an artifact have the ids and their vectors"
-    check_static(checkpoint, metadata, "the tables of", exported)
+    if map_of_table(metadata, table):
+        raise UserError(
+            f"table {table} of {checkpoint}: expected one whose ids are rows, but they are dynamic "
+            f"there; export the run: keys/ and tables/ of an artifact have the ids and their "
+            f"vectors"
+        )
     spec = np.broadcast_to(np.float32(0), entry["shape"])  # a shape and type without memory
     sums = LoadedSums(checkpoint, metadata)
     loaded = load_rows(checkpoint, metadata, table, {"table": spec}, sums)["table"]

@@ -67,7 +67,6 @@ def check_static(
     path: Path,
     metadata: Mapping[str, Any],
     does: str,
-    advice: str = "go on with that run in its own workdir",
 ) -> None:
     """Checks that a checkpoint has no table with dynamic ids.
 
@@ -75,7 +74,6 @@ def check_static(
         path: directory of the checkpoint.
         metadata: result of `metadata.read_metadata`.
         does: description of what the checkpoint is to be used for, for the message.
-        advice: description of what to do instead, for the message.
 
     Raises:
         UserError: it has some.
@@ -83,5 +81,5 @@ def check_static(
     if names := ", ".join(metadata.get(NAME, {})):
         raise UserError(
             f"{does} {path}: expected tables whose ids are rows, but ids of {names} are dynamic "
-            f"there; {advice}"
+            f"there; go on with that run in its own workdir"
         )

@@ -93,3 +93,16 @@ def test_layers_in_int8_are_calibrated_on_a_log(workdir: Path, rows: Path, tmp_p
     found = Predictor.load(artifact).predict(rows)
     np.testing.assert_allclose(found, Predictor.load(workdir).predict(rows), atol=0.02)
     assert np.ptp(found) > 0.1
+
+
+def test_tables_that_are_hashed_beside_a_dynamic_one(
+    workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tables = ("predict", "--checkpoint", workdir, "--tables_output", tmp_path / "t", "--tables")
+    with pytest.raises(UserError, match=r"table item of .* export the run: keys/ and tables/"):
+        run_command(monkeypatch, *tables, "user,item")
+    assert not (tmp_path / "t").exists()
+    run_command(monkeypatch, *tables, "user")
+    found = pl.read_parquet(tmp_path / "t" / "user.parquet")["vector"].to_numpy()
+    stored = np.fromfile(exported(workdir, tmp_path) / "tables" / "user.rows", np.float32)
+    np.testing.assert_array_equal(found, stored.reshape(60, 8))
