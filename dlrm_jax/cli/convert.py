@@ -22,7 +22,7 @@ from typing import Any, get_args
 
 from absl import flags
 
-from dlrm_jax.artifact.manifest import is_artifact
+from dlrm_jax.artifact.manifest import Manifest, is_artifact
 from dlrm_jax.cli.config_file import check_file_read
 from dlrm_jax.cli.datasets import OF_GENERATED
 from dlrm_jax.cli.flags import FLAGS, check_new, mark_required, refuse, require
@@ -46,6 +46,7 @@ from dlrm_jax.saved_config import file_fields
 from dlrm_jax.serving.export import export
 from dlrm_jax.serving.trained_model import TrainedModel
 from dlrm_jax.text_table import text_table
+from dlrm_jax.training.rows_by_id import STREAM
 
 flags.DEFINE_string(
     "checkpoint",
@@ -217,17 +218,24 @@ def export_onnx(path: Path, output: Path) -> None:
     onnx_libraries()
     start("1x1")
     if is_artifact(path):
+        has_ids = Manifest.read(path).id_rows is not None
         difference = write_onnx(path, output)
     else:
         output.parent.mkdir(parents=True, exist_ok=True)
         with scratch_directory(output) as scratch:
             model = TrainedModel.read(path, with_keys=False)
+            has_ids = STREAM in model.metadata
             export(model, scratch / "artifact", "model", "float32")
             difference = write_onnx(scratch / "artifact", output)
     status(
         f"{output / MODEL}: predictions of onnxruntime differ by at most {difference:.2g} from "
         f"those here"
     )
+    if has_ids:
+        status(
+            "its ids are rows of the tables: what predicts with it maps ids to them first, as "
+            "id_rows in the manifest.json of an artifact says"
+        )
 
 
 def _all_shown(settings: dict[str, Any]) -> str:

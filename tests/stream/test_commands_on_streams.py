@@ -106,3 +106,20 @@ def test_tables_that_are_hashed_beside_a_dynamic_one(
     found = pl.read_parquet(tmp_path / "t" / "user.parquet")["vector"].to_numpy()
     stored = np.fromfile(exported(workdir, tmp_path) / "tables" / "user.rows", np.float32)
     np.testing.assert_array_equal(found, stored.reshape(60, 8))
+
+
+def test_onnx_has_rows_for_ids(
+    workdir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    for number, model in enumerate((workdir, exported(workdir, tmp_path))):
+        output = tmp_path / str(number)
+        convert = ("convert", "--checkpoint", model, "--format=onnx", "--output", output)
+        capsys.readouterr()
+        run_command(monkeypatch, *convert)
+        assert "its ids are rows of the tables: what predicts" in capsys.readouterr().out
+        ids, item = np.load(output / "golden" / "ids.npy"), np.load(output / "tables" / "item.npy")
+        assert (ids.dtype, item.shape) == (np.int32, (40, 8))
+        assert -1 <= ids[:, 1].min() < ids[:, 1].max() < 40
