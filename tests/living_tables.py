@@ -142,5 +142,7 @@ def run(
     return trained.state, losses
 
 
-def translated(learner: Learner, maps: IdMaps, step: int = 0) -> TranslatedBatches:
-    return TranslatedBatches(Drifting(), LiveMaps(learner, maps, 5, step))
+def translated(
+    learner: Learner, maps: IdMaps, step: int = 0, own: Batches | None = None
+) -> TranslatedBatches:
+    return TranslatedBatches(own or Drifting(), LiveMaps(learner, maps, 5, step))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt64
@@ -12,69 +12,25 @@ from jaxtyping import Bool, Int32, Int64, UInt64
 from dlrm_jax.dynamic_ids.id_columns import ABSENT, IdColumns, map_groups, place
 from dlrm_jax.dynamic_ids.id_map import as_keys, translate_all
 from dlrm_jax.dynamic_ids.keys import Keys
-from dlrm_jax.dynamic_ids.occupants import Undo
-from dlrm_jax.dynamic_ids.parted_map import PartedMap, merged
+from dlrm_jax.dynamic_ids.parted_map import PartedMap, loaded_map, merged
 from dlrm_jax.dynamic_ids.parts import RowParts
 from dlrm_jax.dynamic_ids.policy import DynamicIds
-from dlrm_jax.dynamic_ids.routing import Asked, Exchange, Routing, UnitRows
+from dlrm_jax.dynamic_ids.routing import Exchange, Routing, UnitRows
+from dlrm_jax.dynamic_ids.translation import (
+    AskedIds,
+    ChangedMaps,
+    TranslatedIds,
+    Undos,
+    Unit,
+    of_parts,
+)
 from dlrm_jax.embedding import EmbeddingCollection
 from dlrm_jax.embedding.table import Table
 from dlrm_jax.errors import UserError
 from dlrm_jax.host_exchange import connected
 
-Unit = tuple[str, int]
-"""A part of a map: the map's name, and the number of the part."""
-
-Undos = Mapping[Unit, Undo]
-"""The record of one batch that each part of a map is taken back by, of the parts that are here."""
-
 Arrays = Mapping[str, Mapping[str, np.ndarray]]
 """Arrays of each map by name, by the map's name, see `IdMaps.arrays`."""
-
-
-class TranslatedIds(NamedTuple):
-    """A batch's ids as rows.
-
-    Attributes:
-        ids: rows of the tables, [B, C] int32; negative is absent.
-        fresh: rows that begin afresh, by table; see `EmbeddingCollection.reset_rows`. They are
-            those of the whole batch, in every process.
-        undo: record that takes the maps back to before the batch.
-    """
-
-    ids: Int32[np.ndarray, "B C"]
-    fresh: dict[str, Int32[np.ndarray, " F"]]
-    undo: Undos
-
-
-class AskedIds(NamedTuple):
-    """A batch's ids at the processes that have their maps.
-
-    Attributes:
-        of_units: ids by unit.
-        present: whether there is an id in each column of each map, by the map's name.
-        orders: places of the ids of the parts of each map, see `PartedMap.split`.
-        rows: result with the columns that are rows already, [B, C].
-    """
-
-    of_units: Asked
-    present: list[Bool[np.ndarray, "B c"]]
-    orders: list[Int64[np.ndarray, " N"] | None]
-    rows: Int32[np.ndarray, "B C"]
-
-
-class ChangedMaps(NamedTuple):
-    """What a batch has changed in the parts that are here.
-
-    Attributes:
-        rows: rows of the ids of each part.
-        undo: record that takes the parts back; empty if nothing has changed.
-        error: reason why nothing has changed; None if something has.
-    """
-
-    rows: list[UnitRows]
-    undo: dict[Unit, Undo]
-    error: UserError | None = None
 
 
 class IdMaps:
@@ -148,6 +104,11 @@ class IdMaps:
     def rows(self) -> dict[str, int]:
         """The number of rows of each map's tables, by the map's name: that of the first table."""
         return {name: self._tables[name].rows for name in self.maps}
+
+    @property
+    def capacities(self) -> dict[str, int]:
+        """The number of ids that may have a row in each map, by the map's name."""
+        return {name: own.rows.capacity for name, own in self.maps.items()}
 
     @property
     def widths(self) -> dict[str, int]:
@@ -281,7 +242,7 @@ class IdMaps:
         Args:
             undone: records of the last batches, the latest last, which the copies are without.
         """
-        local = {name: own.arrays(_of_parts(name, undone)) for name, own in self.maps.items()}
+        local = {name: own.arrays(of_parts(name, undone)) for name, own in self.maps.items()}
         return self._joined([local[name][part] for name, part in self._own])
 
     def keys(self, undone: Sequence[Undos] = ()) -> dict[str, Keys]:
@@ -290,7 +251,7 @@ class IdMaps:
 
     def own_keys(self, undone: Sequence[Undos] = ()) -> list[Keys]:
         """Copies of the ids of the rows of the parts that are here, for `joined_keys`."""
-        local = {name: own.keys(_of_parts(name, undone)) for name, own in self.maps.items()}
+        local = {name: own.keys(of_parts(name, undone)) for name, own in self.maps.items()}
         return [local[name][part] for name, part in self._own]
 
     def joined_keys(self, own: Sequence[Keys]) -> dict[str, Keys]:
@@ -317,7 +278,7 @@ class IdMaps:
             undone: records of the last batches, see `arrays`.
         """
         made = copy.copy(self)
-        made.maps = {name: own.copy(_of_parts(name, undone)) for name, own in self.maps.items()}
+        made.maps = {name: own.copy(of_parts(name, undone)) for name, own in self.maps.items()}
         return made
 
     def load(self, arrays: Arrays) -> None:
@@ -329,36 +290,12 @@ class IdMaps:
         Raises:
             UserError: there is no map of a table, or one of other rows, or it contradicts itself.
         """
-        loaded = {}
-        for name in self.maps:
-            table = self._tables[name]
-            if name not in arrays:
-                raise UserError(f"ids of table {name}: expected a map, there is none")
-            rows = len(arrays[name].get("keys", ()))
-            if rows != table.rows:
-                raise UserError(
-                    f"ids of table {name}: expected a map of {table.rows} rows, got one of {rows}; "
-                    f"give the table as many rows"
-                )
-            try:
-                loaded[name] = PartedMap.from_arrays(
-                    _ids(table), arrays[name], name, self._owned(name)
-                )
-            except UserError as error:
-                raise UserError(f"ids of table {name}: {error}") from error
-        self.maps = loaded
+        self.maps = {
+            name: loaded_map(name, own.rows, arrays, self._owned(name))
+            for name, own in self.maps.items()
+        }
 
 
 def _ids(table: Table) -> DynamicIds:
     assert table.ids
     return table.ids
-
-
-def _of_parts(name: str, undone: Sequence[Undos]) -> dict[int, list[Undo]]:
-    """The records of the parts of a map, by part."""
-    found: dict[int, list[Undo]] = {}
-    for undos in undone:
-        for (of, part), undo in undos.items():
-            if of == name:
-                found.setdefault(part, []).append(undo)
-    return found

@@ -13,6 +13,7 @@ from dlrm_jax.dynamic_ids.keys import Keys
 from dlrm_jax.dynamic_ids.occupants import Undo, damaged
 from dlrm_jax.dynamic_ids.parts import RowParts
 from dlrm_jax.dynamic_ids.policy import DynamicIds
+from dlrm_jax.errors import UserError
 
 PartArrays = Mapping[int, Mapping[str, np.ndarray]]
 """Arrays of the maps of parts, by the number of the part."""
@@ -161,9 +162,44 @@ class PartedMap:
         """Copies of the ids of the rows of the parts that are here, see `arrays`."""
         return {part: own.keys(undone.get(part, ())) for part, own in self.parts.items()}
 
+    def whole_keys(self) -> Keys:
+        """Copies of the ids of the rows of the table; all parts must be here."""
+        own = self.keys({})
+        return Keys(**self.rows.joined([own[x]._asdict() for x in range(self.rows.count)]))
+
     def copy(self, undone: Mapping[int, Sequence[Undo]]) -> PartedMap:
         """A copy that doesn't change with this map, see `arrays`."""
         return PartedMap.of_parts(self.rows, self.arrays(undone), self._name)
+
+
+def loaded_map(
+    name: str,
+    rows: RowParts,
+    arrays: Mapping[str, Mapping[str, np.ndarray]],
+    owned: Callable[[int], bool],
+) -> PartedMap:
+    """The map of a table, of arrays of many.
+
+    Args:
+        name: name of the map.
+        rows: rows of the table by part; the seed is that of the arrays.
+        arrays: arrays of each map, of whole tables.
+        owned: whether a part is here.
+
+    Raises:
+        UserError: there is no such map, or one of other rows, or it contradicts itself.
+    """
+    if name not in arrays:
+        raise UserError(f"ids of table {name}: expected a map, there is none")
+    if (found := len(arrays[name].get("keys", ()))) != rows.rows:
+        raise UserError(
+            f"ids of table {name}: expected a map of {rows.rows} rows, got one of {found}; give "
+            f"the table as many rows"
+        )
+    try:
+        return PartedMap.from_arrays(rows.of_table, arrays[name], name, owned)
+    except UserError as error:
+        raise UserError(f"ids of table {name}: {error}") from error
 
 
 def merged(
@@ -184,18 +220,3 @@ def merged(
 
 def _title(rows: RowParts, part: int) -> str:
     return f"part {part} of {rows.count}" if rows.count > 1 else ""
-
-
-def checked_keys(policy: DynamicIds, arrays: Mapping[str, np.ndarray]) -> Keys:
-    """The ids of the rows of a table.
-
-    Args:
-        policy: rules of its map.
-        arrays: arrays of the map, by row of the whole table.
-
-    Raises:
-        UserError: they aren't arrays that a map of these rules gave.
-    """
-    found = PartedMap.from_arrays(policy, arrays)
-    parts = [own._asdict() for own in found.keys({}).values()]
-    return Keys(**found.rows.joined(parts))

@@ -25,6 +25,13 @@ _NUMBERS = 4  # of each part, in the array "numbers"
 class RowParts:
     """The rows of a table by part.
 
+    Attributes:
+        count: number of parts.
+        rows: rows of the table, defaults included.
+        seed: seed of all hashes.
+        of_table: rules of the table.
+        policy: rules of the map of a part.
+
     Args:
         rows: rows of the table, defaults included.
         policy: rules of the table.
@@ -37,11 +44,16 @@ class RowParts:
     def __init__(self, rows: int, policy: DynamicIds, seed: int):
         policy.check_rows(rows)
         self.count, self.rows, self.seed = policy.parts, rows, seed
-        self.policy = dataclasses.replace(policy, parts=1)
+        self.of_table, self.policy = policy, dataclasses.replace(policy, parts=1)
         own = rows - policy.defaults
         sizes = np.full(self.count, own // self.count)
         sizes[: own % self.count] += 1
         self._starts = policy.defaults + np.concatenate([[0], np.cumsum(sizes)])
+
+    @property
+    def capacity(self) -> int:
+        """The number of ids that may have a row in all parts together."""
+        return self.rows - self.policy.defaults
 
     def local_rows(self, part: int) -> int:
         """The number of rows in the map of a part, defaults included."""

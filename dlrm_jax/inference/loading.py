@@ -77,7 +77,9 @@ def load_checked(
         id_rows = None
         if schema is not None and (note := note_ids(config, learner.collection, schema)):
             maps = {x.name: load_id_map(checkpoint, metadata, x.name, sums) for x in note.maps}
-            indexes = {x.name: KeyIndex(maps[x.name].keys(), x.defaults, x.seed) for x in note.maps}
+            indexes = {
+                x.name: KeyIndex(maps[x.name].whole_keys(), x.defaults, x.seed) for x in note.maps
+            }
             features = note_features(config, learner.collection, note)
             id_rows = IdRows(features, note, indexes)
         sums.check()

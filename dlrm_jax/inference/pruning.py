@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int
 
-from dlrm_jax.dynamic_ids.resizing import Resized, resized, without
+from dlrm_jax.dynamic_ids.resizing import Resized, resized, rows_needed, without
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.table_health import row_norms
 from dlrm_jax.training.checksums import LoadedSums
@@ -126,8 +126,8 @@ def _plan(checkpoint: Path, metadata: Mapping[str, Any], rules: Rules, name: str
         taken |= norms < rules.min_norm
     gone = np.flatnonzero(taken & alive)
     ids, total = int(np.count_nonzero(alive)), counts.sum(dtype=np.float64)
-    left = max(1, ids - len(gone)) + policy.defaults
-    change = resized(policy, without(arrays, gone), left)
+    kept = without(arrays, gone)
+    change = resized(policy, kept, rows_needed(policy, kept))
     share = float(counts[gone].sum(dtype=np.float64) / total) if total else 0.0
     return Pruning(name, tuple(tables), len(counts), row_bytes, ids, gone, share, change)
 

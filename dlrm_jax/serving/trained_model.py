@@ -131,7 +131,7 @@ class TrainedModel:
         for note in self.id_rows.maps if self.id_rows else ():
             sums = LoadedSums(self.checkpoint, self.metadata)
             with reading(self.checkpoint):
-                found = load_id_map(self.checkpoint, self.metadata, note.name, sums).keys()
+                found = load_id_map(self.checkpoint, self.metadata, note.name, sums).whole_keys()
                 sums.check(together=False)
             yield note, found
 

@@ -43,7 +43,7 @@ def warn_of_few_rows(maps: IdMaps, batch_size: int, say: Callable[[str], None]) 
         say: function that shows a line of text to the user.
     """
     for name, width in maps.widths.items():
-        rows, most = maps.maps[name].capacity, batch_size * width
+        rows, most = maps.capacities[name], batch_size * width
         if rows < most:
             say(
                 f"warning: table {name} has rows for {rows:,} ids, and a batch may have {most:,} "

@@ -242,7 +242,8 @@ class Checkpoints:
         release_memory()
         sums = LoadedSums(path, metadata)
         try:
-            maps = ResizedMaps(id_maps, load_id_maps(path, metadata, id_maps, sums))
+            loaded = load_id_maps(path, metadata, id_maps, sums)
+            maps = ResizedMaps(id_maps, loaded, metadata)
             state = load_state(
                 path,
                 metadata,

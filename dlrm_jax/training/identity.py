@@ -70,10 +70,11 @@ def _differences(
 
 
 def _without_rows(items: Any) -> Any:
-    """Settings of dynamic ids, TABLE=ROWS:RULE=VALUE:…, without the rows, which may change."""
+    """Settings of dynamic ids, TABLE=ROWS:RULE=VALUE:…, without rows and parts: they may change."""
     if not isinstance(items, list):
         return items
-    return [re.sub(r"^(.*?)=\d+((?::.*)?)$", r"\1\2", str(item)) for item in items]
+    without = [re.sub(r":parts=\d+(?=:|$)", "", str(item)) for item in items]
+    return [re.sub(r"^(.*?)=\d+((?::.*)?)$", r"\1\2", item) for item in without]
 
 
 def _as_it_is(value: Any) -> Any:

@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from dlrm_jax.data.batches import Batch, Batches
-from dlrm_jax.dynamic_ids.id_maps import IdMaps, Undos
+from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.dynamic_ids.keys import Keys
+from dlrm_jax.dynamic_ids.translation import Undos
 from dlrm_jax.errors import UserError
 from dlrm_jax.host_exchange import connected
 from dlrm_jax.training.learner import Learner, TrainState

@@ -1,4 +1,4 @@
-"""Tables with dynamic ids that have another number of rows than in the checkpoint of their run."""
+"""Tables with dynamic ids that have other rows or parts than in the checkpoint of their run."""
 
 from __future__ import annotations
 
@@ -14,27 +14,34 @@ from dlrm_jax.embedding import Table
 from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.continuing import grown_rows
 from dlrm_jax.training.learner import Learner
-from dlrm_jax.training.saved_id_maps import NAME, Arrays
+from dlrm_jax.training.saved_id_maps import NAME, Arrays, policy_of
 from dlrm_jax.training.serialization import load_rows
 
 
 class ResizedMaps:
-    """The maps of a checkpoint for a run whose tables may have other numbers of rows.
+    """The maps of a checkpoint for a run whose tables may have other numbers of rows or parts.
 
     Args:
         maps: maps of the run; None without dynamic ids.
         saved: arrays of each map, see `saved_id_maps.load_id_maps`.
+        metadata: result of `metadata.read_metadata`.
     """
 
-    def __init__(self, maps: IdMaps | None, saved: Mapping[str, Arrays]):
+    def __init__(
+        self, maps: IdMaps | None, saved: Mapping[str, Arrays], metadata: Mapping[str, Any]
+    ):
         self._saved, self._rows = saved, maps.rows if maps else {}
         self._changes: dict[str, Resized] = {}
+        self._parts: dict[str, tuple[str, str]] = {}
         self._of_table: dict[str, Resized] = {}
         for name, tables in (maps.tables if maps else {}).items():
             ids, rows = tables[0].ids, tables[0].rows
             assert ids is not None
-            if len(saved[name]["keys"]) != rows:
-                self._changes[name] = change = resized(ids, saved[name], rows)
+            parts = policy_of(metadata, name).parts
+            if (len(saved[name]["keys"]), parts) != (rows, ids.parts):
+                self._changes[name] = change = resized(ids, saved[name], rows, parts)
+                if parts != ids.parts:
+                    self._parts[name] = f" in {ids.parts} parts", f" in {parts}"
                 self._of_table |= {table.name: change for table in tables}
 
     @property
@@ -51,9 +58,10 @@ class ResizedMaps:
         for name, change in self._changes.items():
             before = self._saved[name]["counts"]
             ids = np.count_nonzero(before)
+            now, was = self._parts.get(name, ("", ""))
             yield (
-                f"ids of table {name}: {self._rows[name]:,} rows, {len(before):,} in checkpoint "
-                f"{checkpoint}; {change.lost:,} of {ids:,} ids lose their rows"
+                f"ids of table {name}: {self._rows[name]:,} rows{now}, {len(before):,}{was} in "
+                f"checkpoint {checkpoint}; {change.lost:,} of {ids:,} ids lose their rows"
             )
 
     def load_table(
@@ -67,7 +75,7 @@ class ResizedMaps:
         """Reads a table with its optimizer state, for `EmbeddingCollection.from_arrays`.
 
         With more rows than before, the last ones are those of a new table, made on the mesh. With
-        fewer, the table comes by the memory of the host.
+        fewer, or of a map in parts, the table comes by the memory of the host.
 
         Args:
             learner: learner of the run.
@@ -109,10 +117,13 @@ def rows_before(metadata: Mapping[str, Any], table: str) -> int:
 
 
 def is_resized(metadata: Mapping[str, Any], maps: IdMaps) -> bool:
-    """Whether a table has another number of rows than in a checkpoint.
+    """Whether a table has another number of rows or parts than in a checkpoint.
 
     Args:
         metadata: result of `metadata.read_metadata`.
         maps: maps of the run.
     """
-    return any(rows_before(metadata, name) != rows for name, rows in maps.rows.items())
+    return any(
+        (rows_before(metadata, name), policy_of(metadata, name).parts) != (own.rows, own.count)
+        for name, own in ((name, x.rows) for name, x in maps.maps.items())
+    )

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dlrm_jax.dynamic_ids.id_map import IdMap
 from dlrm_jax.dynamic_ids.id_maps import IdMaps
+from dlrm_jax.dynamic_ids.parted_map import PartedMap
 from dlrm_jax.dynamic_ids.policy import DynamicIds
 from dlrm_jax.errors import DamagedCheckpointError, OtherShapeError, UserError
 from dlrm_jax.training.checksums import LoadedSums, SavedSums
@@ -121,8 +121,8 @@ def policy_of(metadata: Mapping[str, Any], name: str) -> DynamicIds:
     return DynamicIds(**metadata[NAME][name]["policy"])
 
 
-def load_id_map(path: Path, metadata: Mapping[str, Any], name: str, sums: LoadedSums) -> IdMap:
-    """Reads one map.
+def load_id_map(path: Path, metadata: Mapping[str, Any], name: str, sums: LoadedSums) -> PartedMap:
+    """Reads one map, with all its parts.
 
     Args:
         path: directory of the checkpoint.
@@ -135,7 +135,8 @@ def load_id_map(path: Path, metadata: Mapping[str, Any], name: str, sums: Loaded
         DamagedCheckpointError: files are missing or damaged.
     """
     try:
-        return IdMap.from_arrays(policy_of(metadata, name), load_arrays(path, metadata, name, sums))
+        arrays = load_arrays(path, metadata, name, sums)
+        return PartedMap.from_arrays(policy_of(metadata, name), arrays)
     except DamagedCheckpointError:
         raise
     except UserError as error:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from dlrm_jax.dynamic_ids.id_map import IdMap
+from dlrm_jax.dynamic_ids.id_maps import IdMaps
+from dlrm_jax.dynamic_ids.parted_map import PartedMap
 from dlrm_jax.dynamic_ids.policy import EVICTIONS, DynamicIds
-from dlrm_jax.dynamic_ids.resizing import resized, without
+from dlrm_jax.dynamic_ids.resizing import resized, rows_needed, without
+from dlrm_jax.embedding import Adagrad, EmbeddingCollection, Feature, Lookup, Table
 from dlrm_jax.errors import UserError
 
 ROWS = 60
@@ -115,3 +120,69 @@ def test_too_few_rows_are_refused():
     policy = DynamicIds(defaults=4)
     with pytest.raises(UserError, match=r"rows of a table with dynamic ids: .* from 5 to"):
         resized(policy, drawn(policy).arrays(), 4)
+
+
+def drawn_in_parts(policy: DynamicIds, rows: int, ids: int = 300) -> dict[str, np.ndarray]:
+    """The arrays of a map in parts that has seen random batches."""
+    table = Table("ids", rows, 4, ids=policy)
+    lookups = [Lookup("id", "id", "ids")]
+    tables = EmbeddingCollection([table], [Feature("id")], lookups, "1x1", Adagrad(0.1))
+    maps, rng = IdMaps(tables, 3), np.random.default_rng(0)
+    for now in range(40):
+        maps.translate(rng.zipf(1.1, (12, 1)) % ids, now)
+    return maps.arrays()["ids"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "then", "rows"), [(4, 4, 90), (4, 4, 35), (4, 1, 60), (1, 3, 60), (4, 7, 40)]
+)
+def test_with_other_rows_or_parts_ids_are_where_they_are_looked_up(parts, then, rows):
+    policy = DynamicIds(defaults=2, admit_count=2, parts=parts)
+    arrays = drawn_in_parts(policy, 60)
+    before = PartedMap.from_arrays(policy, arrays)
+    other = dataclasses.replace(policy, parts=then)
+    change = resized(other, arrays, rows, parts)
+    after = PartedMap.from_arrays(other, change.arrays)  # which checks the part of each id
+    assert (before.live > 30, after.live) == (True, before.live - change.lost)
+    kept, seen = by_id(change.arrays), by_id(arrays)
+    assert kept.items() <= seen.items()
+    ids = np.array([*kept], np.uint64)
+    np.testing.assert_array_equal(change.source[after.find(ids)], before.find(ids))
+    np.testing.assert_array_equal(change.source[:2], [0, 1])
+    assert len(change.source) in (rows, 60)
+    clocks = {x: change.arrays["numbers"][4 * x] for x in range(then)}
+    assert {*clocks.values()} == {39}
+    # Of each part, those stay who were seen last.
+    gone = np.array([x for x in seen if x not in kept], np.uint64)
+    for part in range(then):
+        times = [[seen[int(x)][1] for x in of[after.rows.of(of) == part]] for of in (gone, ids)]
+        assert not times[0] or max(times[0]) <= min(times[1])
+    back = resized(policy, change.arrays, 60, then)
+    if not change.lost:
+        assert by_id(back.arrays) == by_id(arrays)
+
+
+def test_ids_without_a_row_are_counted_on_in_other_parts():
+    policy = DynamicIds(admit_count=200)
+    before, ids = IdMap(ROWS, policy, seed=1), np.arange(7, 40) * 10**9
+    for now in range(30):
+        before.translate(ids, now)
+    other = dataclasses.replace(policy, parts=3)
+    change = resized(other, before.arrays(), ROWS, 1)
+    after = PartedMap.from_arrays(other, change.arrays)
+    parts = after.rows.of(ids.astype(np.uint64))
+    for key, part in zip(ids, parts, strict=True):
+        undo = after.parts[int(part)].translate(np.array([key]), 30).undo
+        assert undo.cells_before.min() >= 30
+    again = resized(policy, change.arrays, ROWS, 3)
+    assert again.arrays["numbers"].tolist() == [29, 0, 33 * 30 // 3 * 3, 1]
+
+
+def test_so_many_rows_are_needed():
+    policy = DynamicIds(defaults=2, parts=4)
+    arrays = drawn_in_parts(policy, 200)
+    ids = np.count_nonzero(arrays["counts"])
+    rows = rows_needed(policy, arrays)
+    assert ids + 2 < rows < ids + 40
+    assert resized(policy, arrays, rows).lost == 0
+    assert resized(policy, arrays, rows - 4).lost > 0

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from as_users import QUICKLY
 from drawn_batches import make_batches, oracle_arguments
 from named_arrays import arrays_of, initial_arrays, oracle_arrays, start
 from oracle import Oracle
 from processes_job import RESUMED, STEPS, STEPS_BEFORE
 from setups import MESHES, OTHER, ROWS, Setup, train
+from started_jobs import started
 
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.embedding.plan import PLACEMENTS
 from dlrm_jax.errors import UserError
-from dlrm_jax.processes import CLUSTER, agreed, free_address, join, on_process_0
+from dlrm_jax.processes import CLUSTER, agreed, join, on_process_0
 from dlrm_jax.training.checkpoint import Checkpoints
 
-ROOT = Path(__file__).parents[2]
 SECONDS = 900  # several times 80 s of processor time, as other programs may compute meanwhile
 THOROUGH_SECONDS = 3000
 
@@ -103,28 +98,8 @@ def trained(request: pytest.FixtureRequest, begun: Path, tmp_path_factory: pytes
 
 
 def run_job(count: int, directory: Path, seconds: float) -> None:
-    address = free_address()
-    environment = os.environ | {
-        "XLA_FLAGS": QUICKLY,  # compiling takes most of the time
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    }
-    with contextlib.ExitStack() as stack:
-        processes = []
-        for index in range(count):
-            program = [sys.executable, Path(__file__).with_name("processes_job.py")]
-            log = stack.enter_context((directory / f"{index}.log").open("w"))
-            process = subprocess.Popen(
-                [*program, address, str(count), str(index), directory],
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            processes.append(process)
-        for index, process in enumerate(processes):
-            code = process.wait(seconds)
-            assert code == 0, (directory / f"{index}.log").read_text()[-3000:]
+    with started(Path(__file__).with_name("processes_job.py"), count, directory) as processes:
+        processes.wait(seconds)
 
 
 def oracle_after(setup: Setup, steps: int) -> tuple[Oracle, list[float]]:
