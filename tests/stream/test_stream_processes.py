@@ -1,0 +1,222 @@
+"""Streams in two processes: the numbers are those of one, whatever each sees and when."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from main_job import Program, arrays, in_background, losses, run, summary
+from stream_job import PROGRAM, SIZES, assert_same, flags, lines
+from stream_log import log, publish
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.processes import free_address
+from dlrm_jax.stream import agreement
+from dlrm_jax.stream.agreement import Due, Found, Own, Turn, agree
+
+IN_PROCESS_1 = """
+import sys, time
+from dlrm_jax.cli.main import main
+from dlrm_jax.errors import UserError
+from dlrm_jax.stream.folder import Folder
+files, read = Folder._files, Folder._read
+def late(self):
+    return {x: file for x, file in files(self).items() if time.time_ns() - file.changed > 1e9}
+def damaged(self, name):
+    if name == "s003.parquet":
+        raise UserError("only process 1 finds s003 damaged")
+    return read(self, name)
+if "--process=1" in sys.argv:
+    %s
+main("train")
+"""
+# Process 1 sees a segment long after the run would end if process 0 were alone.
+LATE = IN_PROCESS_1 % "Folder._files = late"
+DAMAGED = IN_PROCESS_1 % "Folder._read = damaged"
+IDLE = "--stream_idle_seconds=0.3"
+LARGE = "--mesh=2x4"
+
+
+@contextlib.contextmanager
+def two(code: str, *given: str) -> Iterator[list[Program]]:
+    """Starts both processes of a run."""
+    shared = (*given, "--processes=2", f"--coordinator={free_address()}")
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(in_background(*shared, f"--process={i}", program=("-c", code)))
+            for i in range(2)
+        ]
+
+
+def until(condition: Callable[[], object], *processes: Program) -> None:
+    deadline = time.monotonic() + 150
+    while not condition():
+        for process in processes:
+            assert process.returncode is None, process.end().stderr[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def saved(workdir: Path) -> list[int]:
+    return sorted(int(x.name) for x in workdir.glob("checkpoints/*") if x.name.isdecimal())
+
+
+def succeed(process: Program) -> None:
+    result = process.end()
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+class Coming:
+    """Segments that come while a run trains."""
+
+    def __init__(self, directory: Path):
+        self.directory, self._rows = directory, log(sum(SIZES))
+        self._starts = np.cumsum([0, *SIZES]).tolist()
+        directory.mkdir()
+
+    def __call__(self, *numbers: int) -> None:
+        for i in numbers:
+            publish(
+                self.directory, f"s{i:03d}.parquet", self._rows.slice(self._starts[i], SIZES[i])
+            )
+
+
+def test_a_killed_run_goes_on_to_the_bits_of_one_process(unbroken: Path, tmp_path: Path):
+    come, workdir = Coming(tmp_path / "segments"), tmp_path / "run"
+    given = flags(come.directory, workdir, IDLE, "--checkpoint_every=4")
+    come(0)
+    with two(LATE, *given) as processes:
+        until(lambda: saved(workdir), *processes)
+        come(1)
+        assert processes[1].end(signal.SIGKILL).returncode == -signal.SIGKILL
+        assert "another process can't be reached" in processes[0].end().stderr
+    step = saved(workdir)[-1]
+    come(2, 3)
+    with two(LATE, *given) as processes:
+        until(lambda: saved(workdir)[-1] > step, *processes)
+        come(4, 5)
+        for process in processes:
+            succeed(process)
+    assert summary(workdir)["resumed_from"] == step
+    assert summary(workdir)["position"] == summary(unbroken)["position"]
+    assert_same(workdir, unbroken)
+
+
+def test_what_one_process_cannot_read_ends_both(segments: Path, tmp_path: Path):
+    with two(DAMAGED, *flags(segments, tmp_path, IDLE)) as processes:
+        for process in processes:
+            result = process.end()
+            assert result.returncode == 2, result.stderr[-3000:]
+            assert result.stderr == "error: only process 1 finds s003 damaged\n"
+    assert saved(tmp_path) == [sum(SIZES[:3]) // 16]
+
+
+@pytest.mark.thorough
+def test_a_signal_to_one_process_saves_in_both(unbroken: Path, segments: Path, tmp_path: Path):
+    given = flags(segments, tmp_path)
+    with two(LATE, *given) as processes:
+        until(lambda: lines(tmp_path, "train") if (tmp_path / "metrics.jsonl").exists() else 0)
+        assert processes[1].end(signal.SIGTERM).returncode == 143
+        ended = processes[0].end()
+    assert ended.returncode == 143
+    assert ended.stderr == "stopped by SIGTERM; everything is saved, resume with the same workdir\n"
+    with two(LATE, *given, IDLE) as processes:
+        for process in processes:
+            succeed(process)
+    assert_same(tmp_path, unbroken)
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+@pytest.mark.parametrize(
+    "others", [(), ("--accumulation_steps=2",), ("--dropout=0.3", "--check_copies_every=7")]
+)
+def test_eight_devices_of_two_processes(segments: Path, tmp_path: Path, others: tuple[str, ...]):
+    directories = alone, both, killed = [tmp_path / x for x in ("alone", "both", "killed")]
+    given = [flags(segments, x, LARGE, IDLE, "--checkpoint_every=4", *others) for x in directories]
+    for own in (given[0], (*given[1], "--processes=2")):
+        result = run(*own, program=PROGRAM)
+        assert result.returncode == 0, result.stderr[-3000:]
+    assert_like(both, alone)
+    with in_background(*given[2], "--processes=2", program=PROGRAM) as launcher:
+        until(lambda: saved(killed), launcher)
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        os.kill(int(children[1]), signal.SIGKILL)
+        ended = launcher.end()
+    assert ended.returncode == 128 + signal.SIGKILL
+    assert "process 1 was killed by SIGKILL; the others were stopped" in ended.stderr
+    assert saved(killed)[-1] < sum(SIZES) // 16
+    result = run(*given[2], "--processes=2", program=PROGRAM)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert_same(killed, both)
+
+
+def assert_like(workdir: Path, alone: Path) -> None:
+    steps = sum(SIZES) // 16
+    found, expected = losses(workdir), losses(alone)
+    assert [*found] == [*expected]
+    np.testing.assert_allclose([*found.values()], [*expected.values()], atol=1e-6)
+    for line, wanted in zip(
+        lines(workdir, "prequential"), lines(alone, "prequential"), strict=True
+    ):
+        assert line == pytest.approx(wanted, abs=1e-6)
+    found, expected = arrays(workdir, steps), arrays(alone, steps)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=1e-6, err_msg=name)
+
+
+def of_others(monkeypatch: pytest.MonkeyPatch, *others: Own) -> None:
+    """Makes this process the second of several; the others know this."""
+    given = [np.array([x.found, x.signal, x.due, x.checksum], np.int32) for x in others]
+    texts = [str(x.error or "") for x in others]
+
+    def gathered(values: np.ndarray) -> np.ndarray:
+        return np.stack([given[0], values, *given[1:]])
+
+    monkeypatch.setattr(agreement, "gathered", gathered)
+    monkeypatch.setattr(agreement, "gathered_texts", lambda text: [texts[0], text, *texts[1:]])
+
+
+BOTH = Due.CHECKPOINT | Due.JOURNAL
+
+
+@pytest.mark.parametrize(
+    ("others", "found", "missing"),
+    [
+        ((Found.BATCH, Found.BATCH), Found.BATCH, ()),
+        ((Found.BATCH, Found.NOTHING), Found.NOTHING, (2,)),
+        ((Found.IDLE, Found.BATCH), Found.NOTHING, (0,)),
+        ((Found.IDLE, Found.IDLE), Found.NOTHING, (0, 2)),
+    ],
+)
+def test_a_batch_is_held_until_all_have_it(monkeypatch, others, found, missing):
+    first, third = (Own(x, 0, Due(0), 7 * (x == Found.BATCH)) for x in others)
+    of_others(monkeypatch, first, third)
+    assert agree(Own(Found.BATCH, 0, BOTH, 7)) == Turn(found, 0, Due(0), missing)
+
+
+def test_the_run_ends_when_all_are_idle_and_process_0_has_the_clock(monkeypatch):
+    of_others(monkeypatch, Own(Found.IDLE, 0, BOTH))
+    assert agree(Own(Found.IDLE, 0, Due(0))) == Turn(Found.IDLE, 0, BOTH, ())
+    assert agree(Own(Found.NOTHING, 15, Due(0))) == Turn(Found.NOTHING, 15, BOTH, ())
+
+
+def test_other_rows_and_errors_of_others_are_errors(monkeypatch):
+    of_others(monkeypatch, Own(Found.BATCH, 0, Due(0), 5))
+    with pytest.raises(UserError, match="process 1 has found other rows than process 0"):
+        agree(Own(Found.BATCH, 0, Due(0), 6))
+    of_others(monkeypatch, Own(Found.ERROR, 0, Due(0), error=UserError("of the first")))
+    with pytest.raises(UserError, match="of the first"):
+        agree(Own(Found.BATCH, 0, Due(0), 6))
+    own = UserError("own")
+    with pytest.raises(UserError) as raised:
+        agree(Own(Found.ERROR, 0, Due(0), error=own))
+    assert raised.value is own
