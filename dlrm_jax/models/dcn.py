@@ -56,7 +56,8 @@ class CrossMatrix(nnx.Module):
 
 
 @jax.named_scope("interaction")
-def _crossed(layers: Iterable[Any], first: Float[Array, "B W"]) -> Float[Array, "B W"]:
+def crossed(layers: Iterable[Any], first: Float[Array, "B W"]) -> Float[Array, "B W"]:
+    """Applies cross layers, each to the input of the first one and the result of the one before."""
     x = first
     for layer in layers:
         x = layer(first, x)
@@ -95,7 +96,7 @@ class DCN(Model):
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
         first = concatenated(dense, vectors, self.fields)
-        x = _crossed(self.cross, first)
+        x = crossed(self.cross, first)
         with jax.named_scope("top_mlp"):
             deep = self.deep(first)
             return self.output(jnp.concatenate([x, deep.astype(x.dtype)], axis=1))[:, 0]
@@ -149,7 +150,7 @@ class DCNv2(Model):
         with jax.named_scope("bottom_mlp"):
             bottom = at_least_float32(self.bottom(dense))
         first = concatenated(bottom, vectors, self.fields)
-        x = _crossed(self.cross, first)
+        x = crossed(self.cross, first)
         with jax.named_scope("top_mlp"):
             if self.structure == "stacked":
                 return at_least_float32(self.top(x)[:, 0])

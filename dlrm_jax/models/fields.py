@@ -128,6 +128,52 @@ def common_width(fields: Sequence[Field]) -> int:
     return fields[0].width
 
 
+def check_positive(**numbers: float) -> None:
+    """Checks options that are numbers of layers, widths and the like.
+
+    Args:
+        numbers: numbers by the names of their options.
+
+    Raises:
+        UserError: one is less than 1.
+    """
+    for name, number in numbers.items():
+        if number < 1:
+            raise UserError(f"model_options: expected {name} of at least 1, got {number}")
+
+
+def check_share(**shares: float) -> None:
+    """Checks options that are shares, such as those of dropout.
+
+    Args:
+        shares: shares by the names of their options.
+
+    Raises:
+        UserError: one is negative or not less than 1.
+    """
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise UserError(f"model_options: expected {name} from 0 to less than 1, got {share}")
+
+
+def check_divides(parts_name: str, parts: int, name: str, width: int) -> None:
+    """Checks that a width can be split into equal parts.
+
+    Args:
+        parts_name: name of the number of parts.
+        parts: number of parts.
+        name: name of the width.
+        width: width to split.
+
+    Raises:
+        UserError: it can't.
+    """
+    if parts < 1 or width % parts:
+        raise UserError(
+            f"model_options: expected {parts_name} that divides {name}, {width}, got {parts}"
+        )
+
+
 class FirstOrder(nnx.Module):
     """Σ wᵢ xᵢ + b, with a weight for each id, stored in tables, and for each dense feature.
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
-from dlrm_jax.errors import UserError
 from dlrm_jax.models.fields import hidden
 from dlrm_jax.models.mlp import MLP, at_least_float32
 
@@ -52,13 +51,3 @@ def count(labels: Sequence[str]) -> int:
 def joined(logits: Sequence[Float[Array, " B"]]) -> Float[Array, "B *_"]:
     """Logits of all labels, [B, H]; [B] if there is one label."""
     return logits[0] if len(logits) == 1 else jnp.stack(logits, axis=1)
-
-
-def check_experts(name: str, number: int) -> None:
-    """Checks a number of experts or of their levels.
-
-    Raises:
-        UserError: it is less than 1.
-    """
-    if number < 1:
-        raise UserError(f"model_options: expected {name} of at least 1, got {number}")

@@ -128,9 +128,25 @@ def _short_linear(layer: nnx.Linear, dtype: Any, x: Array) -> Array:
     slower where the processor multiplies the short ones.
     """
     assert layer.bias is not None
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(dtype)
-    y: Any = _product(rows, layer.kernel[...].astype(dtype))
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    y = product(rows, layer.kernel[...], dtype)
     return (y + layer.bias[...]).reshape(*x.shape[:-1], layer.out_features)
+
+
+def product(
+    x: Float[Array, "B in"], kernel: Float[Array, "in out"], dtype: DTypeLike
+) -> Float[Array, "B out"]:
+    """``x @ kernel`` with operands of a type and sums of at least float32, which it returns.
+
+    Args:
+        x: the rows.
+        kernel: the matrix.
+        dtype: type of the operands; float32 and longer ones leave them as they are.
+    """
+    if jnp.finfo(dtype).bits >= 32:
+        return x @ kernel
+    found: Any = _product(x.astype(dtype), kernel.astype(dtype))
+    return found
 
 
 @jax.custom_vjp

@@ -9,8 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
-from dlrm_jax.models.fields import Field, Model, Vectors, concatenated, concatenated_width
-from dlrm_jax.models.heads import Towers, check_experts, count, joined
+from dlrm_jax.models.fields import (
+    Field,
+    Model,
+    Vectors,
+    check_positive,
+    concatenated,
+    concatenated_width,
+)
+from dlrm_jax.models.heads import Towers, count, joined
 from dlrm_jax.models.mlp import MLP, at_least_float32
 
 
@@ -84,7 +91,7 @@ class MMoE(Model):
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
-        check_experts("experts", experts)
+        check_positive(experts=experts)
         self.fields = tuple(fields)
         width = concatenated_width(dense_features, fields)
         self.experts = Experts(experts, (width, *expert_mlp), rngs=rngs, dtype=dtype)

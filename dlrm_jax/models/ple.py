@@ -9,8 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
-from dlrm_jax.models.fields import Field, Model, Vectors, concatenated, concatenated_width
-from dlrm_jax.models.heads import Towers, check_experts, count, joined
+from dlrm_jax.models.fields import (
+    Field,
+    Model,
+    Vectors,
+    check_positive,
+    concatenated,
+    concatenated_width,
+)
+from dlrm_jax.models.heads import Towers, count, joined
 from dlrm_jax.models.mmoe import Experts, Gate
 
 
@@ -97,9 +104,7 @@ class PLE(Model):
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
-        numbers = {"levels": levels, "own_experts": own_experts, "shared_experts": shared_experts}
-        for name, number in numbers.items():
-            check_experts(name, number)
+        check_positive(levels=levels, own_experts=own_experts, shared_experts=shared_experts)
         self.fields = tuple(fields)
         self.labels = count(labels)
         inputs = [concatenated_width(dense_features, fields), *[expert_mlp[-1]] * (levels - 1)]

@@ -210,6 +210,8 @@ def _own_options(config: Config, taken: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parsed(name: str, text: str, kind: Any) -> Any:
+    if type(None) in typing.get_args(kind):  # only its default is None
+        (kind,) = (x for x in typing.get_args(kind) if x is not type(None))
     try:
         if typing.get_origin(kind) is tuple:  # commas separate options
             return tuple(_natural(number, 1) for number in text.split("-"))

@@ -8,73 +8,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from zoo_formulas import (
+    FIELDS,
+    OPTIONS,
+    WIDTH,
+    B,
+    D,
+    built,
+    check,
+    example,
+    f64,
+    field_vectors,
+    mlp,
+)
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.models.esmm import logit_of_product
-from dlrm_jax.models.fields import Field, Model
+from dlrm_jax.models.fields import Field
 from dlrm_jax.models.zoo import MODELS
 
-B, D, WIDTH = 5, 2, 4
-FIELDS = [Field(name, WIDTH) for name in ("a", "b", "c")]
 PAIR = FIELDS[:2]
 HISTORY = [Field("user", WIDTH), Field("item", WIDTH), Field("seen", WIDTH, max_ids=3)]
-
-
-def built(name: str, fields=FIELDS, dense_features=D, **options) -> Any:
-    """A model whose parameters are all drawn, so that zeros hide nothing."""
-    graph, state = nnx.split(
-        nnx.eval_shape(
-            lambda: MODELS[name](dense_features, fields, rngs=nnx.Rngs(0), **options)  # pyright: ignore
-        )
-    )
-    rng = np.random.default_rng(1)
-    drawn = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.5, x.shape), "float32"), state)
-    return nnx.merge(graph, drawn)
-
-
-def example(fields=FIELDS, dense_features=D, kind: type[Model] = Model):
-    """Dense features and all that a model reads, drawn."""
-    rng = np.random.default_rng(2)
-    vectors = {}
-    for field in fields:
-        for read in kind.reads(field):
-            shape = (field.max_ids,) * read.sequence + (read.width or field.width,)
-            vectors[field.name + read.suffix] = rng.normal(0, 1, (B, *shape)).astype("float32")
-    return rng.normal(0, 1, (B, dense_features)).astype("float32"), vectors
-
-
-def f64(parameter) -> np.ndarray:
-    return np.asarray(parameter[...], np.float64)
-
-
-def mlp(module, x, last_relu=False):
-    layers = list(module.layers)
-    for i, layer in enumerate(layers):
-        x = x @ f64(layer.kernel) + f64(layer.bias)
-        if last_relu or i + 1 < len(layers):
-            x = np.maximum(x, 0)
-    return x
-
-
-def check(model, dense, vectors, formula):
-    """The formula is of one example: its dense features, and its vectors by name."""
-    got = jax.jit(lambda dense, vectors: model(dense, vectors))(dense, vectors)
-    wanted = [
-        formula(dense[n].astype("f8"), {name: v[n].astype("f8") for name, v in vectors.items()})
-        for n in range(B)
-    ]
-    assert np.ptp(wanted) > 0.01
-    np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=2e-4)
 
 
 def first_order(module, x, v):
     weights = [v[f"{name}.weight"][0] for name in "abc"]
     return sum(weights) + x @ f64(module.dense) + f64(module.bias)
-
-
-def field_vectors(module, x, v):
-    table = f64(module.dense)
-    return [v[name] for name in "abc"] + [x[j] * table[j] for j in range(D)]
 
 
 def all_pairs(vectors):
@@ -325,7 +284,7 @@ OFTEN_ALIKE = {"shared_bottom", "mmoe"}
     "name",
     [
         pytest.param(name, marks=pytest.mark.thorough) if name in OFTEN_ALIKE else name
-        for name in sorted(set(MODELS) - {"ncf", "din"})
+        for name in sorted(MODELS.keys() - OPTIONS.keys() - {"ncf", "din"})
     ],
 )
 def test_bfloat16_leaves_logits_in_float32(name):
