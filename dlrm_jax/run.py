@@ -39,7 +39,7 @@ from dlrm_jax.training.measures import Measures, measures_of
 from dlrm_jax.training.record import Record, owned, to_json, write_result
 from dlrm_jax.training.resized_tables import is_resized
 from dlrm_jax.training.sampling import correction_of
-from dlrm_jax.training.standby import stand_by
+from dlrm_jax.training.standby import ReadAhead, stand_by
 from dlrm_jax.training.step import make_predict
 from dlrm_jax.training.stopping import evaluations_of
 from dlrm_jax.training.warm_start_checks import noted_start
@@ -99,6 +99,7 @@ def run(
     check_processes(learner.mesh, learner.kernels_in_use)
     with contextlib.ExitStack() as opened:
         workdir, checkpoints, training = options.workdir, None, not options.evaluate_only
+        ahead: ReadAhead | None = None
         train_step = make_step(config, learner)
         if workdir:
             checkpoints = checkpoints_of(config, data, workdir, say)
@@ -111,9 +112,9 @@ def run(
             if training:
                 checkpoints.prepare()
         id_maps = id_maps_of(learner.collection, config.seed)
-        state, resumed_from, continued = first_state(
-            config, learner, checkpoints, data, options, say, id_maps
-        )
+        start = first_state(config, learner, checkpoints, data, options, say, id_maps, ahead)
+        state, resumed_from, before, continued, replay = start
+        before = before if resumed_from else None  # a model that was converted has trained nothing
         if workdir and training and not options.watch:
             if data.directory:
                 from dlrm_jax.inference import vocabularies  # with Polars, as in `run_data`
@@ -121,7 +122,6 @@ def run(
                 vocabularies.keep(data.directory, data.fingerprint, workdir)
             if is_process_0():
                 _leave_config(workdir / "config.json", config_text(config, data), say)
-        before = checkpoints.metadata(resumed_from) if checkpoints and resumed_from else None
         notes = describe_run(config, learner, data.kept_negatives.get("train", 1.0))
         predict, measures = make_predict(learner), measures_of(config, data)
         tables: dict[str, Any] = {}
@@ -168,6 +168,7 @@ def run(
                 config, data, sample, learner, train_step, metrics_of, say, checkpoints, before,
                 notes, file,
                 options.watch, continued, options.publication, id_maps,
+                replay, options.journal_seconds,
             )  # fmt: skip
             state, of_training, noted = train(state)
             if options.watch:

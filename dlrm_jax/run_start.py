@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
@@ -19,15 +19,18 @@ from dlrm_jax.run_continued import Continued, start_from
 from dlrm_jax.saved_config import VERSION, file_text, other_shapes
 from dlrm_jax.training.build import OF_DATA
 from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.journal import Replay
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Metrics
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.model import unread
 from dlrm_jax.training.publication import Publication
 from dlrm_jax.training.record import versions
+from dlrm_jax.training.resumption import resume
 from dlrm_jax.training.rows_by_id import check_static
 from dlrm_jax.training.sampling import KEPT_NEGATIVES
 from dlrm_jax.training.saved_names import names_there
+from dlrm_jax.training.standby import ReadAhead
 from dlrm_jax.training.warm_start import warm_start
 
 
@@ -51,6 +54,8 @@ class Options:
             read. The workdir gets no summary, no vocabularies and no best checkpoint.
         publication: publisher of the states of the training; None for none.
         standby: whether to wait until no other run has the workdir, see `training.standby`.
+        journal_seconds: seconds between two entries of the journal, see `training.journal`; 0 for
+            none. A journal that is there is read in any case.
     """
 
     workdir: Path | None = None
@@ -63,6 +68,26 @@ class Options:
     watch: Callable[[int, Metrics], None] | None = None
     publication: Publication | None = None
     standby: bool = False
+    journal_seconds: float = 0.0
+
+
+class Start(NamedTuple):
+    """What a run goes on from.
+
+    Attributes:
+        state: state.
+        resumed_from: step of the run's own checkpoint, or of its journal, that the state is from;
+            None for a new run.
+        before: metadata of that state; None for a new run.
+        continued: description of what a run that begins now continues; None for any other.
+        replay: checkpoint and journal of the state; None if it is of none that is trained on.
+    """
+
+    state: TrainState
+    resumed_from: int | None = None
+    before: Mapping[str, Any] | None = None
+    continued: Continued | None = None
+    replay: Replay | None = None
 
 
 _WITHOUT_VALIDATION = Config()
@@ -197,37 +222,36 @@ def first_state(
     options: Options,
     say: Callable[[str], None],
     id_maps: IdMaps | None = None,
-) -> tuple[TrainState, int | None, Continued | None]:
+    ahead: ReadAhead | None = None,
+) -> Start:
     """The state to go on from; the maps, if there are any, become those of the state.
 
-    Returns:
-        state: the state.
-        resumed_from: step of the run's own checkpoint that it is from; None for a new run.
-        continued: what a run that begins now continues; None for any other.
+    A standby gives what it has read before, see `resume`.
     """
     steps = checkpoints.steps() if checkpoints else []
     if checkpoints and steps:
         if not options.evaluate_only:
-            state, step = checkpoints.restore_latest(learner, id_maps)
-            checkpoints.delete_superseded()  # the run may have been killed before it did
-            say(f"resuming from step {step} in {checkpoints.directory}")
-            return state, step, None
+            found = resume(checkpoints, learner, id_maps, ahead, say)
+            say(f"resuming from {found}")
+            resumed_from = int(found.state.step)
+            return Start(found.state, resumed_from, found.metadata, replay=found.replay)
         best = checkpoints.best()
         step = best if options.evaluate_only == "best" else steps[-1]
         if step is None:
             raise UserError(f"no checkpoint in {checkpoints.directory} was validated")
         which = which_checkpoint(step, steps[-1], best)
         say(f"restoring step {step} from {checkpoints.directory}: {which}")
-        return checkpoints.restore(learner, step, id_maps), step, None
+        state = checkpoints.restore(learner, step, id_maps)
+        return Start(state, step, checkpoints.metadata(step))
     if options.evaluate_only:
         raise UserError(f"--eval_only: there is no checkpoint in {options.workdir}/checkpoints")
     if options.continue_from:
         state, continued = start_from(options.continue_from, learner, config.seed, data.directory)
         say(f"continuing step {continued.step} of {continued.checkpoint}")
-        return state, None, continued
+        return Start(state, continued=continued)
     if options.warm_start:
-        return _warm(config, learner, data, options, say), None, None
-    return learner.init(config.seed), None, None
+        return Start(_warm(config, learner, data, options, say))
+    return Start(learner.init(config.seed))
 
 
 def which_checkpoint(step: int, latest: int, best: int | None) -> str:

@@ -17,12 +17,14 @@ from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.run_continued import Continued
 from dlrm_jax.training.build import train_batches
 from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.journal import Replay
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps, TranslatedBatches
 from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.pipelined import PipelinedStep
 from dlrm_jax.training.publication import Publication, ToldBatches
 from dlrm_jax.training.record import Record
+from dlrm_jax.training.run_journal import RunJournal
 from dlrm_jax.training.step import make_train_step
 from dlrm_jax.training.stopping import Stopping
 
@@ -125,6 +127,8 @@ class Training:
         publication: see `Options`.
         id_maps: maps of the state that the training begins with, and then of its last one; None
             without dynamic ids.
+        replay: checkpoint and journal that the run resumes from; None for a new run.
+        journal_seconds: see `Options`.
     """
 
     config: Config
@@ -142,6 +146,8 @@ class Training:
     continued: Continued | None = None
     publication: Publication | None = None
     id_maps: IdMaps | None = None
+    replay: Replay | None = None
+    journal_seconds: float = 0.0
 
     def __call__(self, state: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
         """Trains from a state, which is donated.
@@ -181,6 +187,8 @@ class Training:
         if publication := self.publication:
             publication.begin(state, live)
             batches = ToldBatches(batches, publication)
+        if journal := self._journal(live, int(state.step)):
+            batches = ToldBatches(batches, journal)
         trained = train(
             learner,
             lambda *args: self.train_step(*args, learner.put_scalar(stopping.rate_factor)),
@@ -194,13 +202,18 @@ class Training:
                 config.check_copies_every,
             ),
             validate=functools.partial(self._validate, live) if len(sample) else None,
-            keep=functools.partial(self._keep, stopping, live),
+            keep=functools.partial(self._keep, stopping, live, journal),
             record=self.record,
             is_enough=stopping,
             looks_ahead=config.pipelined,
             step_done=publication.step_done if publication else None,
             maps=live,
+            journal=journal,
+            note=functools.partial(self._noted, stopping),
         )
+        if self.replay and self.replay.number and resumed_from >= last:
+            # Nothing was trained, and no checkpoint has what the journal has.
+            self._keep(stopping, live, journal, trained.state, trained.validation, True, None)
         if publication:
             publication.end(trained.state)
         if live:
@@ -231,6 +244,7 @@ class Training:
         self,
         stopping: Stopping,
         live: LiveMaps | None,
+        journal: RunJournal | None,
         state: TrainState,
         validation: Metrics | None,
         due: bool,
@@ -242,10 +256,31 @@ class Training:
         if due or (not self.watch and self.checkpoints.improves(validation)):
             if self.file:
                 self.file.flush()
-            known = {**self.notes, **stopping.noted, "examples_per_second": self._speed(speed)}
-            id_maps = live.maps_at(int(state.step)) if live else None
+            known, step = (
+                {**self.notes, **self._noted(stopping, validation, speed)},
+                int(state.step),
+            )
+            id_maps = live.maps_at(step) if live else None
             self.checkpoints.save(self.learner, state, known, validation, id_maps)
+            if journal:
+                journal.begin(Replay(self.checkpoints.directory / f"{step:08d}"), step)
         return True
+
+    def _noted(
+        self, stopping: Stopping, validation: Metrics | None, speed: float | None
+    ) -> dict[str, Any]:
+        """What the metadata of a state have that those of an earlier one haven't."""
+        known = {"validation": validation and dict(validation), **stopping.noted}
+        return {**known, "examples_per_second": self._speed(speed)}
+
+    def _journal(self, live: LiveMaps | None, step: int) -> RunJournal | None:
+        """The journal; it goes on from the state that the training begins with, of this step."""
+        if not (self.journal_seconds and self.file):
+            return None
+        journal = RunJournal(self.learner, self.journal_seconds, live, self.file.flush)
+        if self.replay:
+            journal.begin(self.replay, step)
+        return journal
 
     def _tell_if_done(self, done: int, last: int, total: int, reason: str | None) -> None:
         if done and done >= last:

@@ -6,7 +6,6 @@ from absl import flags
 
 OF_STREAMS = (
     "schema", "stream_idle_seconds", "stream_checkpoint_seconds", "stream_window",
-    "journal_seconds",
 )  # fmt: skip
 """Flags that are read with ``--stream`` alone."""
 
@@ -36,13 +35,6 @@ def define_stream_flags() -> None:
         60.0,
         "Seconds between checkpoints of a stream, besides those of --checkpoint_every; 0 for none; "
         "such as 10.",
-        0,
-    )
-    flags.DEFINE_float(
-        "journal_seconds",
-        0.0,
-        "Seconds between entries of the journal, which has what changes between checkpoints; 0 for "
-        "none; such as 2.",
         0,
     )
     flags.DEFINE_integer(

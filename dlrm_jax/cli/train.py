@@ -92,6 +92,13 @@ flags.DEFINE_bool(
     False,
     "Waits until the run that has the workdir ends or is killed, and goes on with it at once.",
 )
+flags.DEFINE_float(
+    "journal_seconds",
+    0.0,
+    "Seconds between entries of the journal, which has what changes between checkpoints; 0 for "
+    "none; such as 2.",
+    0,
+)
 
 define_continue_flag()
 define_stream_flags()
@@ -114,6 +121,11 @@ def main() -> None:
         config, schema = stream_config(workdir)
     else:
         config, schema, train_stream = chosen_config(workdir), None, None
+    if FLAGS.journal_seconds and not (FLAGS.stream or config.checkpoint_every):
+        raise UserError(
+            "--journal_seconds needs checkpoints that entries follow, or the journal would grow "
+            "for ever; give --checkpoint_every"
+        )
     if FLAGS.processes > 1 and not FLAGS.coordinator:
         sys.exit(launch(FLAGS.processes, workdir))
     mesh = start(FLAGS.mesh, FLAGS.processes)
@@ -161,6 +173,7 @@ def main() -> None:
         FLAGS.checkpoint if FLAGS.eval_only else None,
         FLAGS.preset if FLAGS["preset"].present or not of_checkpoint else None,
         standby=FLAGS.standby,
+        journal_seconds=FLAGS.journal_seconds,
     )
     kept = data.kept_negatives.get("train", 1.0)
     with published(workdir, config, learner, data.fingerprint, kept) as publication:
@@ -220,14 +233,16 @@ def check_flags() -> None:
             "epochs",
             "publish",
             "standby",
+            "journal_seconds",
         ]
         refuse([*names, "config"], why)
     check_continue_flags()
     check_publish_flags()
     if FLAGS.standby:
         refuse(["publish", "coordinator"], "with --standby")
-        if FLAGS.processes > 1:
-            raise UserError(f"--processes: expected 1 with --standby, got {FLAGS.processes}")
+    for name in ("standby", "journal_seconds"):
+        if FLAGS[name].value and FLAGS.processes > 1:
+            raise UserError(f"--processes: expected 1 with --{name}, got {FLAGS.processes}")
     refuse_unless(FLAGS.warm_start, "--warm_start", "warm_start_names")
     refuse_unless(FLAGS.coordinator, "--coordinator", "process")
     refuse_unless(FLAGS.processes > 1, "--processes", "coordinator")

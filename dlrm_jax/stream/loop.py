@@ -20,7 +20,6 @@ from dlrm_jax.processes import agreed, is_distributed, is_process_0
 from dlrm_jax.signals import Interrupted, deferred
 from dlrm_jax.stream.agreement import Due, Found, Own, agree
 from dlrm_jax.stream.batches import StreamBatch
-from dlrm_jax.stream.journaled import StreamJournal
 from dlrm_jax.stream.position import Progress
 from dlrm_jax.stream.prequential import SPLIT, Prequential
 from dlrm_jax.stream.step import PrequentialStep
@@ -28,6 +27,8 @@ from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps
 from dlrm_jax.training.loop import Clock, Metrics, compare_copies, finite_loss, is_due
 from dlrm_jax.training.publication import Publication
+from dlrm_jax.training.rows_by_id import STREAM
+from dlrm_jax.training.run_journal import RunJournal
 
 _SHOWN_EVERY = 10.0  # seconds
 _PATIENCE = 1.0  # seconds without a batch after which signals and checkpoints get their turn
@@ -100,7 +101,7 @@ class StreamLoop:
         record: Callable[[int, str, Metrics], None],
         keep: Callable[[TrainState, Progress, float | None], bool],
         maps: LiveMaps | None = None,
-        journal: StreamJournal | None = None,
+        journal: RunJournal | None = None,
         publication: Publication | None = None,
     ):
         self._learner, self._step, self._publication = learner, step, publication
@@ -179,7 +180,8 @@ class StreamLoop:
                     state, loss, logits = self._step(state, item.predicted, item.trained)
                     step, progress = step + 1, item.given.progress
                     if self._journal:
-                        self._journal.trained(step, item.given.batch)
+                        self._journal.will_train(step, item.given.batch.ids)
+                        self._journal.step_done(step)
                     self._started.append((step, loss, logits, item))
                     self._read(self._ahead, clock)
                     item = 0.0
@@ -202,7 +204,9 @@ class StreamLoop:
                     save()
                 elif journal and journal.has_news:
                     self._read(0, clock)
-                    journal.write(state, progress, clock and clock.examples_per_second)
+                    speed = clock and clock.examples_per_second
+                    notes = {"examples_per_second": speed, STREAM: progress.to_json()}
+                    journal.write(state, notes)
                     waited = True
                 # Also while nothing comes: the last state may have been too early for the interval.
                 if self._publication and self._publication.step_done(state, step):

@@ -23,7 +23,6 @@ from dlrm_jax.run_start import describe_run
 from dlrm_jax.saved_config import file_text
 from dlrm_jax.stream.batches import Encoder, StreamBatch, stream_batches
 from dlrm_jax.stream.dynamic_rows import DynamicRows, warn_of_few_rows
-from dlrm_jax.stream.journaled import StreamJournal
 from dlrm_jax.stream.loop import Intervals, StreamLoop, place
 from dlrm_jax.stream.position import Consumed, Progress
 from dlrm_jax.stream.prequential import Prequential
@@ -40,6 +39,7 @@ from dlrm_jax.training.model import unread
 from dlrm_jax.training.publication import Publication
 from dlrm_jax.training.record import Record, owned, to_json, write_result
 from dlrm_jax.training.rows_by_id import STREAM
+from dlrm_jax.training.run_journal import RunJournal
 from dlrm_jax.training.standby import stand_by
 
 
@@ -141,7 +141,7 @@ def run_stream(
         journal = None
         if options.journal_seconds:
             seconds = options.journal_seconds
-            journal = StreamJournal(learner, seconds, prequential, live, file.flush)
+            journal = RunJournal(learner, seconds, live, file.flush, prequential.arrays)
             if replay:
                 journal.begin(replay, int(state.step))
 

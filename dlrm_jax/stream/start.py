@@ -11,8 +11,7 @@ from typing import Any
 from dlrm_jax.config import Config
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.dynamic_ids.id_maps import IdMaps
-from dlrm_jax.errors import UserError
-from dlrm_jax.processes import is_distributed, on_process_0
+from dlrm_jax.processes import on_process_0
 from dlrm_jax.stream.noted_schema import with_schema
 from dlrm_jax.stream.position import Consumed, Progress
 from dlrm_jax.stream.prequential import SPLIT, Prequential
@@ -20,10 +19,9 @@ from dlrm_jax.stream.set_aside import later_segments
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.host_arrays import load_host_arrays
 from dlrm_jax.training.journal import Replay
-from dlrm_jax.training.journal_files import entries_in, set_entries_aside
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.record import read_record
-from dlrm_jax.training.retention import journal_of
+from dlrm_jax.training.resumption import resume
 from dlrm_jax.training.rows_by_id import STREAM
 from dlrm_jax.training.standby import ReadAhead
 
@@ -70,33 +68,13 @@ def start(
     """
     if not checkpoints.steps():
         return Start(learner.init(config.seed), Progress(), {}, None)
-    state, step = checkpoints.restore_latest(learner, maps)
-    checkpoints.delete_superseded()  # the run may have been killed before it did
-    metadata = checkpoints.metadata(step)
-    path = checkpoints.directory / f"{step:08d}"
-    if is_distributed() and entries_in(journal_of(path)):
-        raise UserError(
-            f"the journal {journal_of(path)}: expected one process to apply it, got several; "
-            f"resume in one process, whose next checkpoint has all of it"
-        )
-    replay = (ahead and ahead.taken) or Replay(path)
-    state = replay.read_on(learner, state, maps)
-    if replay.damage:
-        # Their rows may be in them alone: `later_segments` reads them, now and after each restart.
-        aside = on_process_0(lambda: str(set_entries_aside(path, replay.number)))
-        say(
-            f"warning: the journal of {path} goes to step {state.step}: {replay.damage}; what is "
-            f"behind is in {aside} now, and not used any more"
-        )
-    metadata = {**metadata, **replay.notes}
+    found = resume(checkpoints, learner, maps, ahead, say)
+    state, _, metadata, replay = found
     progress = Progress.from_json(metadata.get(STREAM) or {})
-    host_arrays = replay.host_arrays if replay.number else load_host_arrays(path, metadata)
-    prequential.restore(host_arrays)
-    journaled = f" and its journal to step {state.step}" if replay.number else ""
-    say(
-        f"resuming from step {step}{journaled} in {checkpoints.directory}, behind "
-        f"{progress.position}"
+    prequential.restore(
+        replay.host_arrays if replay.number else load_host_arrays(replay.checkpoint, metadata)
     )
+    say(f"resuming from {found}, behind {progress.position}")
     return Start(state, progress, metadata, replay)
 
 

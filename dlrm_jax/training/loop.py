@@ -22,6 +22,7 @@ from dlrm_jax.processes import agreed, is_process_0
 from dlrm_jax.signals import Interrupted, deferred
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps, stopped_after
+from dlrm_jax.training.run_journal import RunJournal
 from dlrm_jax.training.step import TrainStep
 
 _LARGE_WEIGHTS = 1e30  # times a loss, they may be infinite
@@ -73,6 +74,8 @@ def train(
     looks_ahead: bool = False,
     step_done: Callable[[TrainState, int], bool] | None = None,
     maps: LiveMaps | None = None,
+    journal: RunJournal | None = None,
+    note: Callable[[Metrics | None, float | None], Mapping[str, Any]] = lambda *_: {},
 ) -> Trained:
     """Trains to the given total of steps.
 
@@ -94,6 +97,10 @@ def train(
         step_done: function that is called with the state after each step, and the step; it returns
             whether it has taken time. None for nothing.
         maps: maps that have translated the batches' ids; None without dynamic ids.
+        journal: journal of the run, which is told of the batches elsewhere; None for none. If there
+            is no checkpoint that its entries follow, one is due when an entry is.
+        note: function of the validation metrics of a state, if they are known, and the examples per
+            second so far, that gives the notes of its entry.
 
     Raises:
         UserError: a loss isn't finite, or copies of a table differ; the message names the step.
@@ -131,6 +138,8 @@ def train(
                 state = maps.begin(state, step - 1)
             state, loss = train_step(state, batch, *following)
             started.append((step, loss, batch.sample_weights))
+            if journal:
+                journal.step_done(step)
             evaluating = bool(validate) and (is_due(step, intervals.evaluate) or step == steps)
             due = is_due(step, intervals.checkpoint) or step == steps
             comparing = is_due(step, intervals.check_copies)
@@ -145,6 +154,8 @@ def train(
             due = due or enough
             # Of any process. Read once: a signal that comes later waits for its step.
             stop = agreed(requested())
+            entry = journal if journal and journal.interval_over else None
+            due = due or bool(entry and not entry.begun)
             if stop or evaluating or due or comparing:
                 read_losses(0)
                 if intervals.check_copies:
@@ -152,6 +163,10 @@ def train(
                 clock.go_on()
             if stop or evaluating or due:
                 saved = keep(state, validation, due or stop > 0, clock.examples_per_second)
+                clock.go_on()
+            if entry and entry.has_news:  # no checkpoint was written instead
+                read_losses(0)
+                entry.write(state, note(validation, clock.examples_per_second))
                 clock.go_on()
             if step_done and step_done(state, step):
                 clock.go_on()

@@ -1,4 +1,4 @@
-"""What a training tells those who publish its states; `dlrm_jax.publishing` is one of them."""
+"""What a training tells those who publish its states: `dlrm_jax.publishing`; and its journal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jaxtyping import Int
 from dlrm_jax.data.batches import Batches
 from dlrm_jax.training.learner import TrainState
 from dlrm_jax.training.live_maps import LiveMaps
+from dlrm_jax.training.run_journal import RunJournal
 
 
 @runtime_checkable
@@ -44,19 +45,19 @@ class Publication(Protocol):
 
 
 class ToldBatches:
-    """Batches of which a publication is told when they are read.
+    """Batches of which a publication or a journal is told when they are read.
 
     Args:
         batches: batches by step, from 0 on.
-        publication: publication.
+        told: publication or journal.
     """
 
-    def __init__(self, batches: Batches, publication: Publication):
+    def __init__(self, batches: Batches, told: Publication | RunJournal):
         self.steps_per_epoch, self.batch_size = batches.steps_per_epoch, batches.batch_size
-        self._batches, self._publication = batches, publication
+        self._batches, self._told = batches, told
 
     def __getitem__(self, step: int) -> Any:
         """The batch of a step."""
         batch = self._batches[step]
-        self._publication.will_train(step + 1, np.asarray(batch.ids))
+        self._told.will_train(step + 1, np.asarray(batch.ids))
         return batch

@@ -1,44 +1,54 @@
-"""The journal of a run on a stream: beside the state, its position and the open window."""
+"""The journal of a run that trains: which rows its steps change, and when an entry is due."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from dlrm_jax.data.batches import Batch
+import numpy as np
+from jaxtyping import Int
+
 from dlrm_jax.dynamic_ids.id_maps import IdMaps
-from dlrm_jax.stream.position import Progress
-from dlrm_jax.stream.prequential import Prequential
+from dlrm_jax.errors import UserError
+from dlrm_jax.processes import is_distributed
 from dlrm_jax.training.journal import Journal, Replay
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps
-from dlrm_jax.training.rows_by_id import STREAM
 from dlrm_jax.training.touched_rows import touched_rows
 
 
-class StreamJournal:
+class RunJournal:
     """Writes a journal while a run trains.
 
     Args:
         learner: learner of the run.
         seconds: seconds between two entries.
-        prequential: windows of the evaluation.
         maps: maps of the training; None without dynamic ids.
         flush: function that flushes the metrics, so that none is older on disk than an entry.
+        host_arrays: function that gives the arrays beside the state, by name.
+
+    Raises:
+        UserError: there are several processes.
     """
 
     def __init__(
         self,
         learner: Learner,
         seconds: float,
-        prequential: Prequential,
         maps: LiveMaps | None,
         flush: Callable[[], None],
+        host_arrays: Callable[[], Mapping[str, np.ndarray]] = dict,
     ):
+        if is_distributed():
+            raise UserError(
+                "journal_seconds: expected one process, got several; leave it out, or train in one "
+                "process"
+            )
         self._seconds = seconds
         self._touched = touched_rows(learner)
         self._journal = Journal(learner, self._touched)
-        self._prequential, self._maps, self._flush = prequential, maps, flush
+        self._maps, self._flush, self._host_arrays = maps, flush, host_arrays
         self._written, self._has_news = time.monotonic(), False
 
     @property
@@ -64,29 +74,29 @@ class StreamJournal:
         self._journal.begin(replay, self._maps_at(step))
         self._written, self._has_news = time.monotonic(), False
 
-    def trained(self, step: int, batch: Batch) -> None:
-        """Is told of the batch of a step that has been started."""
+    def will_train(self, step: int, ids: Int[np.ndarray, "B C"]) -> None:
+        """Is told of a batch when it is read, perhaps by another thread; see `Publication`."""
+        self._touched.add(step, ids)
+
+    def step_done(self, step: int) -> None:
+        """Is told of a step that has been started."""
         self._has_news = True
-        self._touched.add(step, batch.ids)
         self._touched.done(step)
         if self._maps:  # of tables that the batch doesn't read, or that are frozen, too
             self._touched.mark(self._maps.fresh)
 
-    def write(self, state: TrainState, progress: Progress, speed: float | None) -> None:
+    def write(self, state: TrainState, notes: Mapping[str, Any]) -> None:
         """Writes an entry.
 
         Args:
             state: state, with the losses and predictions of all its steps read.
-            progress: part of the stream that it was trained on.
-            speed: examples per second so far; None if that isn't known.
+            notes: what its checkpoint's metadata would have instead of those of the one before.
 
         Raises:
             UserError: see `Journal.write`.
         """
         self._flush()
-        of_step, arrays = self._maps_at(int(state.step)), self._prequential.arrays()
-        notes = {"examples_per_second": speed, STREAM: progress.to_json()}
-        self._journal.write(state, notes, of_step, arrays)
+        self._journal.write(state, notes, self._maps_at(int(state.step)), self._host_arrays())
         self._written, self._has_news = time.monotonic(), False
 
     def _maps_at(self, step: int) -> IdMaps | None:
