@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def locked(lock_file: Path, what: str, wait: bool = False) -> Iterator[None]:
+def locked(lock_file: Path, what: str, wait: bool = False, patience: float = 0.0) -> Iterator[None]:
     """Context that keeps other processes, and other threads, out of the same lock.
 
     The lock ends with the process, however it ends; the file stays.
@@ -27,6 +27,7 @@ def locked(lock_file: Path, what: str, wait: bool = False) -> Iterator[None]:
         lock_file: file of the lock; it and its parents are made.
         what: name of the locked thing in messages, such as "workdir runs/a".
         wait: whether to wait for the other run, with a warning, or to raise.
+        patience: seconds in which the other run may give it back before either.
 
     Raises:
         InUseError: another run holds the lock, and ``wait`` is false.
@@ -35,7 +36,7 @@ def locked(lock_file: Path, what: str, wait: bool = False) -> Iterator[None]:
     check_lockable(lock_file)
     lock = FileLock(lock_file)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout:
         if not wait:
             raise InUseError(

@@ -111,6 +111,7 @@ def run(
                 opened.enter_context(owned(workdir))
             if training:
                 checkpoints.prepare()
+        publication = options.publication and opened.enter_context(options.publication)
         id_maps = id_maps_of(learner.collection, config.seed)
         start = first_state(config, learner, checkpoints, data, options, say, id_maps, ahead)
         state, resumed_from, before, continued, replay = start
@@ -167,7 +168,7 @@ def run(
             train = Training(
                 config, data, sample, learner, train_step, metrics_of, say, checkpoints, before,
                 notes, file,
-                options.watch, continued, options.publication, id_maps,
+                options.watch, continued, publication, id_maps,
                 replay, options.journal_seconds,
             )  # fmt: skip
             state, of_training, noted = train(state)

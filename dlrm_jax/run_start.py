@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -52,7 +53,8 @@ class Options:
         watch: function of a step and its validation metrics that makes the run a trial of a search.
             It is called at each evaluation and may raise to end the run. The other splits aren't
             read. The workdir gets no summary, no vocabularies and no best checkpoint.
-        publication: publisher of the states of the training; None for none.
+        publication: context of the publisher of the states of the training, or of None; it is
+            entered when the workdir is locked. None for none.
         standby: whether to wait until no other run has the workdir, see `training.standby`.
         journal_seconds: seconds between two entries of the journal, see `training.journal`; 0 for
             none. A journal that is there is read in any case.
@@ -66,7 +68,7 @@ class Options:
     evaluate_only: Literal["latest", "best"] | None = None
     preset: str | None = None
     watch: Callable[[int, Metrics], None] | None = None
-    publication: Publication | None = None
+    publication: AbstractContextManager[Publication | None] | None = None
     standby: bool = False
     journal_seconds: float = 0.0
 

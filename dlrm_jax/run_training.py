@@ -124,7 +124,7 @@ class Training:
         file: file of the metrics; None for a run that writes none.
         watch: see `Options`.
         continued: description of the run that this one continues; None if there is none.
-        publication: see `Options`.
+        publication: publisher of the states of the training; None for none.
         id_maps: maps of the state that the training begins with, and then of its last one; None
             without dynamic ids.
         replay: checkpoint and journal that the run resumes from; None for a new run.

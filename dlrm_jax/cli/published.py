@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -20,6 +20,9 @@ from dlrm_jax.training.publication import Publication
 
 if TYPE_CHECKING:
     from dlrm_jax.data.preprocessing.schema import Schema  # with Polars
+
+
+_PATIENCE = 10.0  # seconds in which the locks of a process that has been killed are given back
 
 
 def define_publish_flags() -> None:
@@ -50,7 +53,6 @@ def check_publish_flags() -> None:
     refuse_unless(FLAGS.publish, "--publish", "publish_every_seconds", "publish_tables")
 
 
-@contextlib.contextmanager
 def published(
     workdir: Path,
     config: Config,
@@ -58,8 +60,8 @@ def published(
     fingerprint: str,
     kept_negatives: float = 1.0,
     schema: Schema | None = None,
-) -> Iterator[Publication | None]:
-    """Context of a run that is published, if ``--publish`` is given.
+) -> AbstractContextManager[Publication | None]:
+    """Context of what publishes a run, which is entered when the workdir is the run's own.
 
     Args:
         workdir: directory of the run.
@@ -69,28 +71,30 @@ def published(
         kept_negatives: share of the training examples of label 0 that preparation has kept.
         schema: meaning of the columns of a stream; None for prepared data.
 
-    Yields:
-        What publishes the run; None if nothing does.
+    Returns:
+        A context of what publishes the run, or of None if ``--publish`` isn't given.
 
     Raises:
-        UserError: the run has several processes, or the directory is in use or has other files.
+        UserError: the run has several processes, or the directory has other files.
     """
     if not FLAGS.publish:
-        yield None
-        return
+        return contextlib.nullcontext()
     if jax.process_count() > 1:
         raise UserError(
             f"--publish: expected a run in one process, got {jax.process_count()}; publish "
             f"checkpoints with dlrm_jax export, or train in one process"
         )
     from dlrm_jax.publishing.live_model import LiveModels
+    from dlrm_jax.publishing.published import check_directory
     from dlrm_jax.publishing.publisher import Publisher, Settings
     from dlrm_jax.training.touched_rows import touched_rows
 
     name = workdir.resolve().name
+    directory = Path(FLAGS.publish)
+    check_directory(directory, workdir)  # a standby is told now, and not when it takes over
     settings = Settings(
-        Path(FLAGS.publish), FLAGS.publish_every_seconds, name, FLAGS.publish_tables
-    )
+        directory, FLAGS.publish_every_seconds, name, FLAGS.publish_tables,
+        patience=_PATIENCE if FLAGS.standby else 0,
+    )  # fmt: skip
     models = LiveModels(config, learner, fingerprint, kept_negatives, workdir, schema)
-    with Publisher(settings, models, touched_rows(learner), status) as publisher:
-        yield publisher
+    return Publisher(settings, models, touched_rows(learner), status)

@@ -176,9 +176,9 @@ def main() -> None:
         journal_seconds=FLAGS.journal_seconds,
     )
     kept = data.kept_negatives.get("train", 1.0)
-    with published(workdir, config, learner, data.fingerprint, kept) as publication:
-        options = dataclasses.replace(options, publication=publication)
-        summary = run_job(config, data, learner, options, status).summary
+    publication = published(workdir, config, learner, data.fingerprint, kept)
+    options = dataclasses.replace(options, publication=publication)
+    summary = run_job(config, data, learner, options, status).summary
     report(summary, workdir, learner.labels)
 
 
@@ -239,7 +239,7 @@ def check_flags() -> None:
     check_continue_flags()
     check_publish_flags()
     if FLAGS.standby:
-        refuse(["publish", "coordinator"], "with --standby")
+        refuse(["coordinator"], "with --standby")
     for name in ("standby", "journal_seconds"):
         if FLAGS[name].value and FLAGS.processes > 1:
             raise UserError(f"--processes: expected 1 with --{name}, got {FLAGS.processes}")

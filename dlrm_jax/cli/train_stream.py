@@ -39,8 +39,6 @@ def check_stream_flags() -> None:
     refuse(OF_SCHEMA, "with --stream: the schema decides")
     for name, why in WITHOUT_EFFECT.items():
         refuse([name], f"with --stream: {why}")
-    if FLAGS.processes > 1 and FLAGS.journal_seconds:
-        raise UserError(f"--processes: expected 1 with --journal_seconds, got {FLAGS.processes}")
     if FLAGS.journal_seconds and not (FLAGS.stream_checkpoint_seconds or FLAGS.checkpoint_every):
         raise UserError(
             "--journal_seconds needs checkpoints that entries follow; give "
@@ -87,15 +85,15 @@ def train_stream(config: Config, schema: Schema, mesh: Mesh, workdir: Path) -> N
         FLAGS.standby,
         FLAGS.journal_seconds,
     )
-    with published(workdir, config, learner, fingerprint(schema), schema=schema) as publication:
-        summary = run_stream(
-            config,
-            schema,
-            source_opener(FLAGS.stream, schema, workdir),
-            learner,
-            dataclasses.replace(options, publication=publication),
-            status,
-        )
+    publication = published(workdir, config, learner, fingerprint(schema), schema=schema)
+    summary = run_stream(
+        config,
+        schema,
+        source_opener(FLAGS.stream, schema, workdir),
+        learner,
+        dataclasses.replace(options, publication=publication),
+        status,
+    )
     _report(summary, workdir, schema)
 
 

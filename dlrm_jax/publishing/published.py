@@ -45,17 +45,16 @@ class Published(NamedTuple):
     chain: DeltaChain
 
 
-@contextlib.contextmanager
-def publications(directory: Path, workdir: Path) -> Iterator[None]:
-    """Context in which this process alone publishes into a directory, which is made.
+def check_directory(directory: Path, workdir: Path) -> None:
+    """Checks that a run may publish into a directory, which needn't be there.
 
     Args:
         directory: directory of the publications.
         workdir: directory of the run, which has files of its own.
 
     Raises:
-        UserError: another process does, it can't be made, it is the workdir, in it or above it, or
-            something else is in it: versions that a user has put there would be deleted some day.
+        UserError: it is the workdir, in it or above it, it can't be read, or something else is in
+            it: versions that a user has put there would be deleted some day.
     """
     own, other = directory.resolve(), workdir.resolve()
     if own.is_relative_to(other) or other.is_relative_to(own):
@@ -70,7 +69,26 @@ def publications(directory: Path, workdir: Path) -> Iterator[None]:
                 f"publish: expected a new directory, or one that train --publish has made, got "
                 f"{directory}, which has files and no {_LOCK}; give another name"
             )
-        with locked(directory / _LOCK, f"directory {directory}"):
+    except OSError as error:
+        raise UserError(f"publish: cannot publish in {directory}: {error}") from error
+
+
+@contextlib.contextmanager
+def publications(directory: Path, workdir: Path, patience: float = 0.0) -> Iterator[None]:
+    """Context in which this process alone publishes into a directory, which is made.
+
+    Args:
+        directory: directory of the publications.
+        workdir: directory of the run, which has files of its own.
+        patience: seconds in which another process may give it back.
+
+    Raises:
+        UserError: another process publishes into it, or it can't be made; see also
+            `check_directory`.
+    """
+    check_directory(directory, workdir)
+    try:
+        with locked(directory / _LOCK, f"directory {directory}", patience=patience):
             sweep(directory)
             _sweep_deltas(directory)
             yield

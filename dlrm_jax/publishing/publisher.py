@@ -47,6 +47,7 @@ class Settings(NamedTuple):
         row_format: row format of the tables.
         share: see `DeltaWriter`.
         deltas: see `DeltaWriter`.
+        patience: seconds to wait for another process that publishes into the directory.
     """
 
     directory: Path
@@ -55,6 +56,7 @@ class Settings(NamedTuple):
     row_format: RowFormat = "float32"
     share: float = 0.5
     deltas: int = 256
+    patience: float = 0.0
 
 
 class Publisher:
@@ -100,8 +102,9 @@ class Publisher:
                 apart from the run's.
         """
         with contextlib.ExitStack() as stack:
-            stack.enter_context(publications(self._settings.directory, self._models.workdir))
-            writer = DeltaWriter(self._settings.share, self._settings.deltas)
+            settings, workdir = self._settings, self._models.workdir
+            stack.enter_context(publications(settings.directory, workdir, settings.patience))
+            writer = DeltaWriter(settings.share, settings.deltas)
             self._writer = stack.enter_context(writer)
             self._stack = stack.pop_all()
         return self

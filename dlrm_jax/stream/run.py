@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ class StreamOptions:
         standby: whether to wait until no other run has the workdir, see `training.standby`.
         journal_seconds: seconds between two entries of the journal, see `training.journal`; 0 for
             none. A journal that is there is read in any case.
-        publication: publisher of the states of the training; None for none.
+        publication: context of the publisher of the states of the training, or of None; it is
+            entered when the workdir is locked. None for none.
     """
 
     workdir: Path
@@ -68,7 +70,7 @@ class StreamOptions:
     preset: str | None = None
     standby: bool = False
     journal_seconds: float = 0.0
-    publication: Publication | None = None
+    publication: AbstractContextManager[Publication | None] | None = None
 
 
 def run_stream(
@@ -122,6 +124,7 @@ def run_stream(
             checkpoints = dataclasses.replace(checkpoints, ahead=ahead.take)
         else:
             opened.enter_context(owned(workdir))
+        publication = options.publication and opened.enter_context(options.publication)
         checkpoints.prepare()
         maps = id_maps_of(learner.collection, config.seed)
         if maps:
@@ -173,7 +176,7 @@ def run_stream(
             keep,
             live,
             journal,
-            options.publication,
+            publication,
         )
         hashed = HashedRows(schema, config.table_rows)
         by_ids = DynamicRows(hashed, maps, live) if maps and live else hashed
@@ -187,7 +190,7 @@ def run_stream(
             say=say,
         )
         loop.last_window = last_window(workdir)
-        if publication := options.publication:
+        if publication:
             publication.begin(state, live)
             batches = _told(batches, publication, int(state.step))
         state, progress, speed = loop(

@@ -83,7 +83,7 @@ def test_it_goes_on_with_the_bits_of_an_unbroken_run(
     [
         (("--eval_only",), "--standby has no effect with --eval_only"),
         (("--processes=2",), "--processes: expected 1 with --standby, got 2"),
-        (("--publish=models",), "--publish has no effect with --standby"),
+        (("--publish=.",), "publish: expected a new directory, or one that train --publish has"),
         (("--journal_seconds=1", "--checkpoint_every=0"), "give --checkpoint_every"),
     ],
 )

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from main_job import Program, in_background, run
+from publishing_run import compacted, files_in
 from stream_job import PROGRAM, SIZES, assert_same, flags
 from stream_log import log, publish
 
+from dlrm_jax.publishing.published import newest
 from dlrm_jax.training.journal_entry import read_entry
 
 STARTS = np.cumsum([0, *SIZES]).tolist()
@@ -23,6 +25,7 @@ LOGGING = (
     "import jax; jax.config.update('jax_log_compiles', True); "
     "from dlrm_jax.cli.main import main; main('train')",
 )
+PUBLISHED = ("--publish=models", "--publish_every_seconds=0")
 OFTEN = ("--checkpoint_every=4", "--stream_checkpoint_seconds=0.5")
 
 
@@ -53,15 +56,30 @@ def latest(workdir: Path) -> int:
     return max((read_entry(path)[0].step for path in entries), default=step)
 
 
+def assert_published(models: Path, workdir: Path, expected: Path) -> None:
+    """Base and deltas have the bytes of an export of the last checkpoint."""
+    given = (f"--run={workdir}", f"--output={expected}")
+    assert run("export", *given, program=("-m", "dlrm_jax")).returncode == 0
+    published = newest(models)
+    assert published
+    count = len([*published.chain.rest()])
+    assert files_in(compacted(models) if count else published.directory) == files_in(expected)
+
+
 @pytest.mark.parametrize(
     ("number", "saved"),
-    [(signal.SIGKILL, OFTEN), (signal.SIGTERM, OFTEN), (signal.SIGKILL, JOURNALED)],
+    [
+        (signal.SIGKILL, OFTEN),
+        (signal.SIGTERM, (*OFTEN, *PUBLISHED)),
+        (signal.SIGKILL, (*JOURNALED, *PUBLISHED)),
+    ],
 )
 def test_a_standby_goes_on_with_the_bits_of_an_unbroken_run(
     unbroken: Path, tmp_path: Path, number: signal.Signals, saved: tuple[str, ...]
 ):
-    """A kill, and a move to another process."""
-    directory, workdir = tmp_path / "segments", tmp_path / "run"
+    """A kill, and a move to another process, which goes on publishing, too."""
+    directory, workdir, models = tmp_path / "segments", tmp_path / "run", tmp_path / "models"
+    saved = tuple(x.replace("models", f"{models}") for x in saved)
     come(directory, 0, 1, 2)
     command = flags(directory, workdir, *saved, "--stream_idle_seconds=2")
     steps = sum(SIZES[:3]) // 16
@@ -78,9 +96,12 @@ def test_a_standby_goes_on_with_the_bits_of_an_unbroken_run(
             result = second.end()
     assert result.returncode == 0, result.stderr[-3000:]
     assert f"taking over {workdir}\nresuming from step" in result.stdout
-    assert ("and its journal to step" in result.stdout) == (saved == JOURNALED)
+    assert ("and its journal to step" in result.stdout) == (JOURNALED[0] in saved)
     assert len(re.findall(r"Compiling jit\(train_step\)", result.stderr)) == 1
     assert_same(workdir, unbroken)
+    if len(saved) > 2:
+        assert "publish: goes on after step" in result.stdout
+        assert_published(models, workdir, tmp_path / "expected")
 
 
 def test_one_of_two_standbys_takes_over_and_the_other_waits_on(unbroken: Path, tmp_path: Path):
