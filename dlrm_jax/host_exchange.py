@@ -15,13 +15,11 @@ import threading
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 
-from dlrm_jax.processes import coordinator_host, gathered, is_distributed, on_process_0
+from dlrm_jax.processes import coordinator_host, gathered_texts, is_distributed, on_process_0
 
 _CONNECT_SECONDS = 60  # all are about to connect, so that a slow one is merely busy
 _TOKEN_BYTES = 32
-_PLACE_BYTES = 256  # of a host and a port as text
 _LENGTH = struct.Struct("<q")  # of a message, before it
 _HELLO = struct.Struct(f"<{_TOKEN_BYTES}sq")  # token, and number of the process that connects
 
@@ -113,7 +111,7 @@ def _connect() -> HostExchange:
     # Process 0 connects to all and listens in vain: its own name may mean the loopback to it alone.
     with socket.create_server((host, 0), family=family, backlog=count) as listener:
         listener.settimeout(_CONNECT_SECONDS)
-        places = _gathered_texts(f"{host} {listener.getsockname()[1]}")
+        places = gathered_texts(f"{host} {listener.getsockname()[1]}")
         for peer in range(index + 1, count):
             there, port = places[peer].split(" ")
             try:
@@ -164,12 +162,6 @@ def _own_address(coordinator: str) -> tuple[socket.AddressFamily, str]:
             except OSError as error:
                 failure = error
     raise failure or OSError(f"{coordinator} has no address")
-
-
-def _gathered_texts(text: str) -> list[str]:
-    """The short text of each process."""
-    own = np.frombuffer(text.encode().ljust(_PLACE_BYTES), np.uint8)
-    return [x.tobytes().decode().rstrip() for x in gathered(own)]
 
 
 def _send(to: socket.socket, message: bytes) -> None:

@@ -24,7 +24,7 @@ from dlrm_jax.stream.position import Progress
 from dlrm_jax.stream.prequential import SPLIT, Prequential
 from dlrm_jax.stream.step import PrequentialStep
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.live_maps import LiveMaps
+from dlrm_jax.training.live_maps import LiveMaps, stopped_after
 from dlrm_jax.training.loop import Clock, Metrics, compare_copies, finite_loss, is_due
 from dlrm_jax.training.publication import Publication
 from dlrm_jax.training.rows_by_id import STREAM
@@ -143,7 +143,11 @@ class StreamLoop:
         saved_at = shown_at = complete_at = time.monotonic()
         clock: Clock | None = None
         waited = True
-        with deferred() as requested, Prefetch(batches, self._place) as placed:
+        with (
+            deferred() as requested,
+            Prefetch(batches, self._place) as placed,
+            stopped_after(self._maps),
+        ):
 
             def save() -> bool:
                 nonlocal saved_step, saved_at, waited

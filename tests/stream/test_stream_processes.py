@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from main_job import Program, arrays, in_background, losses, run, summary
-from stream_job import PROGRAM, SIZES, assert_same, flags, lines
+from stream_job import PROGRAM, SIZES, assert_same, flags, lines, train
 from stream_log import log, publish
 
 from dlrm_jax.errors import UserError
@@ -41,6 +42,7 @@ main("train")
 LATE = IN_PROCESS_1 % "Folder._files = late"
 DAMAGED = IN_PROCESS_1 % "Folder._read = damaged"
 IDLE = "--stream_idle_seconds=0.3"
+DYNAMIC = ("--dynamic_ids=item=40:parts=4:evict_share=0.1,user=33:parts=2:admit_count=2",)
 LARGE = "--mesh=2x4"
 
 
@@ -90,7 +92,31 @@ class Coming:
 
 def test_a_killed_run_goes_on_to_the_bits_of_one_process(unbroken: Path, tmp_path: Path):
     come, workdir = Coming(tmp_path / "segments"), tmp_path / "run"
-    given = flags(come.directory, workdir, IDLE, "--checkpoint_every=4")
+    killed_and_resumed(come, workdir)
+    assert summary(workdir)["position"] == summary(unbroken)["position"]
+    assert_same(workdir, unbroken)
+
+
+@pytest.mark.thorough
+def test_a_killed_run_with_dynamic_ids(segments: Path, tmp_path: Path):
+    alone, workdir = tmp_path / "alone", tmp_path / "run"
+    train(segments, alone, IDLE, *DYNAMIC)
+    killed_and_resumed(Coming(tmp_path / "segments"), workdir, *DYNAMIC)
+    assert_same(workdir, alone)
+    found, expected = (checksums(x) for x in (workdir, alone))
+    assert any(name.startswith("id_maps/") for name in expected)
+    assert found == expected
+
+
+def checksums(workdir: Path) -> dict[str, str]:
+    """Those of all arrays of the last checkpoint."""
+    path = workdir / "checkpoints" / f"{saved(workdir)[-1]:08d}" / "metadata.json"
+    return json.loads(path.read_text())["checksums"]
+
+
+def killed_and_resumed(come: Coming, workdir: Path, *others: str) -> None:
+    """Trains in two processes, one of which sees all segments late, and is killed once."""
+    given = flags(come.directory, workdir, IDLE, "--checkpoint_every=4", *others)
     come(0)
     with two(LATE, *given) as processes:
         until(lambda: saved(workdir), *processes)
@@ -105,12 +131,10 @@ def test_a_killed_run_goes_on_to_the_bits_of_one_process(unbroken: Path, tmp_pat
         for process in processes:
             succeed(process)
     assert summary(workdir)["resumed_from"] == step
-    assert summary(workdir)["position"] == summary(unbroken)["position"]
-    assert_same(workdir, unbroken)
 
 
 def test_what_one_process_cannot_read_ends_both(segments: Path, tmp_path: Path):
-    with two(DAMAGED, *flags(segments, tmp_path, IDLE)) as processes:
+    with two(DAMAGED, *flags(segments, tmp_path, IDLE, *DYNAMIC)) as processes:
         for process in processes:
             result = process.end()
             assert result.returncode == 2, result.stderr[-3000:]
