@@ -118,8 +118,8 @@ def main() -> None:
     begun = time.perf_counter()
     with listen(FLAGS.host, FLAGS.port) as listener:
         _prefer_latency()
-        start("1x1")
         log_format.configure(FLAGS.log_format)
+        start("1x1")
         server = Server(directory, options)
         # What is there stays, so collections of garbage needn't look through it, which takes tens
         # of milliseconds. A version that goes is freed without them.

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
 
+from dlrm_jax.cli.compilation_cache import keep_compiled
 from dlrm_jax.cli.flags import FLAGS
 from dlrm_jax.cli.launch import end_with_launcher
-from dlrm_jax.console import status
 from dlrm_jax.embedding import Plan
 from dlrm_jax.files import cache_directory
 from dlrm_jax.mesh import check_accelerators, emulate_devices, make_mesh, parse_mesh
@@ -59,7 +57,7 @@ def start(mesh: str, processes: int = 1, emulate: bool = False) -> jax.sharding.
         join(FLAGS.coordinator, processes, FLAGS.process)
         _leave_output_to_first()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        _keep_compiled(cache_directory() / "xla")
+        keep_compiled(cache_directory() / "xla")
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     check_accelerators(shape)
@@ -76,23 +74,6 @@ def check_same_plan(plan: Plan) -> None:
     for piece in plan.pieces:
         pieces.setdefault(f"the plan of {piece.table}", []).append(dataclasses.asdict(piece))
     check_same(pieces)
-
-
-def _keep_compiled(directory: Path) -> None:
-    """Keeps compiled programs in a directory, where that can be; otherwise a note says so."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
-    except OSError as error:  # JAX would warn at each program
-        if is_process_0():
-            status(
-                f"note: compiled programs aren't kept for the next run: {error}; set "
-                f"XDG_CACHE_HOME to a directory that you can write to",
-                error=True,
-            )
-        return
-    jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
 def _leave_output_to_first() -> None:
