@@ -17,7 +17,7 @@ from experiments.campaigns.mutations import ODD_TEXTS
 _TABLES = ("--table_rows=7,30", "--examples=200", "--dense_features=2", *TINY)
 _COMPILED = ("--table_rows=7,30", "--dense_features=2", "--embedding_dim=4", "--bottom_mlp=4",
              "--top_mlp=4,1", "--batch_size=8")  # fmt: skip
-_BASE = {
+BASES = {
     "train": ("--workdir={directory}/run", *_TABLES),
     "search": ("--output={directory}/out", "--space=learning_rate=0.1..1:log", "--trials=1",
                *_TABLES),
@@ -28,13 +28,21 @@ _BASE = {
     "generate": ("--output={directory}/out", "--examples=20"),
     "predict": ("--checkpoint={good}/run/checkpoints/00000001", "--data={good}/log.csv",
                 "--output={directory}/out.csv", "--batch_size=8"),
+    "evaluate": ("--checkpoint={good}/run/checkpoints/00000001", "--data={good}/log.csv",
+                 "--batch_size=8"),
     "export": ("--run={good}/run", "--output={directory}/out"),
     "verify": ("--artifact={good}/artifact",),
+    "serve": ("--artifact={good}/artifact",),
+    "convert": ("--checkpoint={good}/run", "--format=torchrec",
+                "--output={directory}/out.safetensors"),
     "tables": ("--run={good}/run",),
     "prune": ("--run={good}/run", "--min_count=2", "--output={directory}/out"),
     "plan": ("--preset=small", "--mesh=1x2"),
     "compile": ("--preset=small", "--mesh=1x2", *_COMPILED),
+    "doctor": (),
 }  # fmt: skip
+_LAST = {"serve": ("--host=192.0.2.1",)}
+"""Flags that nothing replaces. No machine has this address: a server starts, and ends there."""
 _PATHS = (
     "{good}/day_0", "{good}/day_0.gz", "{good}/binary", "{good}/log.csv", "{good}/plain.parquet",
     "{good}/schema.json", "{good}/plan.json", "{good}/profile.json", "{good}/trace.txt",
@@ -102,11 +110,13 @@ class CommandLines:
         if chance.random() < 0.02:
             return ["dlrm_jax", chance.choice(("", "trian", "--help", "-x", "é", *ODD_TEXTS))]
         command = chance.choice(list(COMMANDS))
-        line = [x for x in _BASE[command] if x in TINY or x in _TABLES or chance.random() > 0.1]
-        for _ in range(chance.choice((0, 1, 1, 2, 3, 5))):
+        line = [x for x in BASES[command] if x in TINY or x in _TABLES or chance.random() > 0.1]
+        flagless = not self._flags[command]  # such as doctor
+        for _ in range(0 if flagless else chance.choice((0, 1, 1, 2, 3, 5))):
             line += self._flag(chance.choice(self._flags[command]), chance)
         if chance.random() < 0.1:
             line.insert(chance.randint(0, len(line)), chance.choice(_NONSENSE))
+        line += _LAST.get(command, ())
         words = {"good": self._good, "directory": directory}
         named = [x.format_map(words) if "{good}" in x or "{directory}" in x else x for x in line]
         return ["dlrm_jax", command, *(x.replace("\x00", "") for x in named)]

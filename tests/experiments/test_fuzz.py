@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from main_job import run
 
+from dlrm_jax.cli.main import COMMANDS
+from experiments.campaigns import command_lines
 from experiments.campaigns.failures import failure_of
 from experiments.campaigns.harness import Ended
 from experiments.campaigns.mutations import (
@@ -125,3 +127,7 @@ def test_mutations(mutation, content: bytes):
     changed = {mutation(content, random.Random(seed)) for seed in range(50)}
     assert len(changed - {content}) > 10
     assert changed == {mutation(content, random.Random(seed)) for seed in range(50)}
+
+
+def test_command_lines_of_all_commands():
+    assert command_lines.BASES.keys() == COMMANDS.keys()
