@@ -8,7 +8,6 @@ from typing import Literal, get_type_hints
 from dlrm_jax.config_fields import INT32_MAX, check_field, field
 from dlrm_jax.config_rules import check_rules
 from dlrm_jax.config_tables import TableSettings
-from dlrm_jax.errors import UserError
 
 SMALL_ROWS = (
     1460, 583, 50000, 20000, 305, 24, 4000, 633, 3, 8000, 2500, 30000, 1500, 27, 5000, 25000, 10,
@@ -283,22 +282,6 @@ class Config(TableSettings):
         for each in dataclasses.fields(self):
             check_field(each, getattr(self, each.name), FIELD_TYPES[each.name])
         check_rules(self)
-
-    @property
-    def weight_of_label(self) -> dict[str, float]:
-        """The weight of each label in the loss, the main label first.
-
-        Raises:
-            UserError: there are more or fewer weights than labels.
-        """
-        names = self.labels or ("label",)
-        weights = self.label_weights or [1.0] * len(names)
-        if len(weights) != len(names):
-            raise UserError(
-                f"label_weights: expected a number for each of the labels {', '.join(names)}, got "
-                f"{len(weights)}"
-            )
-        return dict(zip(names, weights, strict=True))
 
     def identity(self) -> dict[str, object]:
         """The fields that a checkpoint must share with the run that restores it."""

@@ -21,7 +21,7 @@ from typing import Literal
 
 import polars as pl
 
-from dlrm_jax.data.preprocessing.logs import as_times
+from dlrm_jax.data.preprocessing.log_times import as_times
 from dlrm_jax.errors import UserError
 from dlrm_jax.stream.same_columns import as_before, cast_exactly
 

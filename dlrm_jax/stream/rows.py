@@ -11,7 +11,8 @@ import xxhash
 from jaxtyping import Float32, Int64
 
 from dlrm_jax.data.preprocessing.columns import label_arrays, normalize_columns
-from dlrm_jax.data.preprocessing.logs import has_seconds, valid_rows
+from dlrm_jax.data.preprocessing.log_times import has_seconds
+from dlrm_jax.data.preprocessing.logs import valid_rows
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.raw_ids import RawIds, raw_ids
 from dlrm_jax.data.preprocessing.schema import Schema

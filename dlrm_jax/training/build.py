@@ -31,6 +31,7 @@ from dlrm_jax.mesh import DATA, MODEL, check_batch_size
 from dlrm_jax.models.zoo import MODELS
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.training.dense import dense_optimizer
+from dlrm_jax.training.label_settings import weight_of_label
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.losses import Loss, class_weighted, group_column, make_loss
 from dlrm_jax.training.measures import check_metrics
@@ -162,7 +163,7 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
         config.clip_norm,
         config.accumulation_steps,
         penalty(config),
-        config.weight_of_label,
+        weight_of_label(config),
         native_keys=config.model in MODELS,  # classes of users may do anything with keys
         shard_dense_optimizer=config.shard_dense_optimizer,
         dense_comm_dtype=_narrower(config.dense_comm_dtype),

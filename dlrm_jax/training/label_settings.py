@@ -13,6 +13,25 @@ from dlrm_jax.training.measures import choosing_metrics
 from dlrm_jax.training.model import check_takes
 
 
+def weight_of_label(config: Config) -> dict[str, float]:
+    """The weight of each label in the loss, the main label first.
+
+    Args:
+        config: config of the run.
+
+    Raises:
+        UserError: there are more or fewer weights than labels.
+    """
+    names = config.labels or ("label",)
+    weights = config.label_weights or [1.0] * len(names)
+    if len(weights) != len(names):
+        raise UserError(
+            f"label_weights: expected a number for each of the labels {', '.join(names)}, got "
+            f"{len(weights)}"
+        )
+    return dict(zip(names, weights, strict=True))
+
+
 def check_label_settings(config: Config, labels: Sequence[str]) -> None:
     """Checks that the model, the loss and the choice of the best model fit the labels.
 
@@ -25,7 +44,7 @@ def check_label_settings(config: Config, labels: Sequence[str]) -> None:
     """
     check_takes(config, labels)
     if len(labels) > 1:
-        _ = dataclasses.replace(config, labels=tuple(labels)).weight_of_label  # raises
+        weight_of_label(dataclasses.replace(config, labels=tuple(labels)))
     elif config.label_weights:
         raise UserError(
             f"label_weights: it has no effect with the one label {labels[0]}, got "

@@ -12,6 +12,7 @@ import polars as pl
 from dlrm_jax.data.formats import parquet
 from dlrm_jax.data.memory import content_hash
 from dlrm_jax.data.preprocessing import logs
+from dlrm_jax.data.preprocessing.log_times import as_times, has_seconds
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.preprocessing.sources import CHUNK_ROWS, is_parquet
 from dlrm_jax.errors import UserError
@@ -115,8 +116,8 @@ def _runs(log: Path, timestamp: str) -> Iterator[tuple[datetime.date, int, int]]
     for chunk in frame.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True):
         given = chunk[timestamp]
         if seconds is None:
-            seconds = logs.has_seconds(log, given, first + 1)
-        times = logs.as_times(given, bool(seconds))
+            seconds = has_seconds(log, given, first + 1)
+        times = as_times(given, bool(seconds))
         if times.null_count():
             row = times.is_null().arg_max() or 0
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,12 @@ import polars as pl
 
 from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing import few_rows
-from dlrm_jax.data.preprocessing.date_numbers import as_dates, len_known
 from dlrm_jax.data.preprocessing.hashed_values import WITHOUT_TEXT
 from dlrm_jax.data.preprocessing.log_labels import label_or_null, label_rules, numbers_of
+from dlrm_jax.data.preprocessing.log_times import SECONDS, as_times
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError, shown
 
-_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799  # of Python's dates
-_SECONDS = f"seconds since 1970, from 0 to {_LAST_SECOND}"
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 
 
@@ -144,45 +141,6 @@ def same_values(first: Any, second: Any) -> bool:
     return one == other or pl.Null in kinds or (one.is_integer() and other.is_integer())
 
 
-def has_seconds(path: Path | str, times: pl.Series, first_row: int) -> bool | None:
-    """Whether the times of a file are numbers: most of the first chunk that has any decide.
-
-    Args:
-        path: the file, for messages.
-        times: times of a chunk.
-        first_row: number of the chunk's first row, from 1.
-
-    Returns:
-        None if there is no time in the chunk.
-
-    Raises:
-        UserError: half of the different numbers, or more, are dates, see `as_dates`.
-    """
-    if times.dtype.is_temporal():
-        return False
-    numbers = times.cast(pl.Float64, strict=False)
-    known = len(times) - times.null_count() - numbers.is_nan().sum()
-    finite = numbers.filter(numbers.is_finite())
-    if not known:
-        return None
-    if 2 * len(finite) <= known:
-        return False
-    # Of different ones, as many rows may have one time, or 0 for none.
-    different = finite.unique(maintain_order=True)
-    dates = as_dates(different)
-    if 2 * len_known(dates) >= len(different):
-        first = dates.is_not_null().arg_max() or 0
-        row = (numbers == different[first]).arg_max() or 0
-        second = datetime.datetime.fromtimestamp(different[first], datetime.UTC)
-        raise UserError(
-            f"{path}, row {first_row + row}, column {times.name}: expected a date, a time, or "
-            f"{_SECONDS}, got {times[row]!r}: the first times are dates written as numbers. Write "
-            f"dates such as {dates[first]:%Y-%m-%d}; if they are seconds, write times such as "
-            f"{second:%Y-%m-%d %H:%M:%S}"
-        )
-    return True
-
-
 def valid_rows(
     path: Path | str,
     schema: Schema,
@@ -233,9 +191,9 @@ def valid_rows(
         for i, (name, expected, _) in enumerate(rules)
     ]
     if schema.timestamp:
-        expected = f"a date, a time, or {_SECONDS}"
+        expected = f"a date, a time, or {SECONDS}"
         if batch[schema.timestamp].dtype == pl.String:
-            numbers = f"{_SECONDS}, as most of the first times of the file"
+            numbers = f"{SECONDS}, as most of the first times of the file"
             expected = numbers if seconds else "a date or a time such as 2026-11-25 10:30"
         times = as_times(batch[schema.timestamp], bool(seconds))
         checked.append((times, times.is_null(), expected))
@@ -275,30 +233,3 @@ def unlabelled_rows(
         return few_rows.with_columns(batch, labels)  # nothing else may be malformed
     rows = few_rows.with_columns(batch, [pl.lit(0).alias(name) for name in schema.labels])
     return few_rows.with_columns(valid_rows(path, schema, rows, first_row), labels)
-
-
-def as_times(column: pl.Series, seconds: bool) -> pl.Series:
-    """Converts a column to microseconds since 1970 (UTC); null where a value isn't a time.
-
-    Text is of numbers or of dates: a number among dates would be a time in 1970.
-    """
-    microseconds = pl.Datetime("us")
-    if column.dtype.is_temporal():
-        if isinstance(column.dtype, pl.Datetime) and column.dtype.time_zone:
-            column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-        times = column.cast(microseconds, strict=False)
-        is_date = times.to_physical().is_between(
-            _FIRST_SECOND * 1_000_000, _LAST_SECOND * 1_000_000 + 999_999
-        )
-        return times.to_frame("x").select(pl.when(is_date).then("x"))["x"].alias(column.name)
-    if column.dtype == pl.String and not seconds:
-        # Year first: 03/01/2024 is ambiguous.
-        iso = column.str.extract(r"^(\d{4}-\d\d-\d\d.*)$")
-        try:
-            return as_times(iso.str.to_datetime(time_unit="us", strict=False), seconds)
-        except pl.exceptions.ComputeError:  # no format fits any of them
-            return pl.Series(column.name, [None] * len(column), microseconds)
-    numbers = column.cast(pl.Float64, strict=False)
-    in_range = numbers.is_between(0, _LAST_SECOND).fill_null(False)
-    micros = (numbers * 1e6).cast(pl.Int64, strict=False).cast(microseconds)
-    return micros.to_frame("x").select(pl.when(in_range).then("x"))["x"].alias(column.name)

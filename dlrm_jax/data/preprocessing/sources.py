@@ -19,6 +19,7 @@ from dlrm_jax.data.formats.csv_text import Records, without_missing
 from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing import logs
 from dlrm_jax.data.preprocessing.columns import normalize_columns
+from dlrm_jax.data.preprocessing.log_times import has_seconds
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.row_split import Place, RowSplit
 from dlrm_jax.errors import UserError
@@ -186,7 +187,7 @@ class Source:
         # Here, as chunks that are known aren't parsed, and one kind holds for the whole file.
         times = self.options.schema.timestamp
         if times and self._seconds is None:
-            self._seconds = logs.has_seconds(self.path, frame[times], self._rows + 1)
+            self._seconds = has_seconds(self.path, frame[times], self._rows + 1)
         return _Unparsed(self._valid_rows, frame, len(frame), skipped, place, keys)
 
     def _lines(self, content: Bytes) -> Generator[bytes, None, None]:
