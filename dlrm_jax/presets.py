@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
 
@@ -138,6 +141,45 @@ PRESETS: dict[str, Config] = {
         batch_size=2048,
         examples=50_000,
         zipf_exponent=0.0,
+    ),
+}
+
+# The same with other models, each with the settings of its best result there: BARS,
+# github.com/reczoo/BARS, ranking/ctr/MODEL/MODEL_criteo_x1.
+_X1 = functools.partial(dataclasses.replace, PRESETS["ctr_x1"])
+PRESETS |= {
+    "ctr_x1_afn_plus": _X1(
+        model="afn_plus",
+        model_options=("neurons=100", "deep_mlp=400-400-400", "deep_dropout=0.1"),
+        top_mlp=(200, 1),
+        dropout=0.4,
+        normalization="batch",
+    ),
+    "ctr_x1_masknet": _X1(
+        model="masknet",
+        model_options=("mask_ratio=0.2", "vector_norm=false"),
+        top_mlp=(400, 400, 400, 1),
+        dropout=0.2,
+    ),
+    "ctr_x1_finalmlp": _X1(
+        model="finalmlp",
+        model_options=(
+            "second_mlp=1000",
+            "heads=200",
+            "gate_mlp=800",
+            "context_1=numeric.*",
+            "context_2=C6",
+            "second_dropout=0.3",
+        ),
+        top_mlp=(400, 400, 400, 1),
+        dropout=0.2,
+        normalization="batch",
+    ),
+    "ctr_x1_finalnet": _X1(
+        model="finalnet",
+        model_options=("activation=relu", "second_dropout=0"),
+        top_mlp=(400, 400, 1),
+        normalization="batch",
     ),
 }
 

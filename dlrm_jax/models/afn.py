@@ -32,10 +32,11 @@ DEEP = ".deep"
 
 
 class LogarithmicLayer(nnx.Module):
-    """yⱼ = exp(Σᵢ wⱼᵢ ln |eᵢ|): products of the fields' vectors to learned powers (section 3.2).
+    """yⱼ = exp(Σᵢ wⱼᵢ ln |eᵢ|): products of the fields' vectors to learned powers.
 
-    Absolute values are at least 1e-5. Both logarithms and results have batch normalization, a
-    scale and a bias for each field or neuron (section 3.4).
+    The paper's logarithmic transformation layer. Absolute values are at least 1e-5. Both logarithms
+    and results have batch normalization, with a scale and a bias for each field or neuron, as in
+    FuxiCTR.
 
     Args:
         count: number of fields, n.
@@ -99,7 +100,7 @@ class AFN(Model):
 
 
 class AFNPlus(AFN):
-    """w₁ AFN + w₂ deep + b, with an MLP on vectors of its own (section 3.3).
+    """w₁ AFN + w₂ deep + b, with an MLP on vectors of its own: the ensemble of AFN and a DNN.
 
     Args:
         dense_features: number of dense features, D.

@@ -25,7 +25,7 @@ from dlrm_jax.models.mlp import MLP, Normalization, at_least_float32
 
 
 class FeatureGate(nnx.Module):
-    """2 σ(gate(x)) for each number of an MLP's input (equations 3 and 4).
+    """2 σ(gate(x)) for each number of an MLP's input: stream-specific feature selection.
 
     x are the vectors of some fields, or a learned vector, the same for all examples.
 
@@ -62,7 +62,9 @@ class FeatureGate(nnx.Module):
 
 
 class Fusion(nnx.Module):
-    """b + w₁ᵀ o₁ + w₂ᵀ o₂ + Σₕ o₁ₕᵀ Wₕ o₂ₕ, over parts of both, the heads (equations 7 to 9).
+    """b + w₁ᵀ o₁ + w₂ᵀ o₂ + Σₕ o₁ₕᵀ Wₕ o₂ₕ, over parts of both, the heads.
+
+    The paper's stream-level interaction aggregation.
 
     Args:
         widths: widths of o₁ and o₂.
@@ -87,7 +89,7 @@ class Fusion(nnx.Module):
 
 
 class FinalMLP(Model):
-    """Two MLPs on gated inputs, and their bilinear fusion to a logit (figure 2).
+    """Two MLPs on gated inputs, and their bilinear fusion to a logit.
 
     A gate's context reads the vectors that the MLPs read; in FuxiCTR it has tables of its own.
 

@@ -16,7 +16,7 @@ from dlrm_jax.models.mlp import MLP, at_least_float32
 
 
 class GatedCross(nnx.Module):
-    """x' = x₀ ∘ (W x + b) ∘ σ(G x) + x: a cross layer and its information gate (section 3.2).
+    """x' = x₀ ∘ (W x + b) ∘ σ(G x) + x: a cross layer and its information gate (equation 1).
 
     Args:
         width: width of x.
@@ -36,7 +36,7 @@ class GatedCross(nnx.Module):
 
 
 class GDCN(Model):
-    """Gated cross layers, and an MLP behind them (GDCN-S) or beside them (GDCN-P; section 3.3).
+    """Gated cross layers, and an MLP behind them (GDCN-S) or beside them (GDCN-P).
 
     Tables keep one width: the paper's field-level dimension optimization isn't here.
 

@@ -25,10 +25,10 @@ from dlrm_jax.models.tokens import TokenNorm
 
 
 class MaskBlock(nnx.Module):
-    """ReLU(LN(W (mask ∘ h))) with mask = W₂ ReLU(W₁ v + b₁) + b₂ (equations 3 to 8).
+    """ReLU(LN(W (mask ∘ h))) with mask = W₂ ReLU(W₁ v + b₁) + b₂.
 
-    Dropout and another normalization instead of the layer normalization are those of the config,
-    see `MLP.regularize`. Unlike the paper's, W has a bias.
+    The paper's MaskBlock with its instance-guided mask. Dropout, and another normalization instead
+    of this one, are those of the config, see `MLP.regularize`. Unlike the paper's, W has a bias.
 
     Args:
         inputs: width of v, all vectors side by side.
@@ -56,8 +56,6 @@ class MaskBlock(nnx.Module):
 
 class MaskNet(Model):
     """Mask blocks one after the other (SerMaskNet), or side by side under an MLP (ParaMaskNet).
-
-    Sections 3.4 and 3.5 of the paper.
 
     Args:
         dense_features: number of dense features, D.

@@ -24,7 +24,7 @@ from dlrm_jax.models.tokens import EPSILON, TokenLinear
 
 
 def mixed(x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
-    """Token mixing with T heads: result h has the h-th part of each token (section 3.3.1)."""
+    """Token mixing with T heads: result h has the h-th part of each token."""
     samples, tokens, width = x.shape
     parts = x.reshape(samples, tokens, tokens, width // tokens)
     return parts.transpose(0, 2, 1, 3).reshape(x.shape)
@@ -33,7 +33,7 @@ def mixed(x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
 class RankMixerBlock(nnx.Module):
     """S = LN(mixed(X) + X), X' = LN(FFN(S) + S), with a feed-forward network for each token.
 
-    Equations 1 and 6: FFNₜ(s) = W₂ₜ GELU(W₁ₜ s + b₁ₜ) + b₂ₜ.
+    FFNₜ(s) = W₂ₜ GELU(W₁ₜ s + b₁ₜ) + b₂ₜ.
 
     Args:
         tokens: number of tokens, T.
@@ -61,7 +61,7 @@ class RankMixer(Model):
     """Blocks on tokens, their mean, and an MLP to the logit.
 
     Dense features and vectors, side by side in the order of the fields, are cut into equal parts,
-    the last one padded with zeros, and each part is projected to a token (section 3.2). The paper
+    the last one padded with zeros, and each part is projected to a token. The paper
     groups fields by meaning: order the columns so. Its sparse mixture of experts isn't here.
 
     Args:

@@ -163,7 +163,7 @@ class SSR(Model):
         *,
         layers: int = 2,
         views: int = 4,
-        view_width: int = 64,
+        view_width: int = 32,
         filters: Literal["static", "dynamic"] = "static",
         filter_seed: int = 0,
         iterations: int = 5,

@@ -23,11 +23,11 @@ from dlrm_jax.models.tokens import EPSILON
 
 
 class WukongLayer(nnx.Module):
-    """X' = LN(concat(FMB(X), LCB(X)) + X), a row for each vector (section 3.3).
+    """X' = LN(concat(FMB(X), LCB(X)) + X), a row for each vector.
 
     The linear compression LCB(X) = W X mixes vectors. The factorization machine block
     FMB(X) = MLP(LN(X Xᵀ Y)), flat and then in rows again, has products of all pairs, which a
-    learned Y [n, k] compresses (sections 3.4 to 3.6). Where the layer changes the number of
+    learned Y [n, k] compresses, the paper's optimized FM. Where the layer changes the number of
     vectors, X becomes R X in the sum.
 
     Args:

@@ -54,6 +54,16 @@ CONFIGS = {
     "shared_bottom": {"labels": LABELS},
     "mmoe": {"labels": LABELS, "normalization": "batch"},
     "esmm": {"labels": LABELS, "pooling": "learned"},
+    "afn": {"pooling": "mean"},
+    "afn_plus": {"normalization": "batch"},
+    "masknet": {"model_options": ("structure=parallel",), "compute_dtype": "bfloat16"},
+    "finalmlp": {"numeric_embedding": "linear", "model_options": ("context_1=numeric.*",)},
+    "finalnet": {"normalization": "batch", "dropout": 0.5, "top_mlp": (6, 1)},
+    "gdcn": {"dense_features": 0},
+    "fcn": {"dropout": 0.5},
+    "wukong": {"compression": "quotient_remainder", "compress_above": 10},
+    "rankmixer": {"model_options": ("layers=3",)},
+    "ssr": {"model_options": ("view_width=8",)},
 }  # fmt: skip
 QUICK = ("dlrm", "din", "esmm")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from normalized import numbers
 from saved_run import CONFIG, DATA, examples, save
 from setups import train
@@ -18,7 +20,7 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
-from dlrm_jax.training.model import unread
+from dlrm_jax.training.model import make_model, unread
 from dlrm_jax.training.serialization import flatten
 
 REGULARIZED = dataclasses.replace(
@@ -65,6 +67,35 @@ def test_the_recipe_of_criteo_x1_has_39_fields_of_width_10(model):
         assert shapes["model.cross.0.factors.0"] == (390, 390)
     else:  # 39 vectors and the constant of the bottom MLP
         assert shapes["model.top.layers.0.kernel"] == (10 + 40 * 39 // 2, 500)
+
+
+# Of FuxiCTR's logs in BARS: all parameters, less those of tables and of the vectors of numbers.
+# Its MaskNet has no bias in three layers of 400 outputs, its FinalMLP a second bias of the logit.
+PUBLISHED = {
+    "ctr_x1_afn_plus": 42_411_303 - 2 * 20_863_160,
+    "ctr_x1_masknet": 21_530_629 - 20_863_160 + 3 * 400,
+    "ctr_x1_finalmlp": 22_478_162 - 20_863_420 - 130 - 230 - 1,
+    "ctr_x1_finalnet": 21_658_582 - 20_863_420,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_of_other_models_have_as_many_parameters_as_published(name):
+    config = preset(name)
+    model = nnx.eval_shape(lambda: make_model(config, {}, nnx.Rngs(0)))
+    params = flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    sizes = {key: math.prod(x.shape) for key, x in params.items()}
+    numeric = [size for key, size in sizes.items() if key.startswith("numeric_vectors")]
+    assert sum(sizes.values()) - sum(numeric) == PUBLISHED[name]
+    assert set(numeric) == {130}
+
+
+@pytest.mark.parametrize("name", ["gdcn", "fcn", "wukong", "rankmixer", "ssr"])
+def test_models_without_a_published_recipe_take_that_of_others(name):
+    config = dataclasses.replace(preset("ctr_x1"), model=name)
+    model = nnx.eval_shape(lambda: make_model(config, {}, nnx.Rngs(0)))
+    dropouts = [x for _, x in nnx.iter_modules(model) if isinstance(x, nnx.Dropout)]
+    assert {x.rate for x in dropouts} == {0.1}
 
 
 def test_what_no_model_reads_is_said():
