@@ -250,6 +250,6 @@ def damaged(reason: str) -> UserError:
     """The error of arrays that no map has given.
 
     Args:
-        reason: what is wrong.
+        reason: contradiction, for the message.
     """
     return UserError(f"id map: {reason}; restore an undamaged checkpoint, made with this policy")

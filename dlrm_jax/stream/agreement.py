@@ -41,7 +41,7 @@ class Own:
     Attributes:
         found: result of its reading.
         signal: number of the signal that it has got; 0 for none.
-        due: what is due by its clock.
+        due: actions that are due by its clock.
         checksum: checksum of all rows of its batch; 0 without one.
         error: why it can't read the stream; None if it can.
     """
@@ -60,7 +60,7 @@ class Turn:
     Attributes:
         found: a batch if all have it, and the end if all are idle.
         signal: number of the signal that one of them has got; 0 for none.
-        due: what is due by the clock of process 0.
+        due: actions that are due by the clock of process 0.
         missing: processes that have no batch, where others have one.
     """
 
@@ -74,7 +74,7 @@ def agree(own: Own) -> Turn:
     """What all processes do next; they call it together.
 
     Args:
-        own: what this process knows.
+        own: knowledge of this process.
 
     Raises:
         UserError: a process can't read the stream, or has found other rows than process 0. All

@@ -124,7 +124,9 @@ def run_stream(
             checkpoints = dataclasses.replace(checkpoints, ahead=ahead.take)
         else:
             opened.enter_context(owned(workdir))
-        publication = options.publication and opened.enter_context(options.publication)
+        publication: Publication | None = None
+        if options.publication:
+            publication = opened.enter_context(options.publication)
         checkpoints.prepare()
         maps = id_maps_of(learner.collection, config.seed)
         if maps:

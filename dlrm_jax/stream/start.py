@@ -85,7 +85,7 @@ def read_later(
 
     Args:
         checkpoints: checkpoints of the run.
-        begun: what it goes on from.
+        begun: state that it goes on from, and what belongs to it.
         say: function that shows a line of text to the user.
     """
     if not begun.before:

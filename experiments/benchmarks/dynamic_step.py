@@ -80,7 +80,7 @@ def dynamic_steps(config: Config, mesh: Mesh, ids: Ids) -> Callable[[], float]:
     maps = id_maps_of(learner.collection, config.seed)
     assert maps
     for own in maps.maps.values():
-        own.translate(np.arange(own.capacity), now=0)
+        own.parts[0].translate(np.arange(own.capacity), now=0)
     live = LiveMaps(learner, maps, config.seed)
     step, state, numbers = make_train_step(learner), learner.init(config.seed), itertools.count()
 
