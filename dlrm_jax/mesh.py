@@ -148,13 +148,13 @@ def make_mesh(shape: str | tuple[int, int]) -> Mesh:
 
 
 def host_mesh() -> Mesh:
-    """A mesh of one CPU device, whatever accelerators there are: for arrays that are only read.
+    """A mesh of one CPU device of this process: for arrays that are only read.
 
     Raises:
         UserError: JAX was told to have no CPU devices.
     """
     try:
-        device = jax.devices(CPU.platform)[0]
+        device = jax.local_devices(backend=CPU.platform)[0]
     except (RuntimeError, AssertionError) as error:  # the latter has no words
         devices()  # raises if none of those that are asked for are there
         raise UserError(

@@ -11,12 +11,13 @@ from __future__ import annotations
 import functools
 import json
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import UInt8
 
 from dlrm_jax.backend import devices
 from dlrm_jax.errors import DamagedCheckpointError, UserError
@@ -31,6 +32,7 @@ _START_SECONDS = 300
 _END_SECONDS = 60
 
 _CHUNK = 1024  # bytes
+_PIECE = 1 << 22  # bytes that a process sends at a time
 
 _coordinators: list[str] = []  # that this process has joined: one at most
 
@@ -136,6 +138,10 @@ def is_process_0() -> bool:
     return jax.process_index() == 0
 
 
+Ask = Callable[[Any], Any]
+"""A function in process 0 of a request to all processes, a JSON value; it gives their answer."""
+
+
 def on_process_0(action: Callable[[], Any]) -> Any:
     """Calls a function in process 0 while the others wait.
 
@@ -151,25 +157,44 @@ def on_process_0(action: Callable[[], Any]) -> Any:
         UserError, OSError: the function raised it; it is raised again in all processes.
         RuntimeError: the function raised another error; process 0 raises that error itself.
     """
+    return led(lambda ask: action(), lambda request: None)
+
+
+def led(action: Callable[[Ask], Any], answer: Ask) -> Any:
+    """As `on_process_0`, for a function that needs what the other processes have.
+
+    Args:
+        action: function of `Ask`, in process 0. It calls nothing else that processes do together.
+        answer: function of a request, which all processes call at the same time. Process 0 gets
+            what it returns there.
+    """
     if not is_distributed():
-        return action()
-    answer, failure = {}, None
-    if is_process_0():
-        try:
-            answer = {"result": action()}
-        except Exception as error:  # raised below, when the others know
-            failure = error
-            kind = next((k for k, cls in _SHARED.items() if isinstance(error, cls)), None)
-            arguments = list(error.args) if kind else [repr(error)]
-            if isinstance(error, OSError) and error.filename is not None:
-                arguments.append(str(error.filename))  # which isn't among them
-            answer = {"error": kind, "arguments": arguments}
-    answer = json.loads(_broadcast(json.dumps(answer).encode()))
+        return action(answer)
+    if not is_process_0():
+        while "request" in (ended := json.loads(_broadcast(b""))):
+            answer(ended["request"])
+        if "error" in ended:
+            raise _SHARED.get(ended["error"], RuntimeError)(*ended["arguments"])
+        return ended["result"]
+
+    def ask(request: Any) -> Any:
+        _broadcast(json.dumps({"request": request}).encode())
+        return answer(request)
+
+    failure = None
+    try:
+        ended = {"result": action(ask)}
+    except Exception as error:  # raised below, when the others know
+        failure = error
+        kind = next((k for k, cls in _SHARED.items() if isinstance(error, cls)), None)
+        arguments = list(error.args) if kind else [repr(error)]
+        if isinstance(error, OSError) and error.filename is not None:
+            arguments.append(str(error.filename))  # which isn't among them
+        ended = {"error": kind, "arguments": arguments}
+    ended = json.loads(_broadcast(json.dumps(ended).encode()))
     if failure is not None:
         raise failure
-    if "error" in answer:
-        raise _SHARED.get(answer["error"], RuntimeError)(*answer["arguments"])
-    return answer["result"]
+    return ended["result"]
 
 
 def check_same(
@@ -209,28 +234,43 @@ def gathered(values: np.ndarray) -> np.ndarray:
     return _exchanged("all", values) if is_distributed() else values[None]
 
 
+def gathered_bytes(content: UInt8[np.ndarray, " n"]) -> list[UInt8[np.ndarray, " _"]]:
+    """The bytes of all processes, in their order, however many each has."""
+    if not is_distributed():
+        return [content]
+    # An int32 counts up to 2 GiB.
+    halves = gathered(np.array(divmod(len(content), 1 << 30), np.int32)).tolist()
+    found = [np.zeros((high << 30) + low, np.uint8) for high, low in halves]
+    longest = max(map(len, found))
+    for first in range(0, longest, _PIECE):
+        # One of a few sizes, each of which is compiled.
+        size = min(_PIECE, max(_CHUNK, 1 << (longest - first - 1).bit_length()))
+        own = content[first : first + size]
+        pieces = gathered(np.pad(own, (0, size - len(own))))
+        for whole, piece in zip(found, pieces, strict=True):
+            whole[first : first + size] = piece[: max(0, len(whole) - first)]
+    return found
+
+
 def gathered_texts(text: str) -> list[str]:
     """The texts of all P processes, in their order."""
-    content = text.encode()
-    sizes = gathered(np.array(len(content), np.int32))
-    padded = np.zeros(-(-max(1, int(sizes.max())) // _CHUNK) * _CHUNK, np.uint8)
-    padded[: len(content)] = np.frombuffer(content, np.uint8)
-    rows = gathered(padded)
-    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+    found = gathered_bytes(np.frombuffer(text.encode(), np.uint8))
+    return [content.tobytes().decode() for content in found]
 
 
 def agreed(value: int) -> int:
     """The largest value over all processes, which all of them get.
 
-    It exchanges a few bytes, which takes half a millisecond between processes of one machine and
-    nothing in a single process.
-
-    Args:
-        value: value of this process.
+    It exchanges a few bytes, which takes half a millisecond between processes of one machine.
     """
+    return all_agreed([value])[0]
+
+
+def all_agreed(values: Sequence[int]) -> list[int]:
+    """As `agreed`, of several values in one exchange."""
     if not is_distributed():
-        return value
-    return int(_exchanged("largest", np.array(value, np.int32)))
+        return list(values)
+    return _exchanged("largest", np.array(values, np.int32)).tolist()
 
 
 _PROGRAMS = {"first": lambda x: x[0], "all": lambda x: x, "largest": lambda x: x.max(axis=0)}

@@ -206,7 +206,7 @@ class Training:
             record=self.record,
             is_enough=stopping,
             looks_ahead=config.pipelined,
-            step_done=publication.step_done if publication else None,
+            publication=publication,
             maps=live,
             journal=journal,
             note=functools.partial(self._noted, stopping),

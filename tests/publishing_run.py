@@ -76,7 +76,8 @@ class Run:
             if self.live:
                 self.state = self.live.begin(self.state, done)
             self.state, _ = step(self.state, batch)
-            self.publisher.step_done(self.state, done + 1)
+            due = self.publisher.is_due(done + 1)
+            self.publisher.step_done(self.state, done + 1, due)
 
     def publish(self) -> None:
         """Trains a step, publishes its state, and waits until it is written."""

@@ -7,14 +7,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-import jax
 from absl import flags
 
 from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.cli.flags import FLAGS, refuse_unless
 from dlrm_jax.config import Config
 from dlrm_jax.console import status
-from dlrm_jax.errors import UserError
+from dlrm_jax.processes import on_process_0
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.publication import Publication
 
@@ -75,15 +74,10 @@ def published(
         A context of what publishes the run, or of None if ``--publish`` isn't given.
 
     Raises:
-        UserError: the run has several processes, or the directory has other files.
+        UserError: the directory has other files.
     """
     if not FLAGS.publish:
         return contextlib.nullcontext()
-    if jax.process_count() > 1:
-        raise UserError(
-            f"--publish: expected a run in one process, got {jax.process_count()}; publish "
-            f"checkpoints with dlrm_jax export, or train in one process"
-        )
     from dlrm_jax.publishing.live_model import LiveModels
     from dlrm_jax.publishing.published import check_directory
     from dlrm_jax.publishing.publisher import Publisher, Settings
@@ -91,7 +85,8 @@ def published(
 
     name = workdir.resolve().name
     directory = Path(FLAGS.publish)
-    check_directory(directory, workdir)  # a standby is told now, and not when it takes over
+    # A standby is told now, and not when it takes over.
+    on_process_0(lambda: check_directory(directory, workdir))
     settings = Settings(
         directory, FLAGS.publish_every_seconds, name, FLAGS.publish_tables,
         patience=_PATIENCE if FLAGS.standby else 0,

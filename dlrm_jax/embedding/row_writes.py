@@ -20,7 +20,6 @@ from dlrm_jax.embedding.state import EmbeddingState
 from dlrm_jax.embedding.table_io import state_specs
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import put_whole
-from dlrm_jax.processes import check_one_process
 
 CHUNK = 4096
 """Rows that one call of a program writes; a call with fewer takes as long."""
@@ -45,7 +44,6 @@ class RowWrites:
     ) -> EmbeddingState:
         """See `EmbeddingCollection.write_rows`."""
         self._layout.check(state)
-        check_one_process()
         tables, slots = dict(state.tables), dict(state.slots)
         for slab in self._layout.slabs:
             names = [name for name in slab.tables if name in rows]

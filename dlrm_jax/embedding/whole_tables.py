@@ -102,13 +102,15 @@ class WholeTables:
     def read_rows(self, state: EmbeddingState, rows: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Some rows of tables on the host, [n, dim] of each table's dtype, as copies.
 
+        Processes do it together, with the same rows, and all get them.
+
         Args:
             state: tables; the optimizers' state isn't read.
             rows: numbers of rows by table, [n] integers.
 
         Raises:
-            UserError: the state is that of other tables or another plan, a row is no integer or out
-                of range, or another process has it.
+            UserError: the state is that of other tables or another plan, or a row is no integer or
+                out of range.
         """
         return row_reads.read_rows(self.layout, state, rows)
 
@@ -130,6 +132,8 @@ class WholeTables:
     ) -> EmbeddingState:
         """Gives rows of tables the values and the optimizer state that `read_row_state` has read.
 
+        Processes do it together, with the same rows and values.
+
         Args:
             state: tables and their optimizer state; it is donated.
             rows: numbers of rows by table, [n] integers, each once.
@@ -137,7 +141,7 @@ class WholeTables:
 
         Raises:
             UserError: the state is that of other tables or another plan, a row is no integer or out
-                of range, an array has another shape, or there are several processes.
+                of range, or an array has another shape.
         """
         return self._row_writes(state, rows, values)
 

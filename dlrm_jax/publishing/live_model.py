@@ -13,15 +13,19 @@ from dlrm_jax.artifact.id_notes import KeysNote
 from dlrm_jax.config import Config
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.dynamic_ids.keys import Keys
-from dlrm_jax.embedding import EmbeddingCollection, Table
+from dlrm_jax.embedding import Table
 from dlrm_jax.inference.loading import for_prediction
 from dlrm_jax.inference.noted_ids import fields_of, note_ids
 from dlrm_jax.mesh import host_mesh
+from dlrm_jax.processes import Ask
+from dlrm_jax.publishing.state_reads import KEYS, rows_from
 from dlrm_jax.serving.trained_model import DenseModel, TrainedModel
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.kept_data import find_kept
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.sampling import KEPT_NEGATIVES
+
+_BLOCK = 1 << 16  # rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +34,12 @@ class LiveModel(TrainedModel):
 
     Attributes:
         state: state; it mustn't be donated meanwhile.
-        trained: collection that the state is of.
+        ask: function that answers requests for parts of the state, see `state_reads`.
         keys: ids of the rows of the state, by map.
     """
 
     state: TrainState
-    trained: EmbeddingCollection
+    ask: Ask
     keys: Mapping[str, Keys]
 
     @functools.cached_property
@@ -48,9 +52,17 @@ class LiveModel(TrainedModel):
 
     def tables(self) -> Iterator[tuple[Table, np.ndarray]]:
         """Yields each table with its rows, as `TrainedModel.tables`."""
-        for name, table in self.learner.collection.tables.items():
-            numbers = {name: np.arange(table.rows, dtype=np.int32)}
-            yield table, self.trained.read_rows(self.state.embedding, numbers)[name]
+        for table in self.learner.collection.tables.values():
+            rows = np.empty((table.rows, table.dim), np.dtype(table.dtype))
+            for first, block in self.blocks(table.name):
+                rows[first : first + len(block)] = block
+            yield table, rows
+
+    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the rows of a table, block by block, each with the number of its first row."""
+        end = self.learner.collection.tables[name].rows
+        for first in range(0, end, _BLOCK):
+            yield first, self.ask(rows_from(name, first, min(first + _BLOCK, end)))
 
     def noted_keys(self) -> Iterator[tuple[KeysNote, Keys]]:
         """Yields the ids of the rows of each map, as `TrainedModel.noted_keys`."""
@@ -71,6 +83,7 @@ class LiveModels:
 
     Attributes:
         workdir: directory of the run.
+        trained: collection that the states are of.
     """
 
     def __init__(
@@ -82,7 +95,7 @@ class LiveModels:
         workdir: Path,
         schema: Schema | None = None,
     ):
-        self._config, self._trained, self.workdir = config, learner.collection, workdir
+        self._config, self.trained, self.workdir = config, learner.collection, workdir
         self._noted: Mapping[str, object] = {
             "identity": {"data": data},
             KEPT_NEGATIVES: kept_negatives,
@@ -92,13 +105,13 @@ class LiveModels:
         fields = fields_of(schema) if schema else None
         self._id_rows = note_ids(config, self._learner.collection, fields)
 
-    def of(self, state: TrainState, step: int, keys: Mapping[str, Keys]) -> LiveModel:
+    def of(self, state: TrainState, step: int, ask: Ask) -> LiveModel:
         """The model of a state after so many steps.
 
         Args:
             state: state.
             step: number of steps.
-            keys: ids of the rows of the state, by map; none without dynamic ids.
+            ask: function that answers requests for parts of the state.
         """
         checkpoint = self.workdir / "checkpoints" / f"{step:08d}"
         return LiveModel(
@@ -109,6 +122,6 @@ class LiveModels:
             find_kept(checkpoint),
             self._id_rows,
             state,
-            self._trained,
-            keys,
+            ask,
+            ask(KEYS),
         )

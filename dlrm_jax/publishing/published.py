@@ -28,7 +28,6 @@ from dlrm_jax.training.touched_rows import Numbers
 from dlrm_jax.workspaces import sweep
 
 _LOCK = "publishing.lock"
-_CHUNK = 1 << 16  # rows
 
 
 class Published(NamedTuple):
@@ -191,12 +190,11 @@ def differing_rows(published: Published, model: LiveModel) -> tuple[Numbers, dic
     found: Numbers = {}
     for name, table in tables.items():
         parts = []
-        for first in range(0, len(table.rows), _CHUNK):
-            there = table.rows[first : first + _CHUNK]
-            numbers = np.arange(first, first + len(there), dtype=np.int32)
-            own = model.trained.read_rows(model.state.embedding, {name: numbers})[name]
+        for first, own in model.blocks(name):
+            there = table.rows[first : first + len(own)]
             stored = encode(own.astype(np.float32), table.row_format, first_row=first)
-            parts.append(numbers[(stored != there).any(axis=1)])
+            differ = np.flatnonzero((stored != there).any(axis=1))
+            parts.append(first + differ.astype(np.int32))
         if len(numbers := np.concatenate(parts)):
             found[name] = numbers
     return found, {name: index.keys for name, index in ids.indexes.items()} if ids else {}

@@ -20,6 +20,7 @@ from jaxtyping import Int
 from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.dynamic_ids.keys import Keys
 from dlrm_jax.errors import UserError
+from dlrm_jax.processes import Ask, is_process_0, led, on_process_0
 from dlrm_jax.publishing.delta_writer import DeltaWriter, Taken, delete_old
 from dlrm_jax.publishing.live_model import LiveModel, LiveModels
 from dlrm_jax.publishing.published import (
@@ -31,6 +32,7 @@ from dlrm_jax.publishing.published import (
     publications,
 )
 from dlrm_jax.publishing.run_note import claim
+from dlrm_jax.publishing.state_reads import TAKE, TAKEN_ROWS, StateReads
 from dlrm_jax.serving.export import export
 from dlrm_jax.training.learner import TrainState
 from dlrm_jax.training.live_maps import LiveMaps
@@ -62,6 +64,9 @@ class Settings(NamedTuple):
 class Publisher:
     """Publishes a run. A context manager, whose end waits for what is being written.
 
+    All processes of a run have one and call its methods together. That of process 0 decides and
+    writes, and asks the others for what they have of a state.
+
     What can't be written, as on a full disk, gives a warning; its rows belong to the next
     publication. Several failures in a row give one warning. The end warns if the last state isn't
     published.
@@ -83,6 +88,7 @@ class Publisher:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._settings, self._models, self._touched = settings, models, touched
+        self._reads = StateReads(models.trained, touched)
         self._say, self._clock = say, clock
         self._step = -1  # of the last publication; later ones are of later steps
         self._trained = -1  # last step that was done
@@ -102,15 +108,19 @@ class Publisher:
                 apart from the run's.
         """
         with contextlib.ExitStack() as stack:
-            settings, workdir = self._settings, self._models.workdir
-            stack.enter_context(publications(settings.directory, workdir, settings.patience))
-            writer = DeltaWriter(settings.share, settings.deltas)
-            self._writer = stack.enter_context(writer)
+            on_process_0(lambda: self._open(stack))
             self._stack = stack.pop_all()
         return self
 
+    def _open(self, stack: contextlib.ExitStack) -> None:
+        settings, workdir = self._settings, self._models.workdir
+        stack.enter_context(publications(settings.directory, workdir, settings.patience))
+        self._writer = stack.enter_context(DeltaWriter(settings.share, settings.deltas))
+
     def __exit__(self, *error: object) -> None:
         with self._stack:
+            if not is_process_0():
+                return
             self._settle(wait=True)
             if self._trained > self._step:
                 self._warn_at_end(
@@ -146,14 +156,17 @@ class Publisher:
         Raises:
             UserError: what is published is of another model or run and of a later step.
         """
-        settings, step = self._settings, int(state.step)
         self._maps = maps
+        led(lambda ask: self._begin(state, ask), self._reads.of(state, maps))
+
+    def _begin(self, state: TrainState, ask: Ask) -> None:
+        settings, step = self._settings, int(state.step)
         self._due = self._clock() + settings.seconds
         self._step = last_step(settings.directory)
         published, others, differing = None, set(), {}
         try:
             if published := newest(settings.directory):
-                model = self._models.of(state, step, self._keys_at(step))
+                model = self._models.of(state, step, ask)
                 others = differences(published.manifest, model, settings.name, settings.row_format)
                 if not others:
                     differing, self._keys = differing_rows(published, model)
@@ -179,46 +192,56 @@ class Publisher:
         self._writer.published = published
         self._say(f"publish: goes on after step {self._step} in {settings.directory}")
 
-    def step_done(self, state: TrainState, step: int) -> bool:
-        """Publishes a state if one is due; says whether that has taken time.
+    def is_due(self, step: int) -> bool:
+        """Whether a state of this step or a later one is to be published; process 0 knows."""
+        is_time = is_process_0() and self._clock() >= self._due and step > self._step
+        return is_time and self._settle(wait=False)
+
+    def step_done(self, state: TrainState, step: int, due: bool) -> bool:
+        """Publishes a state if it is due; says whether that has taken time.
 
         Args:
             state: state after a step, which isn't donated yet.
             step: number of the step.
+            due: answer of `is_due` in process 0.
         """
         self._touched.done(step)
         self._trained = step
-        if self._clock() < self._due or step <= self._step or not self._settle(wait=False):
-            return False
-        self._publish(state, step)
-        self._due = self._clock() + self._settings.seconds
-        return True
+        if due:
+            reads = self._reads.of(state, self._maps)
+            led(lambda ask: self._publish(state, step, ask), reads)
+        return due
 
     def end(self, state: TrainState) -> None:
         """Publishes the last state, and waits until it is written."""
+        self._trained = int(state.step)
+        self._touched.done(self._trained)
+        led(lambda ask: self._end(state, ask), self._reads.of(state, self._maps))
+
+    def _end(self, state: TrainState, ask: Ask) -> None:
         self._settle(wait=True)
-        self._trained = step = int(state.step)
-        self._touched.done(step)
+        step = self._trained
         for _ in range(2):  # again if what the delta is of turns out to be damaged
-            if step > self._step:
-                self._publish(state, step)
-                self._settle(wait=True)
+            self._publish(state, step, ask)
+            self._settle(wait=True)
 
-    def _publish(self, state: TrainState, step: int) -> None:
-        """Takes a state and has its delta written; or writes a base, if there is none."""
-        model = self._models.of(state, step, self._keys_at(step))
-        if self._writer.published is None:
-            self._write_base(model, step)
+    def _publish(self, state: TrainState, step: int, ask: Ask) -> None:
+        """Takes a later state and has its delta written; or writes a base, if there is none."""
+        if step <= self._step:
             return
-        now, numbers = time.time(), self._touched.take()
-        rows = model.trained.read_rows(state.embedding, numbers)
-        changes = {name: own.changes(self._keys[name]) for name, own in model.keys.items()}
-        taken = Taken(step, now, numbers, rows, model.dense.layers, model.keys, changes)
-        self._writing = taken, self._writer.submit(taken)
+        model = self._models.of(state, step, ask)
+        if self._writer.published is None:
+            self._write_base(model, step, ask)
+        else:
+            now, numbers, rows = time.time(), ask(TAKE), ask(TAKEN_ROWS)
+            changes = {name: own.changes(self._keys[name]) for name, own in model.keys.items()}
+            taken = Taken(step, now, numbers, rows, model.dense.layers, model.keys, changes)
+            self._writing = taken, self._writer.submit(taken)
+        self._due = self._clock() + self._settings.seconds
 
-    def _write_base(self, model: LiveModel, step: int) -> None:
+    def _write_base(self, model: LiveModel, step: int, ask: Ask) -> None:
         settings, begun = self._settings, self._clock()
-        numbers = self._touched.take()
+        numbers = ask(TAKE)
         try:
             export(model, settings.directory / str(step), settings.name, settings.row_format)
             self._writer.published, self._step = newest(settings.directory), step
@@ -252,9 +275,6 @@ class Publisher:
         if damaged := self._writer.compact_if_due(wait):
             self._step = damaged.manifest.step  # later states are to be published, as a whole
         return True
-
-    def _keys_at(self, step: int) -> dict[str, Keys]:
-        return self._maps.keys_at(step) if self._maps else {}
 
     def _failed(self, step: int, error: Exception) -> None:
         if not self._failure:

@@ -32,6 +32,7 @@ class Due(enum.IntFlag):
 
     CHECKPOINT = 1
     JOURNAL = 2
+    PUBLICATION = 4
 
 
 @dataclasses.dataclass(frozen=True)

@@ -165,7 +165,7 @@ class StreamLoop:
                 if not isinstance(item, _Placed):  # otherwise another process has no batch yet
                     item = self._poll(placed)
                 try:
-                    turn = agree(self._own(item, requested(), saved_at))
+                    turn = agree(self._own(item, step, requested(), saved_at))
                 except UserError:
                     save()
                     raise
@@ -213,8 +213,9 @@ class StreamLoop:
                     journal.write(state, notes)
                     waited = True
                 # Also while nothing comes: the last state may have been too early for the interval.
-                if self._publication and self._publication.step_done(state, step):
-                    waited = True
+                if publication := self._publication:
+                    publishing = Due.PUBLICATION in turn.due
+                    waited = publication.step_done(state, step, publishing) or waited
                 if now - shown_at >= _SHOWN_EVERY:
                     shown_at = now
                     self._show(step, progress, clock)
@@ -237,13 +238,17 @@ class StreamLoop:
         except UserError as error:
             return error
 
-    def _own(self, item: _Placed | UserError | float, signal: int, saved_at: float) -> Own:
+    def _own(
+        self, item: _Placed | UserError | float, step: int, signal: int, saved_at: float
+    ) -> Own:
         """What this process tells the others before a step."""
         due, seconds = Due(0), self._intervals.checkpoint_seconds
         if 0 < seconds <= time.monotonic() - saved_at:
             due |= Due.CHECKPOINT
         if self._journal and self._journal.interval_over:
             due |= Due.JOURNAL
+        if self._publication and self._publication.is_due(step + isinstance(item, _Placed)):
+            due |= Due.PUBLICATION
         if isinstance(item, _Placed):
             return Own(Found.BATCH, signal, due, item.checksum)
         if isinstance(item, UserError):

@@ -18,10 +18,11 @@ from dlrm_jax.console import status
 from dlrm_jax.data.batches import Batches
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.errors import CopiesDifferError, UserError
-from dlrm_jax.processes import agreed, is_process_0
+from dlrm_jax.processes import agreed, all_agreed, is_process_0
 from dlrm_jax.signals import Interrupted, deferred
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps, stopped_after
+from dlrm_jax.training.publication import Publication
 from dlrm_jax.training.run_journal import RunJournal
 from dlrm_jax.training.step import TrainStep
 
@@ -72,7 +73,7 @@ def train(
     record: Callable[[int, str, Metrics], None],
     is_enough: Callable[[int, Metrics], bool] = lambda step, validation: False,
     looks_ahead: bool = False,
-    step_done: Callable[[TrainState, int], bool] | None = None,
+    publication: Publication | None = None,
     maps: LiveMaps | None = None,
     journal: RunJournal | None = None,
     note: Callable[[Metrics | None, float | None], Mapping[str, Any]] = lambda *_: {},
@@ -94,8 +95,7 @@ def train(
         is_enough: function that says whether to stop after a step, by its validation metrics.
         looks_ahead: whether the step also takes the batch after its own, as `PipelinedStep` does;
             after the last one, its own again.
-        step_done: function that is called with the state after each step, and the step; it returns
-            whether it has taken time. None for nothing.
+        publication: publisher of the states, which knows the batches; None for nothing.
         maps: maps that have translated the batches' ids; None without dynamic ids.
         journal: journal of the run, which is told of the batches elsewhere; None for none. If there
             is no checkpoint that its entries follow, one is due when an entry is.
@@ -153,8 +153,13 @@ def train(
                 enough = is_enough(step, validation)
             due = due or enough
             # Of any process. Read once: a signal that comes later waits for its step.
-            stop = agreed(requested())
-            entry = journal if journal and journal.interval_over else None
+            asked = [
+                requested(),
+                bool(journal and journal.interval_over),
+                bool(publication and publication.is_due(step)),
+            ]
+            stop, writing, publishing = all_agreed(asked)
+            entry = journal if writing else None
             due = due or bool(entry and not entry.begun)
             if stop or evaluating or due or comparing:
                 read_losses(0)
@@ -168,7 +173,7 @@ def train(
                 read_losses(0)
                 entry.write(state, note(validation, clock.examples_per_second))
                 clock.go_on()
-            if step_done and step_done(state, step):
+            if publication and publication.step_done(state, step, bool(publishing)):
                 clock.go_on()
             if stop:
                 raise Interrupted(stop, saved)

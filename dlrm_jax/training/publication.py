@@ -35,8 +35,22 @@ class Publication(Protocol):
         """
         ...
 
-    def step_done(self, state: TrainState, step: int) -> bool:
-        """Is told of the state after a step; returns whether it has taken time."""
+    def is_due(self, step: int) -> bool:
+        """Whether there is something to do after a step; of several processes, one may know.
+
+        Args:
+            step: number of the step, which may not have been started yet.
+        """
+        ...
+
+    def step_done(self, state: TrainState, step: int, due: bool) -> bool:
+        """Is told of the state after a step; returns whether it has taken time.
+
+        Args:
+            state: state.
+            step: number of the step.
+            due: whether `is_due` was true in any process.
+        """
         ...
 
     def end(self, state: TrainState) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, Int32
+from jaxtyping import Bool, Int, Int32, UInt8
 
 from dlrm_jax.dynamic_ids.id_columns import map_groups
 from dlrm_jax.embedding import EmbeddingCollection
+from dlrm_jax.processes import gathered_bytes, is_distributed
 from dlrm_jax.training.learner import Learner
 
 Numbers = dict[str, Int32[np.ndarray, " n"]]
@@ -23,6 +24,8 @@ _Read = tuple[Any, Any, Bool[np.ndarray, " rows"]]
 
 class TouchedRows:
     """The rows that may have changed since they were last taken; a byte for each row of a table.
+
+    Each of several processes marks those of its own samples, and they take them together.
 
     A step changes the rows that its batch names, whatever the optimizer: moments of others rest.
     Only an L2 penalty of all rows changes them all, see `all_rows`. Frozen tables don't change, but
@@ -73,12 +76,43 @@ class TouchedRows:
                 marks[present if id_map is None else id_map(present)] = True
 
     def take(self) -> Numbers:
-        """The rows that are marked; they aren't marked any more."""
+        """The rows that are marked in any process; they aren't marked any more.
+
+        All processes call it at the same time, after the same step.
+        """
+        if is_distributed():
+            for content in gathered_bytes(self._packed()):
+                self._mark_packed(content)
         found = {name: np.flatnonzero(x).astype(np.int32) for name, x in self._marks.items()}
         for name, numbers in found.items():
             self._marks[name][numbers] = False
         self._mark_all()
         return {name: numbers for name, numbers in found.items() if len(numbers)}
+
+    def _packed(self) -> UInt8[np.ndarray, " n"]:
+        """The marked rows of each table: how many, then their numbers, or a bit for each row."""
+        parts = []
+        for marks in self._marks.values():
+            count = int(np.count_nonzero(marks))
+            parts.append(np.array([count], np.int32).view(np.uint8))
+            if _as_numbers(count, len(marks)):
+                parts.append(np.flatnonzero(marks).astype(np.int32).view(np.uint8))
+            else:
+                parts.append(np.packbits(marks))
+        return np.concatenate(parts)
+
+    def _mark_packed(self, content: UInt8[np.ndarray, " n"]) -> None:
+        """Marks the rows of what `_packed` gave."""
+        start = 4
+        for marks in self._marks.values():
+            count = int(content[start - 4 : start].view(np.int32)[0])
+            if _as_numbers(count, len(marks)):
+                end = start + 4 * count
+                marks[content[start:end].view(np.int32)] = True
+            else:
+                end = start + -(-len(marks) // 8)
+                marks |= np.unpackbits(content[start:end], count=len(marks)).view(bool)
+            start = end + 4
 
     def _mark_all(self) -> None:
         for name in self._all_rows:
@@ -88,6 +122,11 @@ class TouchedRows:
         """Marks rows, such as those that were taken in vain."""
         for name, numbers in rows.items():
             self._marks[name][numbers] = True
+
+
+def _as_numbers(count: int, rows: int) -> bool:
+    """Whether the numbers of so many of a table's rows have fewer bytes than a bit for each row."""
+    return 32 * count < rows
 
 
 def touched_rows(learner: Learner) -> TouchedRows:

@@ -178,7 +178,7 @@ def measure(config: Config, row_format: RowFormat, scratch: Path) -> dict[str, A
             batch = learner.put(noted[step])
             state = live.begin(state, step) if live else state
             state, _ = train_step(state, batch)
-            publisher.step_done(state, step + 1)
+            publisher.step_done(state, step + 1, publisher.is_due(step + 1))
         publisher.end(state)
         port = free_port()
         command = [sys.executable, "-m", "dlrm_jax", "serve", settings.directory, "--name=model"]
@@ -193,7 +193,7 @@ def measure(config: Config, row_format: RowFormat, scratch: Path) -> dict[str, A
                     state = live.begin(state, step) if live else state
                     state, loss = train_step(state, batch)
                     jax.block_until_ready(loss)  # a loop may not run ahead of what it computes
-                    if publisher.step_done(state, step + 1):
+                    if publisher.step_done(state, step + 1, publisher.is_due(step + 1)):
                         taken.append((step + 1, time.monotonic()))
             behind = time.monotonic() - arrivals.times(warm + steps - 1)[-1]
             publisher.end(state)

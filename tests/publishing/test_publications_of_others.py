@@ -176,9 +176,9 @@ def test_numbers_that_are_not_finite_are_not_published(tmp_path: Path):
         run.publish()
         params = run.state.params
         run.state = dataclasses.replace(run.state, params={**params, "top": _nan(params["top"])})
-        run.publisher.step_done(run.state, 2)
+        run.publisher.step_done(run.state, 2, False)
         run.now += 1000
-        assert run.publisher.step_done(run.state, 3)
+        assert run.publisher.step_done(run.state, 3, run.publisher.is_due(3))
         run.settle()
         assert "step 3 isn't published: expected finite numbers, layer top" in run.said[-1]
         assert run.deltas() == []

@@ -14,13 +14,24 @@ from jax.experimental import multihost_utils
 from named_arrays import dense_arrays, start
 from setups import Setup, train
 
+from dlrm_jax import processes
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import emulate_devices
-from dlrm_jax.processes import agreed, check_same, is_process_0, join, on_process_0
+from dlrm_jax.processes import (
+    agreed,
+    all_agreed,
+    check_same,
+    gathered_bytes,
+    is_process_0,
+    join,
+    led,
+    on_process_0,
+)
 from dlrm_jax.training import checksums
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.touched_rows import TouchedRows
 
 DEVICES = 8
 STEPS = 8  # of the run that is gone on with
@@ -47,6 +58,7 @@ def main(coordinator: str, count: int, index: int, directory: Path) -> None:
         learner = Setup(**fields).learner()
         state, losses = train(learner, start(learner, initial), batches, wanted["steps"])
         arrays = gathered(learner, state)
+        check_reads(learner, state, arrays)
         if is_process_0():
             path = directory / f"trained-{number}.npz"
             np.savez(path, allow_pickle=False, losses=losses, **arrays)
@@ -60,9 +72,19 @@ def main(coordinator: str, count: int, index: int, directory: Path) -> None:
     rest = batches[STEPS_BEFORE:] + batches[:STEPS_BEFORE]
     state, _ = train(learner, state, rest, STEPS - STEPS_BEFORE)
     Checkpoints(directory / "after", {}).save(learner, state, {}, None)
+    numbers, values = check_reads(learner, state, gathered(learner, state))
+    written = learner.collection.write_rows(learner.init(1).embedding, numbers, values)
+    assert_same(learner.collection.read_row_state(written, numbers), values)
 
+    answers: list[list[int]] = []
+    processes._PIECE = 1 << 11
     seen = {
         "largest": agreed(index * 10),
+        "largest of two": all_agreed([index, -index]),
+        "bytes": [x.tolist() for x in gathered_bytes(np.full(3000 * index, index, np.uint8))],
+        "led": led(lambda ask: [ask(3), ask(4)], lambda x: answering(answers, x + index)),
+        "answers": answers,
+        "touched": touched(learner, index),
         "result": on_process_0(lambda: ["of", index]),
         "long": on_process_0(lambda: "x" * 5000),
         "error": message(UserError, lambda: on_process_0(failing(UserError(f"of {index}")))),
@@ -88,6 +110,45 @@ def gathered(learner: Learner, state: TrainState) -> dict[str, np.ndarray]:
         for key, array in logical.items()
     }
     return tables | dense_arrays(state.params)
+
+
+def answering(answers: list[list[int]], value: int) -> list[int]:
+    """The values of all processes."""
+    answers.append([agreed(value), value])
+    return answers[-1]
+
+
+def check_reads(learner: Learner, state: TrainState, arrays: dict[str, np.ndarray]) -> tuple:
+    """Checks rows, and their optimizer state, by whole arrays; gives both."""
+    random = np.random.default_rng(0)
+    numbers = {
+        table.name: np.sort(random.permutation(table.rows)[:20]).astype(np.int32)
+        for table in learner.collection.tables.values()
+    }
+    values = learner.collection.read_row_state(state.embedding, numbers)
+    for name, own in values.items():
+        for key, array in own.items():
+            whole = arrays[f"{name}/{key}"]
+            np.testing.assert_array_equal(array, whole[numbers[name]] if whole.ndim else whole)
+    return numbers, values
+
+
+def assert_same(found: dict[str, dict], expected: dict[str, dict]) -> None:
+    for name, own in expected.items():
+        for key, array in own.items():
+            np.testing.assert_array_equal(found[name][key], array)
+
+
+def touched(learner: Learner, index: int) -> list[dict[str, list[int]]]:
+    """The rows that are taken: few of a large table, many, those of one process, and none."""
+    marked = TouchedRows(learner.collection)
+    name = max(learner.collection.tables, key=lambda x: learner.collection.tables[x].rows)
+    rows = learner.collection.tables[name].rows
+    found = []
+    for own in ([index], [*range(index, rows, 3)], [[], [5]][index > 0], []):
+        marked.mark({name: np.array(own, np.int32)})
+        found.append({x: taken.tolist() for x, taken in marked.take().items()})
+    return found
 
 
 def failing(error: Exception) -> Callable[[], None]:

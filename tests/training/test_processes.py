@@ -144,8 +144,21 @@ def check_what_one_process_knows_all_do(trained):
     count, directory = trained
     same = "give all of them the same flags and data"
     seen = [json.loads((directory / f"seen-{index}.json").read_text()) for index in range(count)]
+    touched = seen[0]["touched"]
+    (name,) = touched[0]
+    assert [x.get(name) for x in touched] == [
+        [*range(count)],
+        [row for row in range(max(ROWS.values())) if row % 3 < count],
+        [5],
+        None,
+    ]
     for index, found in enumerate(seen):
+        assert found.pop("touched") == touched
+        assert found.pop("bytes") == [[i] * 3000 * i for i in range(count)]
+        assert found.pop("led") == [[x + count - 1, x] for x in (3, 4)]
+        assert found.pop("answers") == [[x + count - 1, x + index] for x in (3, 4)]
         assert found == {
+            "largest of two": [count - 1, 0],
             "largest": 10 * (count - 1),
             "result": ["of", 0],
             "long": "x" * 5000,
