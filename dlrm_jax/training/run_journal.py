@@ -90,7 +90,7 @@ class RunJournal:
 
         Args:
             state: state, with the losses and predictions of all its steps read.
-            notes: what its checkpoint's metadata would have instead of those of the one before.
+            notes: metadata that differ from those of the checkpoint before.
 
         Raises:
             UserError: see `Journal.write`.
