@@ -59,7 +59,7 @@ class Turn:
     """What all processes do.
 
     Attributes:
-        found: a batch if all have it, and the end if all are idle.
+        found: result that all have in common: a batch, or idleness, which is the end.
         signal: number of the signal that one of them has got; 0 for none.
         due: actions that are due by the clock of process 0.
         missing: processes that have no batch, where others have one.

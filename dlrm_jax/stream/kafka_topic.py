@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
+from dlrm_jax.processes import is_distributed
 from dlrm_jax.stream.messages import Message, check_same, segment_of
 from dlrm_jax.stream.position import Consumed, Position
 from dlrm_jax.stream.source import Segment, UnreachableError
@@ -67,6 +68,9 @@ class KafkaTopic:
     The rows of a message are its value, see `messages`; one without a value has none. A message
     may be deleted when a checkpoint has its last row; others that are deleted are an error, and so
     is a topic that was made anew. No offsets are committed: the checkpoints have them.
+
+    Which message comes next of several partitions depends on who asks, and when. Processes that
+    read by themselves need a topic of one partition.
 
     Args:
         url: ``kafka://HOST:PORT,HOST:PORT/TOPIC?SETTING=VALUE``, with settings of librdkafka such
@@ -158,6 +162,12 @@ class KafkaTopic:
             if topic.error.code() in absent and place is None:
                 return None
             raise self._kafka.KafkaException(topic.error)
+        if len(topic.partitions) > 1 and is_distributed():
+            raise UserError(
+                f"stream: {self._place} has {len(topic.partitions)} partitions, whose messages "
+                f"come to each process in another order; expected one partition for several "
+                f"processes; write a topic of one, or train in one process"
+            )
         known, starts = place.next if place else {}, {}
         for partition in sorted(topic.partitions):
             low, high = self._bounds(partition)

@@ -86,6 +86,13 @@ def test_all_partitions_are_read_once(kafka: MockKafka):
     assert after.segment.endswith(":0=2,1=2,2=2,3=2")
 
 
+def test_processes_that_read_by_themselves_need_one_partition(kafka: MockKafka, monkeypatch):
+    kafka.send(json_messages(log(3), [3]))
+    monkeypatch.setattr("dlrm_jax.stream.kafka_topic.is_distributed", lambda: True)
+    with pytest.raises(UserError, match=r"has 4 partitions, .* expected one partition"):
+        following(opened(kafka), None)
+
+
 def test_another_topic_of_that_name_is_an_error(kafka: MockKafka):
     kafka.send(json_messages(log(3), [3]))
     first = following(opened(kafka), None)
