@@ -40,6 +40,10 @@ class HostExchange:
         self.index, self.count = index, len(sockets) + 1
         self._sockets = sockets
 
+    def __del__(self):
+        for each in self._sockets.values():
+            each.close()
+
     def all_to_all(self, messages: Sequence[bytes]) -> list[bytes]:
         """Sends each process a message, and gets one from each. All call it in the same order.
 

@@ -39,7 +39,7 @@ DATA = Dataset(
 )
 DYNAMIC = dataclasses.replace(
     CONFIG,
-    dynamic_ids=("C2=250:evict_share=0.1:defaults=2",),
+    dynamic_ids=("C2=250:evict_share=0.1:defaults=2:parts=3",),
     learning_rate=1,
     log_every=1,
     eval_every=2,
@@ -99,7 +99,7 @@ def test_resumed_with_other_rows(trained, tmp_path, rows: int, lost: int):
     config = dataclasses.replace(DYNAMIC, dynamic_ids=(f"C2={rows}:evict_share=0.1:defaults=2",))
     learner, said = make_learner(config, make_mesh("2x2")), []
     resumed = run(config, DATA, learner, Options(copy), said.append)
-    line = f"ids of table C2: {rows} rows, 250 in checkpoint 00000007; "
+    line = f"ids of table C2: {rows} rows in one part, 250 in 3 parts in checkpoint 00000007; "
     assert f"{line}{lost} of 248 ids lose their rows" in said
     # Nothing was trained. Metrics are those of what ids have now, not those that were noted.
     same = resumed.summary["validation"] == outcome.summary["validation"]

@@ -41,7 +41,7 @@ class ResizedMaps:
             if (len(saved[name]["keys"]), parts) != (rows, ids.parts):
                 self._changes[name] = change = resized(ids, saved[name], rows, parts)
                 if parts != ids.parts:
-                    self._parts[name] = f" in {ids.parts} parts", f" in {parts}"
+                    self._parts[name] = _in_parts(ids.parts), _in_parts(parts)
                 self._of_table |= {table.name: change for table in tables}
 
     @property
@@ -102,6 +102,10 @@ class ResizedMaps:
         arrays = load_rows(path, metadata, table.name, whole, sums)
         found = {key: np.asarray(array) for key, array in arrays.items()}
         return {key: x[change.source] if x.ndim else x for key, x in found.items()}
+
+
+def _in_parts(count: int) -> str:
+    return " in one part" if count == 1 else f" in {count} parts"
 
 
 def rows_before(metadata: Mapping[str, Any], table: str) -> int:
