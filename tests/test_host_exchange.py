@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import socket
 import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 from threads_as_processes import together
@@ -13,12 +14,21 @@ from dlrm_jax import host_exchange
 from dlrm_jax.host_exchange import HostExchange, LostProcessError, connected
 
 
-def exchanges(count: int) -> list[HostExchange]:
+@pytest.fixture
+def exchanges() -> Iterator[Callable[[int], list[HostExchange]]]:
     """Those of threads in the place of processes."""
-    sockets: list[dict[int, socket.socket]] = [{} for _ in range(count)]
-    for left, right in itertools.combinations(range(count), 2):
-        sockets[left][right], sockets[right][left] = socket.socketpair()
-    return [HostExchange(index, own) for index, own in enumerate(sockets)]
+    opened: list[socket.socket] = []
+
+    def made(count: int) -> list[HostExchange]:
+        sockets: list[dict[int, socket.socket]] = [{} for _ in range(count)]
+        for left, right in itertools.combinations(range(count), 2):
+            sockets[left][right], sockets[right][left] = pair = socket.socketpair()
+            opened.extend(pair)
+        return [HostExchange(index, own) for index, own in enumerate(sockets)]
+
+    yield made
+    for each in opened:
+        each.close()
 
 
 def message(of: int, to: int, size: int) -> bytes:
@@ -26,7 +36,7 @@ def message(of: int, to: int, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_all_get_what_each_has_sent_them(count: int):
+def test_all_get_what_each_has_sent_them(count: int, exchanges):
     # Far more than a socket's buffers take: one that sends must receive meanwhile.
     made = exchanges(count)
 
@@ -39,14 +49,14 @@ def test_all_get_what_each_has_sent_them(count: int):
     together(count, process)
 
 
-def test_an_end_wakes_those_who_wait():
+def test_an_end_wakes_those_who_wait(exchanges):
     one, two, three = exchanges(3)
     errors = []
 
     def wait(own: HostExchange) -> None:
         with pytest.raises(LostProcessError, match=r"process \d can't be reached") as error:
             own.all_to_all([b"x" * 3_000_000] * own.count)
-        errors.append(error)
+        errors.append(str(error.value))
 
     waiting = [threading.Thread(target=wait, args=(x,)) for x in (one, two)]
     for each in waiting:
@@ -69,8 +79,8 @@ def connect(monkeypatch: pytest.MonkeyPatch, count: int, coordinator: str = "loc
     own, barrier = threading.local(), threading.Barrier(count)
     said: dict[str, list] = {}
 
-    def gathered(values):
-        said.setdefault("all", [None] * count)[own.index] = values
+    def gathered(text):
+        said.setdefault("all", [None] * count)[own.index] = text
         barrier.wait()
         return said["all"]
 
@@ -82,7 +92,7 @@ def connect(monkeypatch: pytest.MonkeyPatch, count: int, coordinator: str = "loc
         barrier.wait()
         return found
 
-    monkeypatch.setattr(host_exchange, "gathered", gathered)
+    monkeypatch.setattr(host_exchange, "gathered_texts", gathered)
     monkeypatch.setattr(host_exchange, "on_process_0", on_process_0)
     monkeypatch.setattr(host_exchange, "coordinator_host", lambda: coordinator)
     monkeypatch.setattr(host_exchange, "is_distributed", lambda: True)
