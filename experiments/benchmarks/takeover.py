@@ -1,14 +1,14 @@
 """Measures what an interruption costs: seconds until a successor trains, and steps that it repeats.
 
     python -m experiments.benchmarks.takeover --after=10
-    python -m experiments.benchmarks.takeover --only=standby
+    python -m experiments.benchmarks.takeover --data --only="standby,standby and journal"
 
-A run on a stream, with the model of the Kaggle preset and small tables, is killed so many seconds
-after a checkpoint. Its successor is the same command, started at the kill, with nothing in its
-caches, so that native kernels are built anew, too, and with all; or a standby that was started
-before, without and with a journal. It prints a table: seconds from SIGKILL to the record of the
-successor's first step, to the first step that the killed run hadn't done, and the steps that it
-repeats, with the time that they had taken.
+A run on a stream, or with ``--data`` on examples that are there from the start, is killed so many
+seconds after a checkpoint. It has the model of the Kaggle preset and small tables. Its successor is
+the same command, started at the kill, with nothing in its caches, so that native kernels are built
+anew, too, and with all; or a standby that was started before, without and with a journal. It prints
+a table: seconds from SIGKILL to the record of the successor's first step, to the first step that
+the killed run hadn't done, and the steps that it repeats, with the time that they had taken.
 """
 
 from __future__ import annotations
@@ -37,11 +37,14 @@ flags.DEFINE_float("journal_seconds", 2, "Seconds between entries of the journal
 flags.DEFINE_integer("table_rows", 20_000, "Rows of each of the 26 tables.", 10, 10**8)
 flags.DEFINE_integer("batch_size", 512, "Examples of a batch.", 1, 2**20)
 flags.DEFINE_list("only", [], "Successors, instead of all; such as standby,restart.")
+flags.DEFINE_bool("data", False, "Interrupts a run on examples that don't grow.")
+flags.DEFINE_integer("checkpoint_every", 300, "Steps between checkpoints with --data.", 1)
 flags.DEFINE_string("mesh", "1x1", "Data-parallel groups x model shards.")
 
 _CATEGORICAL = [f"C{i}" for i in range(1, 27)]
 _DENSE = [f"I{i}" for i in range(1, 14)]
 _SEGMENTS, _ROWS = 60, 50_000
+_EXAMPLES = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +114,7 @@ def interrupt(case: Case, directory: Path, workdir: Path) -> Interruption:
     Raises:
         UserError: one of both ended before; the message has its output.
     """
-    journal = [f"--journal_seconds={FLAGS.journal_seconds}"] if case.has_journal else []
-    command = [
-        "-m", "dlrm_jax", "train", "--preset=kaggle", f"--stream={directory / 'segments'}",
-        f"--schema={directory / 'schema.json'}", f"--table_rows={FLAGS.table_rows}",
-        f"--batch_size={FLAGS.batch_size}", f"--mesh={FLAGS.mesh}", "--log_every=1",
-        "--checkpoint_every=0", f"--stream_checkpoint_seconds={1.5 * FLAGS.after}", *journal,
-        f"--workdir={workdir}",
-    ]  # fmt: skip
+    command = _command(case, directory, workdir)
     metrics = workdir / "metrics.jsonl"
     with contextlib.ExitStack() as stack:
         trainer = stack.enter_context(harness.started(command, seconds=1e4))
@@ -151,6 +147,27 @@ def interrupt(case: Case, directory: Path, workdir: Path) -> Interruption:
     return Interruption(first, new, last - begun, (last - begun) / per_second)
 
 
+def _command(case: Case, directory: Path, workdir: Path) -> list[str]:
+    """The arguments of Python for the run."""
+    rows = ",".join([f"{FLAGS.table_rows}"] * len(_CATEGORICAL))
+    if FLAGS.data:
+        read = [
+            f"--examples={_EXAMPLES}", f"--dense_features={len(_DENSE)}", f"--table_rows={rows}",
+            "--steps=1000000000", "--eval_every=0", f"--checkpoint_every={FLAGS.checkpoint_every}",
+        ]  # fmt: skip
+    else:
+        read = [
+            f"--stream={directory / 'segments'}", f"--schema={directory / 'schema.json'}",
+            f"--table_rows={FLAGS.table_rows}", "--checkpoint_every=0",
+            f"--stream_checkpoint_seconds={1.5 * FLAGS.after}",
+        ]  # fmt: skip
+    journal = [f"--journal_seconds={FLAGS.journal_seconds}"] if case.has_journal else []
+    return [
+        "-m", "dlrm_jax", "train", "--preset=kaggle", *read, f"--batch_size={FLAGS.batch_size}",
+        f"--mesh={FLAGS.mesh}", "--log_every=1", *journal, f"--workdir={workdir}",
+    ]  # fmt: skip
+
+
 def _checkpoints(workdir: Path) -> set[str]:
     return {path.name for path in workdir.glob("checkpoints/*") if path.name.isdecimal()}
 
@@ -177,7 +194,8 @@ def main() -> None:
     """All cases, one after the other."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        write_stream(directory, FLAGS.table_rows)
+        if not FLAGS.data:
+            write_stream(directory, FLAGS.table_rows)
         rows = []
         for number, case in enumerate(CASES):
             if FLAGS.only and case.name not in FLAGS.only:

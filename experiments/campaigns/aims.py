@@ -11,7 +11,7 @@ from typing import Literal
 from experiments.campaigns import harness, jobs
 from experiments.campaigns.bits import bits, differences
 
-Kind = Literal["training", "preparation", "processes", "stream"]
+Kind = Literal["training", "preparation", "processes", "stream", "journal"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +24,14 @@ class Aim:
             for. None for at any time.
         most: largest number of new paths that are waited for.
         seconds: longest time from then to the kill; for at any time, in times of an unbroken run.
+        least: smallest number of new paths that are waited for.
     """
 
     case: str
     made: str | None
     most: int
     seconds: float
+    least: int = 1
 
 
 _ANY_TIME = Aim("at any time", None, 1, 1.0)
@@ -39,6 +41,12 @@ _AIMS = {
         Aim("while a checkpoint is written", "*/checkpoints/.[0-9]*.dlrm_jax", 7, 0.15),
         Aim("when a checkpoint is complete", "*/checkpoints/*[0-9]", 7, 0.05),
         Aim("when the last one is complete", "*/checkpoints/00000040", 1, 0.5),
+    ),
+    "journal": (
+        _ANY_TIME,
+        Aim("while an entry is written", "*/checkpoints/*.journal/.0*", 15, 0.005),
+        Aim("when an entry is complete", "*/checkpoints/*.journal/0*", 15, 0.02),
+        Aim("while a checkpoint is written", "*/checkpoints/.[0-9]*.dlrm_jax", 5, 0.15, least=2),
     ),
     "preparation": (
         _ANY_TIME,
@@ -74,6 +82,10 @@ class Target:
             job = jobs.preparation(jobs.write_logs(scratch), scratch)
         elif kind == "stream":
             job = jobs.streaming(jobs.write_segments(scratch), scratch)
+        elif kind == "journal":
+            # Which checkpoint comes before the first entry depends on the time.
+            saved = ("--journal_seconds=0.01", "--checkpoint_every=20", "--keep_checkpoints=1")
+            job = jobs.training(scratch, "--mesh=1x2", *saved)
         else:
             processes = ["--processes=2"] if kind == "processes" else []
             job = jobs.training(scratch, "--mesh=1x2", *processes)
@@ -82,7 +94,7 @@ class Target:
     @property
     def aims(self) -> Sequence[Aim]:
         """The instants at which it is killed."""
-        return _AIMS["preparation" if self.kind == "preparation" else "training"]
+        return _AIMS.get(self.kind, _AIMS["training"])
 
     def kill(
         self,
@@ -105,7 +117,7 @@ class Target:
             The end of the program; None if it ended before the kill.
         """
         before = _matches(made, aim)
-        wanted = chance.randint(1, aim.most)
+        wanted = chance.randint(aim.least, aim.most)
         delay = chance.uniform(0, aim.seconds) * (1 if aim.made else self.seconds)
         new: set[Path] = set()
 

@@ -25,6 +25,7 @@ AIMS = (
     Aim("while a delta is written", "models/*.deltas/.0*.dlrm_jax", 6, 0.01),
     Aim("when a delta is complete", "models/*.deltas/0*", 6, 0.01),
     Aim("while a base is written", "models/.[0-9]*.dlrm_jax", 3, 0.3),
+    Aim("while a base is compacted", "models/.[0-9]*.dlrm_jax", 4, 0.3, least=2),
     Aim("when a base is complete", "models/[0-9]*", 3, 0.02),
 )
 
@@ -60,7 +61,7 @@ class Target:
     def kill(self, directory: Path, aim: Aim, chance: random.Random) -> bool:
         """Kills it; false if it has ended before."""
         job, before = self.job(directory), _seen(directory, aim)
-        wanted, delay = chance.randint(1, aim.most), chance.uniform(0, aim.seconds)
+        wanted, delay = chance.randint(aim.least, aim.most), chance.uniform(0, aim.seconds)
         new: set[Path] = set()
 
         def seen() -> bool:

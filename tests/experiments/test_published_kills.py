@@ -12,7 +12,7 @@ from experiments.campaigns.tally import Tally
 SECONDS = 10  # of a run, about
 
 
-@pytest.mark.parametrize("number", [pytest.param(x, marks=pytest.mark.thorough) for x in range(5)])
+@pytest.mark.parametrize("number", [pytest.param(x, marks=pytest.mark.thorough) for x in range(6)])
 def test_a_kill_loses_nothing(number: int, tmp_path: Path):
     tally = Tally("published_kills", 0, 60)
     try_published(tally, Target(tmp_path / "caches", SECONDS), number, tmp_path / "try")

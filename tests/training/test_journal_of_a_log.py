@@ -156,6 +156,7 @@ def test_another_mesh_goes_on_from_the_same_state(tmp_path: Path):
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
+@pytest.mark.thorough
 def test_a_damaged_entry_ends_the_journal(tmp_path: Path):
     unbroken, workdir = tmp_path / "unbroken", tmp_path / "run"
     train(unbroken, "plain", journal_seconds=0.0)
@@ -169,6 +170,7 @@ def test_a_damaged_entry_ends_the_journal(tmp_path: Path):
     assert_same(workdir, unbroken)
 
 
+@pytest.mark.thorough
 def test_a_full_disk_ends_the_run_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
