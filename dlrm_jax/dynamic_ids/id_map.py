@@ -49,21 +49,17 @@ class IdMap:
         rows: rows of the table, defaults included.
         policy: rules by which ids get and lose rows.
         seed: seed of all hashes, 0 to 2^63 - 1.
-        name: name of the table, for messages.
-        part: part of the table that it is the map of, for messages, such as "part 3 of 16".
+        name: name of the table, for messages; of a part, such as "items, part 3 of 16".
 
     Raises:
         UserError: there are too few rows, or the seed is out of range.
     """
 
-    def __init__(
-        self, rows: int, policy: DynamicIds, seed: int = 0, name: str = "ids", part: str = ""
-    ):
-        self._start(Occupants(rows, policy, seed), name, part)
+    def __init__(self, rows: int, policy: DynamicIds, seed: int = 0, name: str = "ids"):
+        self._start(Occupants(rows, policy, seed), name)
 
-    def _start(self, state: Occupants, name: str, part: str) -> None:
-        self.name, self.part, self._state = name, part, state
-        self._batch = 0
+    def _start(self, state: Occupants, name: str) -> None:
+        self.name, self._state, self._batch = name, state, 0
         if native.available():
             self._engine = NativeIdMap(state)
         else:
@@ -72,11 +68,7 @@ class IdMap:
 
     @classmethod
     def from_arrays(
-        cls,
-        policy: DynamicIds,
-        arrays: Mapping[str, np.ndarray],
-        name: str = "ids",
-        part: str = "",
+        cls, policy: DynamicIds, arrays: Mapping[str, np.ndarray], name: str = "ids"
     ) -> IdMap:
         """The map that `arrays` gave.
 
@@ -84,25 +76,19 @@ class IdMap:
             policy: rules of that map.
             arrays: arrays by name.
             name: name of the table, for messages.
-            part: part of the table, for messages.
 
         Raises:
             UserError: an array is missing, has another dtype or shape, or contradicts another.
         """
         made = cls.__new__(cls)
-        made._start(Occupants.from_arrays(policy, arrays), name, part)
+        made._start(Occupants.from_arrays(policy, arrays), name)
         return made
 
     def __reduce__(self):
         # Kernels know addresses: a copy, pickled or not, has arrays and an index of its own.
         # Records take it back as they do this one.
-        arguments = self._state.policy, self.arrays(), self.name, self.part
+        arguments = self._state.policy, self.arrays(), self.name
         return IdMap.from_arrays, arguments, {"_batch": self._batch}
-
-    @property
-    def title(self) -> str:
-        """The table, and its part if it is the map of one, for messages."""
-        return f"table {self.name}, {self.part}" if self.part else f"table {self.name}"
 
     @property
     def live(self) -> int:
@@ -153,7 +139,7 @@ class IdMap:
         Raises:
             UserError: ids are no integers, [N].
         """
-        return self._engine.find(as_keys(ids, f"{self.title}: ids"))
+        return self._engine.find(as_keys(ids, f"table {self.name}: ids"))
 
     def undo(self, undo: Undo) -> None:
         """Takes the map itself back to before its last batch.
@@ -203,7 +189,7 @@ class IdMap:
             raise UserError(f"now: expected an integer from 0 to 2^62 - 1, got {shown(now)}")
         if now < self.clock:
             raise UserError(
-                f"{self.title}: now: the clock of an id map can't run backwards, got {now} "
+                f"table {self.name}: now: the clock of an id map can't run backwards, got {now} "
                 f"after {self.clock}; give batches in the order of their time"
             )
 
@@ -231,10 +217,7 @@ class IdMap:
 
 
 def translate_all(
-    maps: Sequence[IdMap],
-    ids: Sequence[Any],
-    now: int,
-    threads: int | None = None,
+    maps: Sequence[IdMap], ids: Sequence[Any], now: int, threads: int | None = None
 ) -> list[Translated]:
     """The rows of a batch of each of several tables, whose maps change side by side.
 
@@ -250,7 +233,7 @@ def translate_all(
         UserError: ids are no integers, [N], a map has too few rows, or its clock runs backwards.
             All maps are as before.
     """
-    keys = [as_keys(x, f"{of.title}: ids") for of, x in zip(maps, ids, strict=True)]
+    keys = [as_keys(x, f"table {of.name}: ids") for of, x in zip(maps, ids, strict=True)]
     assert len(maps) == len({id(x) for x in maps})
     for of in maps:
         of._check_clock(now)
@@ -281,13 +264,11 @@ def translate_all(
         for of, undo in zip(maps, undos, strict=True):
             of.undo(undo)
         i = full[0]
-        kind, remedy = "table", "give it more rows"
-        if maps[i].part:
-            kind, remedy = "part", "give the table more rows, or fewer parts"
         raise UserError(
-            f"{maps[i].title}: a batch of {len(keys[i])} ids needs rows for {changes[i].needed} "
-            f"different ones, but the {kind} has {maps[i].capacity} besides its defaults; "
-            f"{remedy}: a run that resumes with them keeps its ids"
+            f"table {maps[i].name}: a batch of {len(keys[i])} ids needs rows for "
+            f"{changes[i].needed} different ones, but it has {maps[i].capacity} besides its "
+            f"defaults; give the table more rows, or fewer parts if it has several: a run that "
+            f"resumes with them keeps its ids"
         )
     for of in maps:
         of._state.clock = now

@@ -66,21 +66,17 @@ class IdMaps:
             raise UserError("tables: expected one with dynamic ids, Table(..., ids=DynamicIds())")
         self._columns = IdColumns(collection.features, self._groups)
         tables = [self._tables[group.tables[0]] for group in self._groups]
-        self._units: list[Unit] = [
-            (table.name, part) for table in tables for part in range(_ids(table).parts)
-        ]
+        rows = {x.name: RowParts(x.rows, _ids(x), seed) for x in tables}
+        self._units: list[Unit] = [(x, part) for x, of in rows.items() for part in range(of.count)]
         self._connect(exchange or connected())
-        self.maps: dict[str, PartedMap] = {}
-        for table in tables:
-            rows = RowParts(table.rows, _ids(table), seed)
-            self.maps[table.name] = PartedMap.new(rows, table.name, self._owned(table.name))
+        self.maps = {x: PartedMap.new(of, x, self._owned(x)) for x, of in rows.items()}
 
     def _connect(self, exchange: Exchange | None) -> None:
         self._routing = Routing(len(self._units), exchange)
         self._own = [self._units[i] for i in self._routing.owned()]
 
     def _owned(self, name: str) -> Callable[[int], bool]:
-        return lambda part: (name, part) in self._own
+        return {part for of, part in self._own if of == name}.__contains__
 
     def over(self, exchange: Exchange | None) -> IdMaps:
         """These maps themselves, for another thread than that which made them.

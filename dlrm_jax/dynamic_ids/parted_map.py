@@ -47,7 +47,7 @@ class PartedMap:
             owned: whether a part is here.
         """
         parts = {
-            part: IdMap(rows.local_rows(part), rows.policy, rows.seed, name, _title(rows, part))
+            part: IdMap(rows.local_rows(part), rows.policy, rows.seed, _title(name, rows, part))
             for part in range(rows.count)
             if owned(part)
         }
@@ -95,7 +95,7 @@ class PartedMap:
         """
         parts = {}
         for part, own in arrays.items():
-            made = IdMap.from_arrays(rows.policy, own, name, _title(rows, part))
+            made = IdMap.from_arrays(rows.policy, own, _title(name, rows, part))
             keys = made.keys()
             if rows.count > 1 and (rows.of(keys.keys[keys.live]) != part).any():
                 raise damaged(f"part {part} has ids of another part")
@@ -218,5 +218,5 @@ def merged(
     return found
 
 
-def _title(rows: RowParts, part: int) -> str:
-    return f"part {part} of {rows.count}" if rows.count > 1 else ""
+def _title(name: str, rows: RowParts, part: int) -> str:
+    return f"{name}, part {part} of {rows.count}" if rows.count > 1 else name

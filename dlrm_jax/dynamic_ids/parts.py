@@ -7,6 +7,7 @@ of a part they have local numbers, behind the same defaults.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -54,6 +55,12 @@ class RowParts:
     def capacity(self) -> int:
         """The number of ids that may have a row in all parts together."""
         return self.rows - self.policy.defaults
+
+    @functools.cached_property
+    def _cells(self) -> Int64[np.ndarray, " P1"]:
+        """The first cell of each part in the sketches of all, and the end of the last."""
+        own = [self.policy.sketch_cells(self.local_rows(part)) for part in range(self.count)]
+        return np.concatenate([[0], np.cumsum(own)])
 
     def local_rows(self, part: int) -> int:
         """The number of rows in the map of a part, defaults included."""
@@ -107,9 +114,8 @@ class RowParts:
         if self.count == 1:
             return dict(arrays)
         sizes = dict.fromkeys(BY_ROW, self.rows) | {"numbers": _NUMBERS * self.count}
-        cells = [self.policy.sketch_cells(self.local_rows(p)) for p in range(self.count)]
         if "sketch" in arrays:
-            sizes["sketch"] = sum(cells)
+            sizes["sketch"] = int(self._cells[-1])
         for name, size in sizes.items():
             if name in arrays and arrays[name].shape != (size,):
                 raise damaged(f"{name}: expected shape ({size},), got {arrays[name].shape}")
@@ -119,8 +125,7 @@ class RowParts:
             if name == "numbers":
                 found[name] = arrays[name][_NUMBERS * part : _NUMBERS * (part + 1)]
             elif name == "sketch":
-                first = sum(cells[:part])
-                found[name] = arrays[name][first : first + cells[part]]
+                found[name] = arrays[name][self._cells[part] : self._cells[part + 1]]
             else:
                 found[name] = np.concatenate([arrays[name][:defaults], arrays[name][start:end]])
         return found

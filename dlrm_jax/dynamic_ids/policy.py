@@ -12,6 +12,7 @@ EVICTIONS = ("lru", "lfu", "distance_lfu")
 """What `DynamicIds.evict` may be."""
 
 _MOST_COUNT = 255  # a cell of the sketch is a byte
+_MOST_PARTS = 4096  # each takes time in every batch
 _BLOCK = 64  # bytes of a line of the cache: the cells of an id lie in one
 
 
@@ -50,7 +51,12 @@ class DynamicIds:
 
     def __post_init__(self):
         # Python's own types, which JSON has, too.
-        limits = {"admit_count": _MOST_COUNT, "defaults": 2**30, "max_age": 2**62, "parts": 2**16}
+        limits = {
+            "admit_count": _MOST_COUNT,
+            "defaults": 2**30,
+            "max_age": 2**62,
+            "parts": _MOST_PARTS,
+        }
         for name, most in limits.items():
             if (value := getattr(self, name)) is not None or name != "max_age":
                 object.__setattr__(self, name, whole(name, value, 1, most))

@@ -122,7 +122,7 @@ class Replay:
             self.damage = f"entry {number} doesn't follow the one before"
             return None
         if entry.rows != rows:
-            self.damage = f"entry {number} is of tables with other numbers of rows"
+            self.damage = f"entry {number} is of tables with other numbers of rows or parts"
             return None
         self.number, self.before = number, checksum
         return entry
@@ -245,8 +245,10 @@ class Journal:
 
 
 def rows_of(learner: Learner) -> dict[str, int]:
-    """The number of rows of each table."""
-    return {name: table.rows for name, table in learner.collection.tables.items()}
+    """The number of rows of each table, and of the parts of its map if there are several."""
+    tables = learner.collection.tables.items()
+    parts = {f"parts of {x}": y.ids.parts for x, y in tables if y.ids and y.ids.parts > 1}
+    return {name: table.rows for name, table in tables} | parts
 
 
 def _check_finite(array: np.ndarray, what: str, step: int) -> None:

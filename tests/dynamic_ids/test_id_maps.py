@@ -90,7 +90,7 @@ def test_an_error_in_one_table_leaves_all_as_they_were():
     before = maps.arrays()
     ids = np.arange(100, 115).reshape(3, 5)
     ids[:, 1] = 0
-    with pytest.raises(UserError, match=r"table users: .* 3 different ones, but the table has 2"):
+    with pytest.raises(UserError, match=r"table users: .* 3 different ones, but it has 2"):
         maps.translate(ids, 1)
     same(maps.arrays(), before)
 

@@ -213,5 +213,5 @@ def test_parts_that_contradict_their_table_are_refused():
 def test_too_few_rows_for_the_parts():
     with pytest.raises(UserError, match="from 5 to"):
         RowParts(4, DynamicIds(parts=4), 0)
-    with pytest.raises(UserError, match="parts: expected an integer from 1 to 65536, got 0"):
+    with pytest.raises(UserError, match="parts: expected an integer from 1 to 4096, got 0"):
         DynamicIds(parts=0)
