@@ -78,8 +78,8 @@ class Config(TableSettings):
     dynamic_ids: tuple[str, ...] = field(
         (),
         "Tables whose ids get rows and lose them while training, with the rows of each, and other "
-        "rules if wanted: admit_count, admit_probability, evict, evict_share, max_age, defaults; "
-        "such as C3=100000,C4=50000:evict=lfu:admit_count=2.",
+        "rules if wanted: admit_count, admit_probability, evict, evict_share, max_age, defaults, "
+        "parts; such as C3=100000,C4=50000:evict=lfu:admit_count=2.",
     )
     frozen_tables: tuple[str, ...] = field((), "Tables that aren't trained; such as C1,C2.")
     table_optimizers: tuple[str, ...] = field(
