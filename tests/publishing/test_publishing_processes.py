@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from main_job import SMALL, Program, in_background, run
 from publishing_run import compacted, files_in
+from stream_job import SIZES
+from stream_job import flags as stream_flags
+from stream_log import write_segments
 
 from dlrm_jax.publishing.published import newest
 
@@ -101,4 +104,18 @@ def test_killed_and_resumed_as_an_export(tmp_path: Path):
     published = newest(models)
     assert published
     assert len([*published.chain.rest()]) > done
+    assert_like_export(models, workdir, tmp_path / "expected")
+
+
+@pytest.mark.thorough
+def test_a_stream_whose_ids_have_parts(tmp_path: Path):
+    models, workdir, segments = tmp_path / "models", tmp_path / "run", tmp_path / "segments"
+    write_segments(segments, SIZES)
+    dynamic = "--dynamic_ids=item=40:parts=4:evict_share=0.1,user=33:parts=2:admit_count=2"
+    given = (*stream_flags(segments, workdir, dynamic), f"--publish={models}", "--processes=2")
+    given = (*given, "--publish_every_seconds=0")
+    for steps in (7, 0):
+        ended = run(*given, f"--steps={steps}", "--stream_idle_seconds=0.1", program=PROGRAM)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "publish: goes on after step 7" in ended.stdout
     assert_like_export(models, workdir, tmp_path / "expected")
