@@ -20,13 +20,13 @@ from dlrm_jax.run_continued import Continued, start_from
 from dlrm_jax.saved_config import VERSION, file_text, other_shapes
 from dlrm_jax.training.build import OF_DATA
 from dlrm_jax.training.checkpoint import Checkpoints
-from dlrm_jax.training.journal import Replay
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Metrics
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.model import unread
 from dlrm_jax.training.publication import Publication
 from dlrm_jax.training.record import versions
+from dlrm_jax.training.replay import Replay
 from dlrm_jax.training.resumption import resume
 from dlrm_jax.training.rows_by_id import check_static
 from dlrm_jax.training.sampling import KEPT_NEGATIVES

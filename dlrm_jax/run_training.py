@@ -17,13 +17,13 @@ from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.run_continued import Continued
 from dlrm_jax.training.build import train_batches
 from dlrm_jax.training.checkpoint import Checkpoints
-from dlrm_jax.training.journal import Replay
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps, TranslatedBatches
 from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.pipelined import PipelinedStep
 from dlrm_jax.training.publication import Publication, ToldBatches
 from dlrm_jax.training.record import Record
+from dlrm_jax.training.replay import Replay
 from dlrm_jax.training.run_journal import RunJournal
 from dlrm_jax.training.step import make_train_step
 from dlrm_jax.training.stopping import Stopping

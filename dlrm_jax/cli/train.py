@@ -240,9 +240,8 @@ def check_flags() -> None:
     check_publish_flags()
     if FLAGS.standby:
         refuse(["coordinator"], "with --standby")
-    for name in ("standby", "journal_seconds"):
-        if FLAGS[name].value and FLAGS.processes > 1:
-            raise UserError(f"--processes: expected 1 with --{name}, got {FLAGS.processes}")
+    if FLAGS.standby and FLAGS.processes > 1:
+        raise UserError(f"--processes: expected 1 with --standby, got {FLAGS.processes}")
     refuse_unless(FLAGS.warm_start, "--warm_start", "warm_start_names")
     refuse_unless(FLAGS.coordinator, "--coordinator", "process")
     refuse_unless(FLAGS.processes > 1, "--processes", "coordinator")

@@ -12,8 +12,8 @@ from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import move_into_place
 from dlrm_jax.inference.noted_ids import SCHEMA, fields_of
-from dlrm_jax.training.journal import Replay
 from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.replay import Replay
 from dlrm_jax.training.rows_by_id import STREAM
 from dlrm_jax.workspaces import workspace
 

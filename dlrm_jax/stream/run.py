@@ -33,12 +33,12 @@ from dlrm_jax.stream.start import last_window, noting_schema, read_later, start
 from dlrm_jax.stream.step import make_prequential_step
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.dynamic_tables import id_maps_of
-from dlrm_jax.training.journal import Replay
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps
 from dlrm_jax.training.model import unread
 from dlrm_jax.training.publication import Publication
 from dlrm_jax.training.record import Record, owned, to_json, write_result
+from dlrm_jax.training.replay import Replay
 from dlrm_jax.training.rows_by_id import STREAM
 from dlrm_jax.training.run_journal import RunJournal
 from dlrm_jax.training.standby import stand_by

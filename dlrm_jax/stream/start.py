@@ -18,9 +18,9 @@ from dlrm_jax.stream.prequential import SPLIT, Prequential
 from dlrm_jax.stream.set_aside import later_segments
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.host_arrays import load_host_arrays
-from dlrm_jax.training.journal import Replay
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.record import read_record
+from dlrm_jax.training.replay import Replay
 from dlrm_jax.training.resumption import resume
 from dlrm_jax.training.rows_by_id import STREAM
 from dlrm_jax.training.standby import ReadAhead

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dlrm_jax.mesh import put_whole
 from dlrm_jax.training.learner import TrainState
@@ -48,9 +49,17 @@ def item_name(keys: tuple[Any, ...]) -> str:
 
 
 def host_items(state: TrainState) -> dict[str, np.ndarray]:
-    """Copies of the arrays on the host, by `item_name`; all devices are of this process."""
+    """Copies of the arrays on the host, by `item_name`; processes make them together."""
     leaves = jax.tree.leaves_with_path(dense_items(state))
-    return {item_name(keys): np.array(leaf) for keys, leaf in leaves}
+    return {item_name(keys): np.array(_whole(leaf)) for keys, leaf in leaves}
+
+
+def _whole(leaf: Any) -> Any:
+    """An array that this process has all of; one that processes have between them is copied."""
+    if leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return leaf
+    everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+    return jax.block_until_ready(jax.device_put(leaf, everywhere))  # see `processes._exchanged`
 
 
 def from_host_items(

@@ -29,6 +29,9 @@ _DIGEST = 16  # bytes
 Name = tuple[str, ...]
 """What an array is: its kind, then what it is of."""
 
+ROWS, VALUES, DENSE, HOST = "rows", "values", "dense", "host"
+MAP, PLACES = "id_map", "id_map_places"
+
 
 class DamagedEntryError(Exception):
     """An entry that isn't as it was written."""

@@ -6,13 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from dlrm_jax.dynamic_ids.id_maps import IdMaps
-from dlrm_jax.errors import UserError
-from dlrm_jax.processes import is_distributed, on_process_0
+from dlrm_jax.processes import on_process_0
 from dlrm_jax.training.checkpoint import Checkpoints
-from dlrm_jax.training.journal import Replay
-from dlrm_jax.training.journal_files import entries_in, set_entries_aside
+from dlrm_jax.training.journal_files import set_entries_aside
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.retention import journal_of
+from dlrm_jax.training.replay import Replay
 from dlrm_jax.training.standby import ReadAhead
 
 
@@ -53,18 +51,12 @@ def resume(
         say: function that shows a line of text to the user.
 
     Raises:
-        UserError: see `Checkpoints.restore_latest` and `Replay.read_on`; or there is a journal, and
-            there are several processes.
+        UserError: see `Checkpoints.restore_latest` and `Replay.read_on`.
     """
     state, step = checkpoints.restore_latest(learner, id_maps)
     checkpoints.delete_superseded()  # the run may have been killed before it did
     metadata = checkpoints.metadata(step)
     path = checkpoints.directory / f"{step:08d}"
-    if is_distributed() and entries_in(journal_of(path)):
-        raise UserError(
-            f"the journal {journal_of(path)}: expected one process to apply it, got several; "
-            f"resume in one process, whose next checkpoint has all of it"
-        )
     replay = (ahead and ahead.taken) or Replay(path)
     state = replay.read_on(learner, state, id_maps)
     if replay.damage:

@@ -10,16 +10,15 @@ import numpy as np
 from jaxtyping import Int
 
 from dlrm_jax.dynamic_ids.id_maps import IdMaps
-from dlrm_jax.errors import UserError
-from dlrm_jax.processes import is_distributed
-from dlrm_jax.training.journal import Journal, Replay
+from dlrm_jax.training.journal import Journal
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps
+from dlrm_jax.training.replay import Replay
 from dlrm_jax.training.touched_rows import touched_rows
 
 
 class RunJournal:
-    """Writes a journal while a run trains.
+    """Writes a journal while a run trains; each process has the batches of its own samples.
 
     Args:
         learner: learner of the run.
@@ -27,9 +26,6 @@ class RunJournal:
         maps: maps of the training; None without dynamic ids.
         flush: function that flushes the metrics, so that none is older on disk than an entry.
         host_arrays: function that gives the arrays beside the state, by name.
-
-    Raises:
-        UserError: there are several processes.
     """
 
     def __init__(
@@ -40,11 +36,6 @@ class RunJournal:
         flush: Callable[[], None],
         host_arrays: Callable[[], Mapping[str, np.ndarray]] = dict,
     ):
-        if is_distributed():
-            raise UserError(
-                "journal_seconds: expected one process, got several; leave it out, or train in one "
-                "process"
-            )
         self._seconds = seconds
         self._touched = touched_rows(learner)
         self._journal = Journal(learner, self._touched)

@@ -24,10 +24,10 @@ from dlrm_jax.processes import is_distributed
 from dlrm_jax.signals import check
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.dynamic_tables import id_maps_of
-from dlrm_jax.training.journal import Replay
 from dlrm_jax.training.journal_files import UnreadableEntryError
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.record import LOCK, owned
+from dlrm_jax.training.replay import Replay
 from dlrm_jax.training.retention import metadata_hash
 
 _PAUSE = 0.02  # seconds between two looks at the lock

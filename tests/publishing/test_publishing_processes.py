@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from main_job import SMALL, Program, in_background, run
+from main_job import SMALL, Program, arrays, in_background, run
 from publishing_run import compacted, files_in
 from stream_job import SIZES
 from stream_job import flags as stream_flags
 from stream_log import write_segments
 
 from dlrm_jax.publishing.published import newest
+from dlrm_jax.training.journal_entry import read_entry
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 
@@ -26,9 +27,10 @@ PROGRAM = ("-m", "dlrm_jax", "train")
 FLAGS = (
     *(flag for flag in SMALL if not flag.startswith("--placements")),
     "--placements=C2=row_wise,C3=replicated,C4=column_wise",
-    "--publish_every_seconds=0",
     "--shard_dense_optimizer",
     "--optimizer=adam",
+    "--mesh=1x4",
+    "--processes=2",
 )
 # As the command does it, without the data that the run has generated.
 EXPORT = """
@@ -52,7 +54,7 @@ def kill(launcher: Program) -> None:
 
 def assert_like_export(models: Path, workdir: Path, output: Path) -> None:
     """What is published is the last checkpoint's export, but for the last bits of predictions."""
-    checkpoint = max((workdir / "checkpoints").glob("[0-9]*[0-9]"))
+    checkpoint = workdir / "checkpoints" / f"{saved_steps(workdir)[-1]:08d}"
     given = (str(checkpoint), str(output), workdir.name)
     assert run(*given, program=("-c", EXPORT)).returncode == 0
     published = newest(models)
@@ -79,6 +81,10 @@ def assert_same(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
     assert own == other
 
 
+def saved_steps(workdir: Path) -> list[int]:
+    return sorted(int(x.name) for x in workdir.glob("checkpoints/*") if x.name.isdecimal())
+
+
 def wait_for(path: Path, launcher: Program) -> None:
     deadline = time.monotonic() + 180
     while not path.exists() and launcher.returncode is None and time.monotonic() < deadline:
@@ -88,23 +94,34 @@ def wait_for(path: Path, launcher: Program) -> None:
 
 
 def test_killed_and_resumed_as_an_export(tmp_path: Path):
-    models, workdir = tmp_path / "models", tmp_path / "run"
-    flags = (*FLAGS, "--checkpoint_every=4", f"--workdir={workdir}", f"--publish={models}")
-    flags = (*flags, "--mesh=1x4", "--processes=2")
-    with in_background(*flags, "--steps=100000", program=PROGRAM) as launcher:
+    """By its journal: with the bits of a run that wasn't killed."""
+    models, workdir, unbroken = (tmp_path / name for name in ("models", "run", "unbroken"))
+    publish = (f"--publish={models}", "--publish_every_seconds=0")
+    flags = (*FLAGS, f"--workdir={workdir}", "--checkpoint_every=1000", "--journal_seconds=0.01")
+    with in_background(*flags, *publish, "--steps=100000", program=PROGRAM) as launcher:
         wait_for(models / "1.deltas" / "000006", launcher)
         kill(launcher)
+    saved = saved_steps(workdir)[-1]
+    entry, _ = read_entry(max(workdir.glob("checkpoints/*.journal/0*")))
     published = newest(models)
     assert published
     done = len([*published.chain.rest()])
     before = published.chain.step
-    ended = run(*flags, f"--steps={before + 3}", program=PROGRAM)
+    steps = f"--steps={max(before, entry.step) + 3}"
+    ended = run(*flags, *publish, steps, program=PROGRAM)
     assert ended.returncode == 0, ended.stderr[-3000:]
+    assert f"resuming from step {saved} and its journal to step {entry.step}" in ended.stdout
     assert f"publish: goes on after step {before}" in ended.stdout
     published = newest(models)
     assert published
     assert len([*published.chain.rest()]) > done
     assert_like_export(models, workdir, tmp_path / "expected")
+    ended = run(*FLAGS, steps, f"--workdir={unbroken}", program=PROGRAM)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    found, expected = (arrays(x, saved_steps(x)[-1]) for x in (workdir, unbroken))
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
 @pytest.mark.thorough

@@ -17,8 +17,8 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.stream.settings import fingerprint, for_schema
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
-from dlrm_jax.training.journal import Replay
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.replay import Replay
 from dlrm_jax.training.standby import ReadAhead
 
 

@@ -19,7 +19,7 @@ from dlrm_jax.stream.noted_schema import with_schema
 from dlrm_jax.stream.run import StreamOptions, run_stream
 from dlrm_jax.stream.settings import for_schema
 from dlrm_jax.training.build import make_learner
-from dlrm_jax.training.journal import Replay
+from dlrm_jax.training.replay import Replay
 from dlrm_jax.training.retention import metadata_hash
 
 CONFIG = for_schema(

@@ -21,6 +21,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.processes import free_address
 from dlrm_jax.stream import agreement
 from dlrm_jax.stream.agreement import Due, Found, Own, Turn, agree
+from dlrm_jax.training.journal_entry import read_entry
 
 IN_PROCESS_1 = """
 import sys, time
@@ -131,6 +132,29 @@ def killed_and_resumed(come: Coming, workdir: Path, *others: str) -> None:
         for process in processes:
             succeed(process)
     assert summary(workdir)["resumed_from"] == step
+
+
+@pytest.mark.thorough
+def test_a_killed_run_with_a_journal(segments: Path, tmp_path: Path):
+    alone, workdir = tmp_path / "alone", tmp_path / "run"
+    train(segments, alone, IDLE, *DYNAMIC)
+    come = Coming(tmp_path / "segments")
+    journal = ("--checkpoint_every=1000", "--journal_seconds=0.001", *DYNAMIC)
+    given = flags(come.directory, workdir, IDLE, *journal)
+    come(0, 1)
+    with two(IN_PROCESS_1 % "pass", *given) as processes:
+        until(lambda: [*workdir.glob("checkpoints/*.journal/*3")], *processes)
+        processes[0].end(signal.SIGKILL)
+        processes[1].end()
+    entry, _ = read_entry(max(workdir.glob("checkpoints/*.journal/0*")))
+    assert saved(workdir)[-1] < entry.step
+    come(2, 3, 4, 5)
+    with two(IN_PROCESS_1 % "pass", *given) as processes:
+        for process in processes:
+            succeed(process)
+    assert summary(workdir)["resumed_from"] == entry.step
+    assert_same(workdir, alone)
+    assert checksums(workdir) == checksums(alone)
 
 
 def test_what_one_process_cannot_read_ends_both(segments: Path, tmp_path: Path):

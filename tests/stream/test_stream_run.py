@@ -141,10 +141,7 @@ def test_a_damaged_segment_ends_the_run_which_goes_on_with_a_whole_one(
         (("--epochs=2",), "--epochs has no effect with --stream: a stream is read once"),
         (("--data=x",), "--data has no effect with --stream"),
         (("--features=a",), "--features has no effect with --stream: the schema decides"),
-        (
-            ("--processes=2", "--journal_seconds=1"),
-            "--processes: expected 1 with --journal_seconds, got 2",
-        ),
+        (("--processes=2", "--standby"), "--processes: expected 1 with --standby, got 2"),
         (("--eval_only",), "--eval_only has no effect with --stream"),
     ],
 )
