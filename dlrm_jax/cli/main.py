@@ -13,6 +13,7 @@ COMMANDS = {
     "days": "trains day after day, and tests each model on the next day",
     "search": "searches the settings of a model, and writes the best ones as a file",
     "preprocess": "makes arrays from raw logs, out of core",
+    "join": "gives rows the labels that come later, before they are trained on",
     "report": "describes prepared data or a run on a page with pictures",
     "tables": "shows the health of a run's tables",
     "prune": "takes away the rows of ids that a model can do without",

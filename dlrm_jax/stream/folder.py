@@ -60,12 +60,12 @@ class Folder:
 
     Args:
         directory: the folder.
-        schema: meaning of the columns; the others aren't read.
+        schema: meaning of the columns; the others aren't read. None reads all, of any types.
         consumed: segments that were read before, as checkpoints note them. Those behind the
             position are read again, so they must be there.
     """
 
-    def __init__(self, directory: Path, schema: Schema, consumed: Iterable[Consumed] = ()):
+    def __init__(self, directory: Path, schema: Schema | None, consumed: Iterable[Consumed] = ()):
         self._directory, self._schema = directory, schema
         self._consumed = {each.name: each for each in consumed}
         self._given = ""  # name of the last segment that was given

@@ -120,8 +120,7 @@ def join(
             f"late labels: expected ids that name one row each within the window, got "
             f"{settings.id} {known[settings.id].filter(twice)[0]!r} twice"
         )
-    latest = int(came[_TIME].max() or 0)  # pyright: ignore[reportArgumentType]
-    now = max(held.now, latest)
+    now = max(held.now, int(came[_TIME].max() or 0))  # pyright: ignore[reportArgumentType]
 
     first = pending.group_by(settings.id).agg(pl.col(_TIME).min().alias("__event"))
     known = known.join(first, on=settings.id, how="left", maintain_order="left")
@@ -155,6 +154,26 @@ def last_rows(settings: LateLabels, held: Held) -> pl.DataFrame:
     if held.rows is None or settings.way == "correct":
         return pl.DataFrame()
     return _labelled(settings, held.rows.sort(_TIME, maintain_order=True))
+
+
+def latest_time(settings: LateLabels, frame: pl.DataFrame, what: str) -> int:
+    """The latest time of rows or events, in microseconds since 1970; 0 of none.
+
+    Args:
+        settings: see the class.
+        frame: rows or events.
+        what: name of the frame in messages, such as "rows".
+
+    Raises:
+        UserError: a column is missing, or a time or an id is malformed.
+    """
+    return int(_checked(settings, frame, what)[_TIME].max() or 0)  # pyright: ignore
+
+
+def no_rows(held: Held) -> pl.DataFrame:
+    """A frame without rows, with the columns of those that have come."""
+    assert held.rows is not None
+    return held.rows.drop(_TIME, _LABELLED).clear()
 
 
 def _with_ids_of(settings: LateLabels, events: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:

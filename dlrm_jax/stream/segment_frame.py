@@ -15,13 +15,13 @@ _PARQUET, _ARROW = MAGIC = b"PAR1", b"ARROW1"
 """The first bytes of both."""
 
 
-def frame_of_file(place: str, content: bytes, schema: Schema, advice: str) -> pl.DataFrame:
+def frame_of_file(place: str, content: bytes, schema: Schema | None, advice: str) -> pl.DataFrame:
     """The rows of a Parquet file or an Arrow IPC file.
 
     Args:
         place: description of the file, for messages.
         content: its bytes.
-        schema: meaning of the columns; the others aren't read.
+        schema: meaning of the columns; the others aren't read. None reads all, of any types.
         advice: advice on a file of another format.
 
     Raises:
@@ -39,6 +39,8 @@ def frame_of_file(place: str, content: bytes, schema: Schema, advice: str) -> pl
                 f"stream: {place}: expected a Parquet file or an Arrow IPC file, got one that "
                 f"begins with {content[:8]!r}; {advice}"
             )
+        if schema is None:
+            return read(io.BytesIO(content))
         check_columns(place, schema, types)
         return read(io.BytesIO(content), columns=column_names(schema))
 

@@ -24,6 +24,8 @@ BASES = {
     "days": ("--input={good}/plain.parquet", "--schema={good}/schema.json",
              "--workdir={directory}/run", *TINY),
     "preprocess": ("--input={good}/day_0", "--output={directory}/out"),
+    "join": ("--rows={good}/arrays", "--events={good}/bags", "--output={directory}/out", "--id=a",
+             "--timestamp=t", "--label=y", "--seconds=9", "--idle_seconds=0.1"),
     "report": ("--data={good}/arrays",),
     "generate": ("--output={directory}/out", "--examples=20"),
     "predict": ("--checkpoint={good}/run/checkpoints/00000001", "--data={good}/log.csv",
