@@ -96,7 +96,7 @@ class AFN(Model):
         with jax.named_scope("interaction"):
             products = self.logarithmic(self.field_vectors(dense, vectors))
         with jax.named_scope("top_mlp"):
-            return at_least_float32(self.top(products.reshape(len(products), -1))[:, 0])
+            return at_least_float32(self.top(products.reshape(products.shape[0], -1))[:, 0])
 
 
 class AFNPlus(AFN):
@@ -154,5 +154,5 @@ class AFNPlus(AFN):
         product = super().__call__(dense, vectors)
         fields = self.deep_vectors(dense, vectors)
         with jax.named_scope("top_mlp"):
-            deep = at_least_float32(self.deep(fields.reshape(len(fields), -1))[:, 0])
+            deep = at_least_float32(self.deep(fields.reshape(fields.shape[0], -1))[:, 0])
             return self.output(jnp.stack([product, deep], axis=1))[:, 0]

@@ -146,7 +146,7 @@ class FCN(Model):
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
         fields = self.field_vectors(dense, vectors)
-        count = len(fields)
+        count = fields.shape[0]
         # [B, F, heads, half, d / (2 heads)]
         parts = fields.reshape(*fields.shape[:2], self.heads, 2, -1).transpose(0, 2, 3, 1, 4)
         with jax.named_scope("interaction"):

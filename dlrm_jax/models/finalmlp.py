@@ -82,8 +82,8 @@ class Fusion(nnx.Module):
     def __call__(self, one: Float[Array, "B m"], other: Float[Array, "B n"]) -> Float[Array, " B"]:
         """Returns one number per example."""
         linear = self.linear(jnp.concatenate([one, other], axis=1))[:, 0]
-        x = one.reshape(len(one), self.heads, -1)
-        y = other.reshape(len(other), self.heads, -1)
+        x = one.reshape(one.shape[0], self.heads, -1)
+        y = other.reshape(other.shape[0], self.heads, -1)
         weight = self.weight[...].reshape(self.heads, x.shape[2], y.shape[2])
         return linear + jnp.einsum("bhi,hij,bhj->b", x, weight, y)
 

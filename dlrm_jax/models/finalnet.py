@@ -176,7 +176,7 @@ class FinalNet(Model):
         with jax.named_scope("interaction"):
             inputs = (gated, fields)[: len(self.blocks)]
             for vectors_in, block, output in zip(inputs, self.blocks, self.outputs, strict=True):
-                x = vectors_in.reshape(len(fields), -1)
+                x = vectors_in.reshape(fields.shape[0], -1)
                 for layer in block:
                     x = layer(x)
                 logits.append(output(x)[:, 0])

@@ -117,7 +117,7 @@ class MaskNet(Model):
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
         fields = self.field_vectors(dense, vectors)
-        v = fields.reshape(len(fields), -1)
+        v = fields.reshape(fields.shape[0], -1)
         h = self.vector_norm(fields).reshape(v.shape) if hasattr(self, "vector_norm") else v
         with jax.named_scope("interaction"):
             if self.structure == "serial":

@@ -109,7 +109,7 @@ class RankMixer(Model):
         """Returns the logits."""
         inputs = concatenated(dense, vectors, self.fields)
         padding = -inputs.shape[1] % self.tokens
-        parts = jnp.pad(inputs, ((0, 0), (0, padding))).reshape(len(inputs), self.tokens, -1)
+        parts = jnp.pad(inputs, ((0, 0), (0, padding))).reshape(inputs.shape[0], self.tokens, -1)
         x = self.project(parts)
         with jax.named_scope("interaction"):
             for block in self.blocks:

@@ -95,7 +95,7 @@ class DynamicFilter(nnx.Module):
     def __call__(self, x: Float[Array, "B W"]) -> Float[Array, "B V d"]:
         """Lets each view's numbers compete."""
         projected = at_least_float32(self.projection(x))
-        z = jax.nn.relu(projected.reshape(len(x), *self.scale.shape))
+        z = jax.nn.relu(projected.reshape(x.shape[0], *self.scale.shape))
         rates = self.rates[...]
         for i in range(len(rates)):
             z = jax.nn.relu(z - rates[i, :, None] * jnp.mean(z, axis=2, keepdims=True))
@@ -197,6 +197,6 @@ class SSR(Model):
         with jax.named_scope("interaction"):
             views = self.layers[0](x)
             for layer in list(self.layers)[1:]:
-                views = layer(views.reshape(len(x), -1))
+                views = layer(views.reshape(x.shape[0], -1))
         with jax.named_scope("top_mlp"):
             return at_least_float32(self.top(jnp.mean(views, axis=1))[:, 0])

@@ -68,8 +68,8 @@ class WukongLayer(nnx.Module):
         # Xᵀ Y first: X Xᵀ, which is larger, is never made.
         compressed = jnp.einsum("bnd,nk->bdk", x, self.compression[...])
         products = jnp.einsum("bnd,bdk->bnk", x, compressed)
-        flat = self.inner_norm(products.reshape(len(x), -1))
-        machine = at_least_float32(self.mlp(flat)).reshape(len(x), -1, x.shape[2])
+        flat = self.inner_norm(products.reshape(x.shape[0], -1))
+        machine = at_least_float32(self.mlp(flat)).reshape(x.shape[0], -1, x.shape[2])
         linear = jnp.einsum("bnd,nm->bmd", x, self.linear[...])
         if hasattr(self, "residual"):
             x = jnp.einsum("bnd,nm->bmd", x, self.residual[...])
@@ -130,4 +130,4 @@ class Wukong(Model):
             for layer in self.layers:
                 x = layer(x)
         with jax.named_scope("top_mlp"):
-            return at_least_float32(self.top(x.reshape(len(x), -1))[:, 0])
+            return at_least_float32(self.top(x.reshape(x.shape[0], -1))[:, 0])

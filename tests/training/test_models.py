@@ -196,6 +196,9 @@ def test_a_class_of_the_users_own_takes_dtype_and_dropout():
         ({"model": "xdeepfm", "model_options": ("cin=8,8",)}, "numbers such as 64-32"),
         ({"model": "xdeepfm", "model_options": ("cin=0",)}, "numbers such as 64-32"),
         ({"model": "autoint", "model_options": ("heads=0",)}, "at least 1 of layers, heads"),
+        ({"model": "finalmlp", "model_options": ("second_mlp=x",)}, "numbers such as 64-32"),
+        ({"model": "finalmlp", "model_options": ("second_dropout=x",)}, "expected a number, got"),
+        ({"model": "ssr", "model_options": ("filters=x",)}, "expected static or dynamic"),
         ({"model": ":M"}, "can't import ':M'"),
         ({"model": "dcn_v2", "model_options": ("structure=up",)}, "stacked or parallel"),
         (

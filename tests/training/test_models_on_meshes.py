@@ -60,5 +60,5 @@ def test_losses_and_predictions_are_the_same_on_every_mesh(name: str):
         logits = make_predict(learner)(state, learner.put(batches[4]))
         found.append((losses, np.asarray(logits)))
     for losses, logits in found[1:]:
-        np.testing.assert_allclose(losses, found[0][0], rtol=1e-5)
-        np.testing.assert_allclose(logits, found[0][1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(losses, found[0][0], rtol=2e-5)
+        np.testing.assert_allclose(logits, found[0][1], rtol=5e-4, atol=1e-4)
