@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from main_job import (
     ROOT,
     SMALL,
     Program,
+    arrays,
     fails,
     in_background,
     losses,
@@ -27,6 +29,7 @@ from main_job import (
 
 from dlrm_jax.embedding import Plan
 from dlrm_jax.embedding.plan import table_wise
+from dlrm_jax.training.metadata import read_metadata
 
 TWO = ("--mesh=2x4", "--processes=2", *SMALL)
 
@@ -101,6 +104,28 @@ def test_a_killed_process_ends_the_others_and_one_goes_on(
     succeed("--mesh=4x2", f"--processes={count}", *evaluated, "--eval_only")
     (tmp_path / "evaluation.json").rename(tmp_path / "summary.json")
     assert_like(unbroken, tmp_path)
+
+
+@pytest.mark.thorough  # test_living_processes compares all but the death
+def test_with_dynamic_ids_a_killed_process_changes_no_bit(tmp_path: Path):
+    ids = "--dynamic_ids=C2=900:parts=5:admit_count=2,C4=400"
+    flags = ("--mesh=2x2", "--processes=2", *SMALL, ids, "--steps=30", "--checkpoint_every=3")
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    succeed(*flags, f"--workdir={alone}")
+    with until_it_saves(killed, *flags, f"--workdir={killed}") as launcher:
+        os.kill(processes_of(launcher)[1], signal.SIGKILL)
+        ended = launcher.end()
+    assert ended.returncode == 128 + signal.SIGKILL
+    assert "process 1 was killed by SIGKILL; the others were stopped" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    succeed(*flags, f"--workdir={killed}")
+    assert summary(killed)["resumed_from"]
+    assert losses(killed) == losses(alone)
+    expected = arrays(alone, 30)
+    for name, array in arrays(killed, 30).items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    numbers = [read_metadata(x / "checkpoints" / "00000030") for x in (alone, killed)]
+    assert numbers[0]["checksums"] == numbers[1]["checksums"]  # of the maps, too
 
 
 @pytest.mark.thorough
