@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from dlrm_jax.embedding import EmbeddingCollection
+from dlrm_jax.processes import Ask
 from dlrm_jax.training.learner import TrainState
 from dlrm_jax.training.live_maps import LiveMaps
 from dlrm_jax.training.touched_rows import Numbers, TouchedRows
@@ -27,7 +29,7 @@ def rows_from(table: str, first: int, end: int) -> tuple[str, str, int, int]:
 
 
 class StateReads:
-    """Answers requests for parts of a state, see `processes.led`.
+    """Answers requests for parts of states, see `processes.led`.
 
     Args:
         collection: tables of the run.
@@ -36,31 +38,26 @@ class StateReads:
 
     def __init__(self, collection: EmbeddingCollection, touched: TouchedRows):
         self._collection, self._touched = collection, touched
-        self._state: TrainState | None = None
-        self._maps: LiveMaps | None = None
         self._taken: Numbers = {}
 
-    def of(self, state: TrainState, maps: LiveMaps | None) -> StateReads:
-        """The same of another state, which mustn't be donated meanwhile.
+    def of(self, state: TrainState, maps: LiveMaps | None) -> Ask:
+        """The function that answers requests for parts of a state.
 
         Args:
-            state: state.
+            state: state, which mustn't be donated meanwhile.
             maps: maps of the training; None without dynamic ids.
         """
-        self._state, self._maps = state, maps
-        return self
+        return functools.partial(self._answer, state, maps)
 
-    def __call__(self, request: Any) -> Any:
-        """What a request is for; all processes have the same."""
-        assert self._state
+    def _answer(self, state: TrainState, maps: LiveMaps | None, request: Any) -> Any:
         what, *arguments = request
         if what == "take":
             self._taken = self._touched.take()
             return self._taken
         if what == "taken rows":
-            return self._collection.read_rows(self._state.embedding, self._taken)
+            return self._collection.read_rows(state.embedding, self._taken)
         if what == "keys":
-            return self._maps.keys_at(int(self._state.step)) if self._maps else {}
+            return maps.keys_at(int(state.step)) if maps else {}
         table, first, end = arguments
         numbers = {table: np.arange(first, end, dtype=np.int32)}
-        return self._collection.read_rows(self._state.embedding, numbers)[table]
+        return self._collection.read_rows(state.embedding, numbers)[table]
