@@ -5,7 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 OF_STREAMS = (
-    "schema", "stream_idle_seconds", "stream_checkpoint_seconds", "stream_window",
+    "schema", "stream_idle_seconds", "stream_checkpoint_seconds", "stream_window", "id_clock",
 )  # fmt: skip
 """Flags that are read with ``--stream`` alone."""
 
@@ -36,6 +36,12 @@ def define_stream_flags() -> None:
         "Seconds between checkpoints of a stream, besides those of --checkpoint_every; 0 for none; "
         "such as 10.",
         0,
+    )
+    flags.DEFINE_enum(
+        "id_clock",
+        "steps",
+        ["steps", "seconds"],
+        "Clock of --dynamic_ids, which max_age is in: steps, or seconds of the schema's timestamp.",
     )
     flags.DEFINE_integer(
         "stream_window",

@@ -5,7 +5,7 @@
 
 It reads a checkpoint, table by table, and needs neither the data nor the model. Counts and ages
 are those of tables with dynamic ids: how often ids were seen since they have their rows, and how
-long ago, in steps.
+long ago, in steps or, of a run with ``--id_clock=seconds``, in seconds.
 
 ``python -m dlrm_jax prune`` takes away the rows of ids that are hardly ever seen.
 """

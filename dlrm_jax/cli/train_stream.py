@@ -19,7 +19,13 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.processes import check_same
 from dlrm_jax.saved_config import file_fields
 from dlrm_jax.stream.run import StreamOptions, run_stream
-from dlrm_jax.stream.settings import OF_SCHEMA, WITHOUT_EFFECT, fingerprint, for_schema
+from dlrm_jax.stream.settings import (
+    OF_SCHEMA,
+    WITHOUT_EFFECT,
+    check_id_clock,
+    fingerprint,
+    for_schema,
+)
 from dlrm_jax.stream.sources import source_opener
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import check_table_settings, make_learner
@@ -29,6 +35,7 @@ from dlrm_jax.training.metrics import METRICS
 _OF_OTHERS = ("eval_only", "checkpoint", "warm_start", "warm_start_names", "continue_from", "data")
 _OF_ALL_PROCESSES = (
     "stream_idle_seconds", "stream_checkpoint_seconds", "stream_window", "journal_seconds",
+    "id_clock",
 )  # fmt: skip
 
 
@@ -62,6 +69,7 @@ def stream_config(workdir: Path) -> tuple[Config, Schema]:
     source_opener(FLAGS.stream, schema, workdir)  # what is wrong is said before devices are opened
     config = for_schema(config_of_flags(), schema)
     check_table_settings(config)
+    check_id_clock(FLAGS.id_clock, config, schema)
     return config, schema
 
 
@@ -84,6 +92,7 @@ def train_stream(config: Config, schema: Schema, mesh: Mesh, workdir: Path) -> N
         FLAGS.preset,
         FLAGS.standby,
         FLAGS.journal_seconds,
+        id_clock=FLAGS.id_clock,
     )
     publication = published(workdir, config, learner, fingerprint(schema), schema=schema)
     summary = run_stream(

@@ -18,6 +18,7 @@ from dlrm_jax.stream.source import Segment, Source, UnreachableError
 
 _PAUSE = 0.2  # seconds between two looks for a new segment
 _PATIENCE = 60.0  # seconds for which a source may be out of reach
+_MICROSECONDS = 1_000_000  # of a second
 _LEAST_WEIGHT = np.finfo(np.float32).tiny  # devices take smaller ones for 0
 
 Encoder = Callable[[RawIds], Int32[np.ndarray, "B C"]]
@@ -48,6 +49,7 @@ def stream_batches(
     progress: Progress,
     own: slice = slice(None),
     pause: Callable[[float], None] = time.sleep,
+    tell_time: Callable[[int], None] = lambda seconds: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[StreamBatch | float]:
     """Yields the batches behind a position, in order, across the borders of segments; without end.
@@ -65,6 +67,8 @@ def stream_batches(
         progress: part of the stream that was trained on before.
         own: examples of a batch that this process trains on, see `own_examples`.
         pause: function that waits so many seconds before the next look for a segment.
+        tell_time: function that is told of the latest time of a row so far, in whole seconds since
+            1970, before the encoder gets a batch; earlier rows don't take it back.
         say: function that shows a line of text to the user.
 
     Yields:
@@ -76,6 +80,7 @@ def stream_batches(
     """
     waiting: list[Rows] = []
     read, examples = progress.position, progress.examples  # the latter before those that wait
+    latest = progress.time
     last = time.monotonic()
     reachable = _Reachable(source, say)
     while True:
@@ -103,7 +108,9 @@ def stream_batches(
                 if given.sample_weights.max() < _LEAST_WEIGHT:
                     say(f"the {batch_size} examples up to {position} all have weight 0: left out")
                     continue
-                behind = Progress(position, consumed or (of_message,), examples)
+                latest = max(latest, int(given.times.max()) // _MICROSECONDS)
+                tell_time(latest)
+                behind = Progress(position, consumed or (of_message,), examples, latest)
                 yield StreamBatch(_encoded(given[own], encoder), given, behind)
             waiting = [rows[full:]]
         read = Position(note.name, note.rows, ended=True)

@@ -20,16 +20,24 @@ class DynamicRows:
         hashed: encoder of the tables without dynamic ids.
         maps: maps of the collection, which say what columns have dynamic ids.
         live: maps of the training.
+
+    Attributes:
+        now: time of the next batch by the clock of the maps; None for its step.
     """
 
     def __init__(self, hashed: HashedRows, maps: IdMaps, live: LiveMaps):
         self._hashed, self._live, self._columns = hashed, live, maps.columns
+        self.now: int | None = None
+
+    def tell_time(self, seconds: int) -> None:
+        """Sets the clock of the maps to a time of events, in seconds since 1970."""
+        self.now = seconds
 
     def __call__(self, raw: RawIds) -> Int32[np.ndarray, "N C"]:
         """The rows of the ids of a batch; `ABSENT` where a bag isn't full."""
         ids = self._hashed(raw).astype(np.int64)
         ids[:, self._columns] = raw.ids.view(np.int64)[:, self._columns]
-        return self._live.translate(ids, present=raw.present)
+        return self._live.translate(ids, self.now, raw.present)
 
 
 def warn_of_few_rows(maps: IdMaps, batch_size: int, say: Callable[[str], None]) -> None:

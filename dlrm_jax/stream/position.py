@@ -54,11 +54,14 @@ class Progress:
         position: place behind the last row; None before the first one.
         segments: segments up to the position's, by name, but for those that had left the source.
         examples: number of rows before the position, of all segments.
+        time: latest time of a row that was trained on, in whole seconds since 1970; 0 before 1970,
+            without a timestamp, and of earlier versions.
     """
 
     position: Position | None = None
     segments: tuple[Consumed, ...] = ()
     examples: int = 0
+    time: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The progress as a checkpoint's metadata have it."""
@@ -74,7 +77,8 @@ class Progress:
         try:
             position = noted["position"]
             segments = tuple(Consumed(**each) for each in noted["segments"])
-            found = cls(position and Position(**position), segments, noted["examples"])
+            place = position and Position(**position)
+            found = cls(place, segments, noted["examples"], noted.get("time", 0))
         except (TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"expected a checkpoint of a run on a stream, which notes its position; got "

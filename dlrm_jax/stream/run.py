@@ -27,7 +27,13 @@ from dlrm_jax.stream.dynamic_rows import DynamicRows, warn_of_few_rows
 from dlrm_jax.stream.loop import Intervals, StreamLoop, place
 from dlrm_jax.stream.position import Consumed, Progress
 from dlrm_jax.stream.prequential import Prequential
-from dlrm_jax.stream.settings import OF_SCHEMA, WITHOUT_EFFECT, fingerprint
+from dlrm_jax.stream.settings import (
+    OF_SCHEMA,
+    WITHOUT_EFFECT,
+    IdClock,
+    check_id_clock,
+    fingerprint,
+)
 from dlrm_jax.stream.source import Source, UnreachableError
 from dlrm_jax.stream.start import last_window, noting_schema, read_later, start
 from dlrm_jax.stream.step import make_prequential_step
@@ -60,6 +66,8 @@ class StreamOptions:
             none. A journal that is there is read in any case.
         publication: context of the publisher of the states of the training, or of None; it is
             entered when the workdir is locked. None for none.
+        id_clock: unit of the clock of dynamic ids. Seconds are those of the schema's timestamp: the
+            latest time of a row so far, never backwards.
     """
 
     workdir: Path
@@ -71,6 +79,7 @@ class StreamOptions:
     standby: bool = False
     journal_seconds: float = 0.0
     publication: AbstractContextManager[Publication | None] | None = None
+    id_clock: IdClock = "steps"
 
 
 def run_stream(
@@ -105,13 +114,17 @@ def run_stream(
     """
     own = own_examples(config.batch_size, jax.process_index(), jax.process_count())
     check_processes(learner.mesh, learner.kernels_in_use)
+    check_id_clock(options.id_clock, config, schema)
     prequential = Prequential(config, schema, options.window)
     workdir = options.workdir
     with contextlib.ExitStack() as opened:
-        identity = {"data": fingerprint(schema), **config.identity()}
+        clock = "steps" if options.id_clock == "steps" else f"seconds of {schema.timestamp}"
+        of_stream = {"id_clock": clock}
+        identity = {"data": fingerprint(schema), **config.identity(), STREAM: of_stream}
         checkpoints = Checkpoints(
-            workdir / "checkpoints", identity, config.keep_checkpoints, say=say
-        )
+            workdir / "checkpoints", identity, config.keep_checkpoints, say=say,
+            groups={STREAM: lambda saved: {"id_clock": "steps"} | dict(saved)},  # earlier versions
+        )  # fmt: skip
         step, ahead = make_prequential_step(learner), None
         if options.standby:
             with contextlib.suppress(UnreachableError):  # it may answer by then
@@ -180,8 +193,12 @@ def run_stream(
             journal,
             publication,
         )
-        hashed = HashedRows(schema, config.table_rows)
-        by_ids = DynamicRows(hashed, maps, live) if maps and live else hashed
+        by_ids = hashed = HashedRows(schema, config.table_rows)
+        tell_time = _tell_nobody
+        if maps and live:
+            by_ids = DynamicRows(hashed, maps, live)
+            if options.id_clock == "seconds":
+                tell_time = by_ids.tell_time
         batches = stream_batches(
             source,
             schema,
@@ -189,6 +206,7 @@ def run_stream(
             config.batch_size,
             progress,
             own,
+            tell_time=tell_time,
             say=say,
         )
         loop.last_window = last_window(workdir)
@@ -216,6 +234,10 @@ def run_stream(
         }
         on_process_0(lambda: write_result(workdir / "summary.json", to_json(summary, indent=1)))
         return summary
+
+
+def _tell_nobody(seconds: int) -> None:
+    """Ids lose their rows by steps."""
 
 
 def _told(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from typing import Literal
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.preprocessing.schema import Schema
@@ -13,6 +14,9 @@ from dlrm_jax.feature_names import numbered
 from dlrm_jax.run_start import check_unvalidated
 from dlrm_jax.training.losses import group_column
 from dlrm_jax.training.model import check_takes
+
+IdClock = Literal["steps", "seconds"]
+"""What the clock of dynamic ids counts: steps, or seconds of the events' time since 1970."""
 
 OF_SCHEMA = ("features", "bag_lengths", "dense_features", "labels")
 """Fields that the schema decides."""
@@ -82,6 +86,30 @@ def for_schema(config: Config, schema: Schema) -> Config:
     )
     check_takes(config, schema.labels, "leave all but {} out of the schema's label")
     return config
+
+
+def check_id_clock(id_clock: IdClock, config: Config, schema: Schema) -> None:
+    """Checks that ids can lose their rows by the time of events, if they are to.
+
+    Args:
+        id_clock: clock of dynamic ids.
+        config: config of the run.
+        schema: meaning of the columns.
+
+    Raises:
+        UserError: no table has dynamic ids, or rows have no time.
+    """
+    if id_clock == "steps":
+        return
+    if not config.dynamic_ids:
+        raise UserError(
+            "id_clock: it has no effect without tables with dynamic ids; give --dynamic_ids, too"
+        )
+    if schema.timestamp is None:
+        raise UserError(
+            f"id_clock: {id_clock} are those of the schema's timestamp, and it has none; name the "
+            f"column of times as timestamp in the schema"
+        )
 
 
 def check_schema(schema: Schema) -> None:
