@@ -180,7 +180,8 @@ def _examples(manifest: Manifest) -> Examples:
     most = [min(rows[y.table] for y in manifest.lookups if y.feature == x.name)
             for x in manifest.features]  # fmt: skip
     dense = rng.random((16, manifest.dense_features), np.float32)
-    return Examples(dense, rng.integers(0, most, (16, len(most)), np.int32), np.zeros(16))
+    ids = rng.integers(0, most, (16, len(most)), np.int32)
+    return Examples(dense, ids, np.zeros(16, np.float32))
 
 
 def try_served(
