@@ -111,7 +111,9 @@ def run(
                 opened.enter_context(owned(workdir))
             if training:
                 checkpoints.prepare()
-        publication = options.publication and opened.enter_context(options.publication)
+        publication = None
+        if options.publication:
+            publication = opened.enter_context(options.publication)
         id_maps = id_maps_of(learner.collection, config.seed)
         start = first_state(config, learner, checkpoints, data, options, say, id_maps, ahead)
         state, resumed_from, before, continued, replay = start
