@@ -2,11 +2,11 @@
 
     python -m experiments.campaigns.kills --count=50 --minutes=30
 
-SIGKILL ends a training run on data or on a stream, a preparation of logs, or one of two processes
-of a run, at any time or soon after it has made a certain file. The same command is run again until
-it ends: in one of three tries it is killed once more. All arrays and metrics must then be those of
-a run that nothing disturbed, and nothing else may be left. ``lost`` counts the tries after which
-something differed.
+SIGKILL ends a training run on data, without or with a journal, or on a stream, a preparation of
+logs, or one of two processes of a run, at any time or soon after it has made a certain file. The
+same command is run again until it ends: in one of three tries it is killed once more. All arrays
+and metrics must then be those of a run that nothing disturbed, and nothing else may be left.
+``lost`` counts the tries after which something differed.
 """
 
 from __future__ import annotations
