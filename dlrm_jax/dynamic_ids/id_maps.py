@@ -131,7 +131,8 @@ class IdMaps:
 
         Raises:
             UserError: ids have another shape or type, a table has fewer rows than the batch
-                different ids, or the clock runs backwards, in any process. All maps are as before.
+                different ids, the clock runs backwards, or processes have different ones. All maps
+                are as before.
             LostProcessError: another process has ended.
         """
         asked = self.ask(ids, present)
@@ -182,12 +183,13 @@ class IdMaps:
         try:
             found = translate_all(maps, asked.of_units.keys, now)
         except UserError as error:
-            return ChangedMaps([], {}, error)
+            return ChangedMaps([], {}, error=error)
         rows = [
             UnitRows(*(self.maps[name].rows.in_table(part, x) for x in (own.rows, own.fresh)))
             for (name, part), own in zip(self._own, found, strict=True)
         ]
-        return ChangedMaps(rows, {x: own.undo for x, own in zip(self._own, found, strict=True)})
+        undo = {x: own.undo for x, own in zip(self._own, found, strict=True)}
+        return ChangedMaps(rows, undo, int(now))
 
     def answer(self, asked: AskedIds, changed: ChangedMaps) -> TranslatedIds:
         """Sends rows back to those who asked for them: `translate` ends so.
@@ -201,7 +203,8 @@ class IdMaps:
                 they have changed.
             LostProcessError: another process has ended.
         """
-        by_unit = iter(self._routing.answer(asked.of_units, changed.rows, changed.error))
+        rows, _, now, error = changed
+        by_unit = iter(self._routing.answer(asked.of_units, rows, now, error))
         fresh = {}
         for group, present, order in zip(self._groups, asked.present, asked.orders, strict=True):
             parts = [next(by_unit) for _ in range(self.maps[group.tables[0]].rows.count)]

@@ -106,35 +106,43 @@ class Routing:
         return Asked(together, counts, np.array([len(x) for x in own], np.int64))
 
     def answer(
-        self, asked: Asked, found: Sequence[UnitRows], error: UserError | None = None
+        self, asked: Asked, found: Sequence[UnitRows], now: int = 0, error: UserError | None = None
     ) -> list[UnitRows]:
         """Sends rows back to those who asked, and fresh ones to all.
 
         Args:
             asked: result of `ask`.
             found: rows of each unit that is here, for all ids of `asked`.
+            now: time of the batch, which must be that of all processes.
             error: reason why there are none.
 
         Returns:
             The rows of this process's ids, by unit.
 
         Raises:
-            UserError: a process has an error; it is raised in all.
+            UserError: a process has an error, or another time; it is raised in all.
         """
         if self._exchange is None:
             if error:
                 raise error
             return [*found]
-        messages = [_failed(error)] * self._count if error else self._answers(asked, found)
+        messages = [_failed(error)] * self._count if error else self._answers(asked, found, now)
         by_unit: list[UnitRows | None] = [None] * self._units
-        for process, message in enumerate(self._share(messages, error)):
+        received = self._share(messages, error)
+        times = [int(message["now"][0]) for message in received]
+        if len({*times}) > 1:
+            raise UserError(
+                f"now: expected one time in all processes, got {', '.join(map(str, times))}; give "
+                f"all the same batches at the same time"
+            )
+        for process, message in enumerate(received):
             units = self.owned(process)
             rows = np.split(message["rows"], np.cumsum(asked.own[units])[:-1]) if units else []
             for unit, own, fresh in zip(units, rows, _split("fresh", message), strict=True):
                 by_unit[unit] = UnitRows(own, fresh)
         return [each for each in by_unit if each is not None]
 
-    def _answers(self, asked: Asked, found: Sequence[UnitRows]) -> list[bytes]:
+    def _answers(self, asked: Asked, found: Sequence[UnitRows], now: int) -> list[bytes]:
         fresh = _concatenated("fresh", [each.fresh for each in found], np.int32)
         ends = np.cumsum(asked.counts, axis=0)
         messages = []
@@ -142,7 +150,7 @@ class Routing:
             start, end = ends[process] - asked.counts[process], ends[process]
             own = [x.rows[i:j] for x, i, j in zip(found, start, end, strict=True)]
             rows = np.concatenate([np.zeros(0, np.int32), *own])
-            messages.append(packed({"rows": rows, **fresh}))
+            messages.append(packed({"now": np.array([now], np.int64), "rows": rows, **fresh}))
         return messages
 
     def gather(self, own: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:

@@ -56,11 +56,13 @@ class ChangedMaps(NamedTuple):
     Attributes:
         rows: rows of the ids of each part.
         undo: record that takes the parts back; empty if nothing has changed.
+        now: time of the batch; 0 where nothing changes.
         error: reason why nothing has changed; None if something has.
     """
 
     rows: list[UnitRows]
     undo: dict[Unit, Undo]
+    now: int = 0
     error: UserError | None = None
 
 

@@ -186,6 +186,8 @@ def test_an_error_in_one_process_is_that_of_all_and_changes_nothing():
             maps.find(wrong)
         with pytest.raises(UserError, match="can't run backwards"):
             maps.translate(np.split(steps[0], 3)[index], 1)
+        with pytest.raises(UserError, match="one time in all processes, got 5, 5, 6"):
+            maps.translate(np.split(steps[0], 3)[index], 5 + index // 2)
         same(maps.arrays(), before)
         maps.translate(np.split(steps[0], 3)[index], 5)
 
