@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
-from dlrm_jax.processes import is_distributed
+from dlrm_jax.stream.kafka_place import KafkaPlace
 from dlrm_jax.stream.messages import Message, check_same, segment_of
 from dlrm_jax.stream.position import Consumed, Position
 from dlrm_jax.stream.source import Segment, UnreachableError
@@ -22,46 +22,6 @@ _SECONDS = 10.0  # for an answer of the brokers
 _ADVICE = "no message can be removed from a topic: write a topic without it"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """A message, by what was read up to it.
-
-    Attributes:
-        number: number of messages that were read, up to this one.
-        partition: partition of the message, whose offset is one less than the partition's next.
-        next: offset that is read next, by partition.
-    """
-
-    number: int
-    partition: int
-    next: Mapping[int, int]
-
-    def __str__(self) -> str:
-        own = ",".join(f"{x}={offset}" for x, offset in sorted(self.next.items()))
-        return f"{self.number:020d}:{self.partition}:{own}"
-
-    @classmethod
-    def of(cls, name: str) -> _Place:
-        """The message that is a segment's last one, by the segment's name.
-
-        Raises:
-            UserError: it is the name of a segment of another source.
-        """
-        try:
-            number, partition, own = name.split(":")
-            pairs = [each.split("=") for each in own.split(",")]
-            offsets = {int(x): int(offset) for x, offset in pairs}
-            place = cls(int(number), int(partition), offsets)
-            if place.partition not in offsets:
-                raise ValueError
-            return place
-        except ValueError as error:
-            raise UserError(
-                f"stream: expected a run on a topic of Kafka, got a position in segment {name!r} "
-                f"of another source; give another --workdir"
-            ) from error
-
-
 class KafkaTopic:
     """The messages of a topic. The order of those of one partition is kept.
 
@@ -69,8 +29,8 @@ class KafkaTopic:
     may be deleted when a checkpoint has its last row; others that are deleted are an error, and so
     is a topic that was made anew. No offsets are committed: the checkpoints have them.
 
-    Which message comes next of several partitions depends on who asks, and when. Processes that
-    read by themselves need a topic of one partition.
+    Which message comes next of several partitions depends on who asks, and when: see `LedTopic` for
+    several processes.
 
     Args:
         url: ``kafka://HOST:PORT,HOST:PORT/TOPIC?SETTING=VALUE``, with settings of librdkafka such
@@ -128,20 +88,61 @@ class KafkaTopic:
 
     def next(self, after: Position | None) -> Segment | None:
         """The messages behind a position, see `Source`."""
-        place = _Place.of(after.segment) if after else None
-        try:
+        place = KafkaPlace.of(after.segment) if after else None
+        with self._errors():
             starts = self._starts(place)
             if starts is None:
                 return None
             if place and after and (again := self._again(place, after)):
                 return again
             return self._following(place, starts)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Context in which the client's errors become those of `Source`."""
+        try:
+            yield
         except self._kafka.KafkaException as error:
             if self._is_away(error.args[0]):
                 raise UnreachableError(
                     f"stream: {self._place} can't be reached: {_text(error)}"
                 ) from error
             raise UserError(f"stream: {self._place}: {_text(error)}") from error
+
+    def up_to(self, after: Position | None, name: str) -> Segment | None:
+        """The segment behind a position that another process has read.
+
+        Args:
+            after: position; None for the beginning of the stream.
+            name: name of the segment.
+
+        Returns:
+            None if its messages don't come within some seconds.
+
+        Raises:
+            UnreachableError, UserError: see `next`.
+        """
+        if after and not after.ended:
+            return self.next(after)  # the rest of a message, whoever reads it
+        place, until = KafkaPlace.of(after.segment) if after else None, KafkaPlace.of(name)
+        number = place.number if place else 0
+        with self._errors():
+            starts, found = self._starts(place) or {}, []
+            self._at = {}
+            self._assign({x: start for x, start in starts.items() if start < until.next.get(x, 0)})
+            deadline = time.monotonic() + _SECONDS
+            while len(found) < until.number - number:
+                if time.monotonic() > deadline:
+                    return None
+                messages = self._consume(self._messages)
+                found += [x for x in messages if x.offset() < until.next[x.partition()]]
+            self._at = {}  # what is behind was read, and isn't to be left out
+            # Partitions without a message here are where they will be.
+            firsts = {x: min((y.offset() for y in found if y.partition() == x), default=end)
+                      for x, end in until.next.items()}  # fmt: skip
+            segment = self._joined(found, number, firsts | dict(place.next if place else {}))
+        assert len(segment.ends) == len(found), f"expected {name}, got {segment.note.name}"
+        return segment
 
     def _is_away(self, error: Any) -> bool:
         """Whether brokers may answer again, as after one of them has become the leader."""
@@ -153,7 +154,7 @@ class KafkaTopic:
         )  # fmt: skip
         return error.retriable() or error.code() in codes
 
-    def _starts(self, place: _Place | None) -> dict[int, int] | None:
+    def _starts(self, place: KafkaPlace | None) -> dict[int, int] | None:
         """The offset that is read next, by partition; None if there is no such topic yet."""
         topic = self._consumer.list_topics(self._topic, timeout=_SECONDS).topics[self._topic]
         if topic.error is not None:
@@ -162,12 +163,6 @@ class KafkaTopic:
             if topic.error.code() in absent and place is None:
                 return None
             raise self._kafka.KafkaException(topic.error)
-        if len(topic.partitions) > 1 and is_distributed():
-            raise UserError(
-                f"stream: {self._place} has {len(topic.partitions)} partitions, whose messages "
-                f"come to each process in another order; expected one partition for several "
-                f"processes; write a topic of one, or train in one process"
-            )
         known, starts = place.next if place else {}, {}
         for partition in sorted(topic.partitions):
             low, high = self._bounds(partition)
@@ -186,7 +181,7 @@ class KafkaTopic:
             )
         return starts
 
-    def _again(self, place: _Place, after: Position) -> Segment | None:
+    def _again(self, place: KafkaPlace, after: Position) -> Segment | None:
         """The message of a position, if it isn't read to its end; compares what is there."""
         if after.ended and self._checked == after.segment:
             return None
@@ -220,21 +215,32 @@ class KafkaTopic:
             return None
         return self._segment([message], lambda _: place)
 
-    def _following(self, place: _Place | None, starts: dict[int, int]) -> Segment | None:
+    def _following(self, place: KafkaPlace | None, starts: dict[int, int]) -> Segment | None:
         """The messages behind those that were read, as many as come at once."""
         self._assign(starts)
         found = self._consume(self._messages)
         if not found:
             return None
+        segment = self._joined(found, place.number if place else 0, starts)
+        # What was fetched ahead is of use if all that came is in the segment.
+        complete = len(segment.ends) == len(found)
+        self._at = dict(KafkaPlace.of(segment.note.name).next) if complete else {}
+        return segment
+
+    def _joined(self, found: list[Any], number: int, starts: Mapping[int, int]) -> Segment:
+        """A segment of messages, in the order of their partitions.
+
+        Args:
+            found: messages.
+            number: number of messages that were read before.
+            starts: offset that was read next before them, by partition.
+        """
         found.sort(key=lambda x: (x.partition(), x.offset()))
-        number = place.number if place else 0
         places, offsets = [], dict(starts)
         for i, message in enumerate(found):
             offsets[message.partition()] = message.offset() + 1
-            places.append(_Place(number + i + 1, message.partition(), dict(offsets)))
+            places.append(KafkaPlace(number + i + 1, message.partition(), dict(offsets)))
         segment = self._segment([self._message(x) for x in found], places.__getitem__)
-        # What was fetched ahead is of use if all that came is in the segment.
-        self._at = offsets if len(segment.ends) == len(found) else {}
         self._checked = segment.note.name
         return segment
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import math
 import time
@@ -87,6 +88,7 @@ class StreamLoop:
         maps: maps that have translated the batches' ids; None without dynamic ids.
         journal: journal of the run; None for none.
         publication: publisher of the states; None for nothing.
+        stop: function that ends a reading of the stream which waits for other processes.
 
     Attributes:
         last_window: metrics of the last window that has ended; None before.
@@ -103,10 +105,12 @@ class StreamLoop:
         maps: LiveMaps | None = None,
         journal: RunJournal | None = None,
         publication: Publication | None = None,
+        stop: Callable[[], None] = lambda: None,
     ):
         self._learner, self._step, self._publication = learner, step, publication
         self._prequential, self._intervals = prequential, intervals
         self._record, self._keep, self._maps, self._journal = record, keep, maps, journal
+        self._stop = stop
         self._ahead = learner.backend.programs_ahead
         self._started: collections.deque[tuple[int, jax.Array, jax.Array, _Placed]] = (
             collections.deque()
@@ -147,7 +151,9 @@ class StreamLoop:
             deferred() as requested,
             Prefetch(batches, self._place) as placed,
             stopped_after(self._maps),
+            contextlib.ExitStack() as ending,
         ):
+            ending.callback(self._stop)
 
             def save() -> bool:
                 nonlocal saved_step, saved_at, waited

@@ -34,7 +34,7 @@ from dlrm_jax.stream.settings import (
     check_id_clock,
     fingerprint,
 )
-from dlrm_jax.stream.source import Source, UnreachableError
+from dlrm_jax.stream.source import Source, Stoppable, UnreachableError
 from dlrm_jax.stream.start import last_window, noting_schema, read_later, start
 from dlrm_jax.stream.step import make_prequential_step
 from dlrm_jax.training.checkpoint import Checkpoints
@@ -192,6 +192,7 @@ def run_stream(
             live,
             journal,
             publication,
+            source.stop if isinstance(source, Stoppable) else lambda: None,
         )
         by_ids = hashed = HashedRows(schema, config.table_rows)
         tell_time = _tell_nobody

@@ -62,6 +62,15 @@ class Segment:
 
 
 @runtime_checkable
+class Stoppable(Protocol):
+    """A source whose `next` waits for other processes."""
+
+    def stop(self) -> None:
+        """Ends a `next` that waits, in any thread; none may follow."""
+        ...
+
+
+@runtime_checkable
 class Source(Protocol):
     """A stream of segments. One thread at a time calls it."""
 

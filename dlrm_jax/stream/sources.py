@@ -31,13 +31,17 @@ def source_opener(
         check_folder(Path(name), workdir)
         return lambda consumed: Folder(Path(name), schema, consumed)
     if scheme in ("redis", "rediss"):
-        from dlrm_jax.stream.redis_stream import RedisStream as Broker
+        from dlrm_jax.stream.redis_stream import RedisStream
+
+        opened: Callable[..., Source] = RedisStream
     elif scheme == "kafka":
-        from dlrm_jax.stream.kafka_topic import KafkaTopic as Broker
+        from dlrm_jax.stream.led_topic import open_topic
+
+        opened = open_topic
     else:
         raise UserError(
             f"stream: expected a folder, redis://HOST:PORT/KEY or kafka://HOST:PORT/TOPIC, got "
             f"{scheme}://…; give one of them"
         )
-    Broker(name, schema)  # what is wrong with the URL is said before the run begins
-    return functools.partial(Broker, name, schema)
+    opened(name, schema)  # what is wrong with the URL is said before the run begins
+    return functools.partial(opened, name, schema)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
 import pytest
@@ -11,7 +13,9 @@ from polars.testing import assert_frame_equal
 from stream_log import SCHEMA, log
 
 from dlrm_jax.errors import UserError
+from dlrm_jax.host_exchange import HostExchange
 from dlrm_jax.stream.kafka_topic import KafkaTopic
+from dlrm_jax.stream.led_topic import LedTopic
 from dlrm_jax.stream.position import Position
 from dlrm_jax.stream.rows import rows_of
 from dlrm_jax.stream.source import Segment, UnreachableError
@@ -86,11 +90,46 @@ def test_all_partitions_are_read_once(kafka: MockKafka):
     assert after.segment.endswith(":0=2,1=2,2=2,3=2")
 
 
-def test_processes_that_read_by_themselves_need_one_partition(kafka: MockKafka, monkeypatch):
-    kafka.send(json_messages(log(3), [3]))
-    monkeypatch.setattr("dlrm_jax.stream.kafka_topic.is_distributed", lambda: True)
-    with pytest.raises(UserError, match=r"has 4 partitions, .* expected one partition"):
-        following(opened(kafka), None)
+class Exchange(HostExchange):
+    """One of two processes, each of which has a thread."""
+
+    def __init__(self, index: int, boxes: list[queue.Queue[bytes]]):
+        super().__init__(index, {})
+        self.count, self._boxes = 2, boxes
+
+    def all_to_all(self, messages: Sequence[bytes]) -> list[bytes]:
+        self._boxes[1 - self.index].put(messages[1 - self.index])
+        found = [messages[self.index]] * 2
+        found[1 - self.index] = self._boxes[self.index].get(timeout=60)
+        return found
+
+
+def test_several_processes_read_the_order_of_process_0(kafka: MockKafka):
+    frame, boxes = log(64), [queue.Queue[bytes]() for _ in range(2)]
+    messages = [json_messages(frame[16 * i :], [1] * 16) for i in range(4)]
+    for partition, own in enumerate(messages):
+        kafka.send(own[:6], partition)
+
+    def read(index: int) -> list[Segment]:
+        topic, after, found = LedTopic(opened(kafka), Exchange(index, boxes)), None, []
+        while sum(len(x.frame) for x in found) < 64:
+            if not (segment := topic.next(after)):
+                continue
+            found.append(segment)
+            if not index and len(found) == 2:
+                for partition, own in enumerate(messages):
+                    kafka.send(own[6:], partition)
+            after = end(segment)
+        return found
+
+    with ThreadPoolExecutor() as both:
+        first, second = both.map(read, range(2))
+    assert len(first) > 2
+    for one, other in zip(first, second, strict=True):
+        assert_frame_equal(one.frame, other.frame)
+        assert one.note.name == other.note.name
+    rows = pl.concat(x.frame for x in first)
+    assert_frame_equal(rows.sort("t"), frame.select(NAMES), check_dtypes=False)
 
 
 def test_another_topic_of_that_name_is_an_error(kafka: MockKafka):

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from brokers import MockKafka, json_messages
 from main_job import Program, arrays, in_background, losses, run, summary
-from stream_job import PROGRAM, SIZES, assert_same, flags, lines, train
-from stream_log import log, publish
+from stream_job import FLAGS, PROGRAM, SIZES, assert_same, flags, lines, train
+from stream_log import log, publish, write_schema
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.processes import free_address
@@ -210,6 +211,22 @@ def test_eight_devices_of_two_processes(segments: Path, tmp_path: Path, others: 
 def train_to_the_end(*given: str) -> None:
     result = run(*given, program=PROGRAM)
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.thorough
+def test_two_processes_on_a_topic_of_four_partitions(tmp_path: Path):
+    kafka, rows = MockKafka(), log(160)
+    for partition in range(4):
+        kafka.send(json_messages(rows[40 * partition :], [5] * 8), partition)
+    schema = write_schema(tmp_path / "schema.json")
+    named = f"--stream={kafka.url}", f"--schema={schema}", f"--workdir={tmp_path / 'run'}"
+    for steps in (4, 0):
+        train_to_the_end(
+            *FLAGS, *named, *DYNAMIC, "--processes=2", f"--steps={steps}", "--stream_idle_seconds=2"
+        )
+    assert summary(tmp_path / "run")["resumed_from"] == 4
+    assert summary(tmp_path / "run")["examples"] == 160
+    assert summary(tmp_path / "run")["position"]["segment"].endswith(":0=8,1=8,2=8,3=8")
 
 
 def assert_like(workdir: Path, alone: Path) -> None:
