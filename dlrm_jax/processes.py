@@ -102,19 +102,6 @@ def join(coordinator: str, count: int, index: int | None) -> None:
     on_process_0(lambda: None)
 
 
-def check_one_process() -> None:
-    """Checks that one process maps all dynamic ids: several would give a row to an id each.
-
-    Raises:
-        UserError: there are several.
-    """
-    if (count := jax.process_count()) > 1:
-        raise UserError(
-            f"dynamic ids: expected one process, whose map all devices share, got {count}; give "
-            f"tables ids that are rows, or start one process"
-        )
-
-
 def coordinator_host() -> str:
     """The name or address of the machine of process 0, as process 0 knows it."""
     given = _coordinators[-1] if _coordinators else CLUSTER

@@ -19,6 +19,8 @@ from dlrm_jax.console import status
 from dlrm_jax.processes import free_address
 from dlrm_jax.signals import SIGNALS, deferred, kept_for_child
 from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.journal_files import entries_in
+from dlrm_jax.training.retention import journal_of
 
 # How long the others may take to end by themselves and to print their errors after one has ended.
 _GRACE_SECONDS = 10
@@ -193,6 +195,11 @@ def _account(first: Ended, missing: Sequence[int]) -> str:
 
 
 def _resuming(workdir: Path) -> str:
-    steps = Checkpoints(workdir / "checkpoints", {}).steps()
-    then = f"to resume from step {steps[-1]}" if steps else "to start anew: nothing was saved yet"
+    checkpoints = Checkpoints(workdir / "checkpoints", {})
+    steps, journal = checkpoints.steps(), ""
+    if steps and entries_in(journal_of(checkpoints.directory / f"{steps[-1]:08d}")):
+        journal = " and its journal"
+    then = "to start anew: nothing was saved yet"
+    if steps:
+        then = f"to resume from step {steps[-1]}{journal}"
     return f"run the same command with --workdir={workdir} {then}"

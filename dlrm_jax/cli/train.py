@@ -107,7 +107,7 @@ define_publish_flags()
 # What decides which steps a run takes; the config's fields, which are flags as well, come with it.
 _OF_ALL_PROCESSES = (
     "mesh", "emulate", "workdir", "eval_only", "checkpoint", "warm_start", "warm_start_names",
-    "continue_from", "publish",
+    "continue_from", "publish", "journal_seconds",
 )  # fmt: skip
 
 

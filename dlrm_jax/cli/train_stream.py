@@ -34,8 +34,7 @@ from dlrm_jax.training.metrics import METRICS
 
 _OF_OTHERS = ("eval_only", "checkpoint", "warm_start", "warm_start_names", "continue_from", "data")
 _OF_ALL_PROCESSES = (
-    "stream_idle_seconds", "stream_checkpoint_seconds", "stream_window", "journal_seconds",
-    "id_clock",
+    "stream_idle_seconds", "stream_checkpoint_seconds", "stream_window", "id_clock",
 )  # fmt: skip
 
 

@@ -119,7 +119,12 @@ class Replay:
         return entry
 
     def _find(self, path: Path, rows: Mapping[str, int]) -> tuple[Entry, str] | tuple[None, None]:
-        """The next entry and its checksum, if it can be applied."""
+        """The next entry and its checksum, if it can be applied.
+
+        Raises:
+            UserError: it is of tables with other numbers of rows. It isn't damaged, and nothing is
+                moved: a run with those of before can go on from it.
+        """
         directory, number = path.parent, self.number + 1
         try:
             entry, checksum = read_entry(path)
@@ -133,7 +138,12 @@ class Replay:
         if (entry.number, entry.base, entry.before) != (number, self._base, self.before):
             self.damage = f"entry {number} doesn't follow the one before"
         elif entry.rows != rows:
-            self.damage = f"entry {number} is of tables with other numbers of rows or parts"
+            raise UserError(
+                f"the journal {directory} is of tables with other numbers of rows or parts: "
+                f"{_differing(entry.rows, rows)}; run with those of before until a checkpoint is "
+                f"saved, as SIGTERM has one saved, then change them. Or move the journal away, and "
+                f"lose what is in it"
+            )
         else:
             return entry, checksum
         return None, None
@@ -173,6 +183,14 @@ def _same_entry(path: Path, checksum: str) -> tuple[Entry | None, str]:
             f"expected {path} as process 0 has read it, another process has other bytes; {advice}",
         )
     return entry, ""
+
+
+def _differing(before: Mapping[str, int], now: Mapping[str, int]) -> str:
+    """Numbers of rows and parts that aren't those of before."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return ", ".join(
+        f"{name} {before.get(name, 1):,} before and {now.get(name, 1):,} now" for name in names
+    )
 
 
 def rows_of(learner: Learner) -> dict[str, int]:

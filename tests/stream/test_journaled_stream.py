@@ -59,14 +59,22 @@ def test_on_another_mesh_it_is_the_same_state(case: str, segments: Path, tmp_pat
     assert_same(tmp_path / "other", tmp_path / "same", step)
 
 
-def test_entries_of_tables_with_other_numbers_of_rows_are_left_out(segments: Path, tmp_path: Path):
-    """Rows of ids may be more when a run resumes, and then they are other rows."""
+def test_entries_of_tables_with_other_numbers_of_rows_stay_where_they_are(
+    segments: Path, tmp_path: Path
+):
+    """Rows of ids may be more when a run resumes, and then entries are of other rows."""
     train("dynamic", segments, tmp_path, cut="s002.parquet")
+    count = len(entries(tmp_path))
     ids = ("item=25:evict_share=0.1", "user=15:admit_count=2")
     more = dataclasses.replace(CASES["dynamic"], dynamic_ids=ids)
-    said = train("dynamic", segments, tmp_path, config=more)
-    [warning] = [x for x in said if x.startswith("warning: the journal of")]
-    assert "goes to step 1: entry 1 is of tables with other numbers of rows" in warning
+    with pytest.raises(
+        UserError, match=r"is of tables with other numbers .*: item \d+ before and 25"
+    ):
+        train("dynamic", segments, tmp_path, config=more)
+    assert len(entries(tmp_path)) == count
+    said = train("dynamic", segments, tmp_path, steps=1 + count)
+    assert any(f"and its journal to step {1 + count} in" in line for line in said)
+    train("dynamic", segments, tmp_path, config=more)
     assert arrays(tmp_path, STEPS)["/item/table"].shape == (25, 8)
 
 
