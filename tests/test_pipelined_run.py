@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from main_job import arrays
 from saved_run import CONFIG, examples
 
@@ -37,6 +38,7 @@ PLAIN = dataclasses.replace(
 PIPELINED = dataclasses.replace(PLAIN, pipelined=True)
 
 
+@pytest.mark.thorough
 def test_files_are_the_same_and_a_killed_run_may_go_on_either_way(tmp_path: Path):
     learner = make_learner(PLAIN, make_mesh("2x2"))
 

@@ -264,7 +264,13 @@ def test_cotangents_have_the_shape_of_what_was_looked_up(name, shape, message):
         jax.eval_shape(update, tables.state_specs(), jnp.zeros((8, 9), jnp.int32))
 
 
-@pytest.mark.parametrize("plan", ["mixed", "half_fully_sharded", "column_wise"])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "half_fully_sharded",
+        *(pytest.param(x, marks=pytest.mark.thorough) for x in ("mixed", "column_wise")),
+    ],
+)
 def test_ids_can_be_routed_in_another_program_before_the_tables_are_read(plan):
     # Two programs give the same bits where XLA fuses alike. A product that one of them alone fuses
     # with the sum after it isn't rounded there: both become an FMA. With two more lookups of a

@@ -16,6 +16,7 @@ SMALL = (
 )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_each_mesh_beside_one_device():
     flags = ("--json", "--batch_sizes=32,64", "--optimizers=sgd", "--compute_dtypes=float32")
     result = run(*SMALL, *flags, program=PROGRAM)

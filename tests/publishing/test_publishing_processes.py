@@ -93,6 +93,7 @@ def wait_for(path: Path, launcher: Program) -> None:
     assert path.exists()
 
 
+@pytest.mark.thorough
 def test_killed_and_resumed_as_an_export(tmp_path: Path):
     """By its journal: with the bits of a run that wasn't killed."""
     models, workdir, unbroken = (tmp_path / name for name in ("models", "run", "unbroken"))

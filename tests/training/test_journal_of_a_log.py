@@ -137,6 +137,7 @@ def test_evaluations_between_checkpoints_are_in_the_journal(tmp_path: Path):
     assert_same(workdir, unbroken)
 
 
+@pytest.mark.thorough
 def test_a_run_that_has_its_steps_gets_the_checkpoint_of_its_journal(tmp_path: Path):
     train(tmp_path, "plain", cut=15)
     said = train(tmp_path, "plain", steps=14)
