@@ -14,6 +14,7 @@ from dlrm_jax.models.pointwise_attention import pointwise_attention
 from dlrm_jax.models.sequence_encoder import (
     Positions,
     SequenceEncoder,
+    TokenDropout,
     at_least_one,
     normalized,
 )
@@ -62,7 +63,7 @@ class HSTULayer(nnx.Module):
         if timed:
             self.by_time = nnx.Param(_INIT(rngs.params(), (TIME_BUCKETS + 1,)))
         self.timed = timed
-        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.dropout = TokenDropout(dropout, rngs=rngs)
 
     def __call__(self, x: Float[Array, "T d"], sequences: Sequences) -> Float[Array, "T d"]:
         """Returns the vectors behind the unit."""
@@ -73,7 +74,7 @@ class HSTULayer(nnx.Module):
         bias = Bias(self.by_distance[...], self.by_time[...] if self.timed else None)
         attended = pointwise_attention(query, key, value, bias, sequences, self.scale)
         gated = normalized(attended.reshape(u.shape), _EPSILON) * u
-        return self.output(self.dropout(gated)) + x
+        return self.output(self.dropout.of_tokens(gated, sequences)) + x
 
 
 class HSTU(SequenceEncoder):

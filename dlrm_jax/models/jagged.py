@@ -18,11 +18,14 @@ class Sequences(NamedTuple):
             without.
         next_times: time of the token that follows each one, also of that which isn't known yet,
             [T]: when it is asked for; None without times.
+        numbers: number of each token in the batch, [T], the same on every mesh, by which dropout
+            draws; None for its place.
     """
 
     starts: Int32[Array, " T"]
     times: Int32[Array, " T"] | None = None
     next_times: Int32[Array, " T"] | None = None
+    numbers: Int32[Array, " T"] | None = None
 
     @property
     def present(self) -> Bool[Array, " T"]:
@@ -41,6 +44,7 @@ def sequences_of(
     tokens: int,
     times: Int32[Array, " T"] | None = None,
     next_times: Int32[Array, " T"] | None = None,
+    numbers: Int32[Array, " T"] | None = None,
 ) -> Sequences:
     """The sequences of some lengths, the first of which begins at the first token.
 
@@ -49,9 +53,10 @@ def sequences_of(
         tokens: number of tokens with filling behind the last sequence, T.
         times: see `Sequences`.
         next_times: see `Sequences`.
+        numbers: see `Sequences`.
     """
     ends = jnp.cumsum(lengths)
     place = jnp.arange(tokens, dtype=jnp.int32)
     number = jnp.searchsorted(ends, place, side="right")  # passes over sequences without tokens
     starts = jnp.concatenate([ends - lengths, jnp.full(1, tokens, ends.dtype)])[number]
-    return Sequences(starts.astype(jnp.int32), times, next_times)
+    return Sequences(starts.astype(jnp.int32), times, next_times, numbers)

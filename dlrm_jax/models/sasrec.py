@@ -12,6 +12,7 @@ from dlrm_jax.models.jagged import Sequences
 from dlrm_jax.models.sequence_encoder import (
     Positions,
     SequenceEncoder,
+    TokenDropout,
     at_least_one,
     normalized,
 )
@@ -43,7 +44,7 @@ class SASRecLayer(nnx.Module):
         self.heads = heads
         self.query, self.key, self.value, self.output = (linear(width, width) for _ in range(4))
         self.first, self.second = linear(width, hidden_width), linear(hidden_width, width)
-        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.dropout = TokenDropout(dropout, rngs=rngs)
 
     def __call__(self, x: Float[Array, "T d"], sequences: Sequences) -> Float[Array, "T d"]:
         """Returns the vectors behind the block."""
@@ -52,7 +53,8 @@ class SASRecLayer(nnx.Module):
         by_head = (y.reshape(len(x), self.heads, -1) for y in inputs)
         attended = self.output(causal_attention(*by_head, sequences).reshape(x.shape))
         y = normalized(q + attended, _EPSILON)
-        return y + self.dropout(self.second(self.dropout(jax.nn.relu(self.first(y)))))
+        hidden = self.dropout.of_tokens(jax.nn.relu(self.first(y)), sequences)
+        return y + self.dropout.of_tokens(self.second(hidden), sequences)
 
 
 class SASRec(SequenceEncoder):

@@ -31,6 +31,24 @@ class SequenceEncoder(nnx.Module):
         """
 
 
+class TokenDropout(nnx.Dropout):
+    """Dropout whose mask for a token depends on its number, and not on where it is packed."""
+
+    def of_tokens(self, x: Float[Array, "T d"], sequences: Sequences) -> Float[Array, "T d"]:
+        """The vectors with some numbers left out, the others larger for it; see `nnx.Dropout`."""
+        if self.deterministic or not self.rate or self.rngs is None:
+            return x
+        # Bypasses what makes streams of keys differ from device to device.
+        key = nnx.RngStream.__call__(self.rngs)  # pyright: ignore[reportArgumentType]
+        numbers = sequences.numbers
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            key, jnp.arange(len(x)) if numbers is None else numbers
+        )
+        kept = 1 - self.rate
+        mask = jax.vmap(lambda key: jax.random.bernoulli(key, kept, x.shape[1:]))(keys)
+        return jnp.where(mask, x / kept, 0)
+
+
 class Positions(nnx.Module):
     """Adds a learned vector of its place in the sequence to each scaled vector, √d · v + p.
 
@@ -49,13 +67,13 @@ class Positions(nnx.Module):
         at_least_one(width=width, max_length=max_length)
         init = jax.nn.initializers.truncated_normal(width**-0.5)
         self.vectors = nnx.Param(init(rngs.params(), (max_length, width)))
-        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.dropout = TokenDropout(dropout, rngs=rngs)
 
     def __call__(self, vectors: Float[Array, "T d"], sequences: Sequences) -> Float[Array, "T d"]:
         """Returns the sums; zeros for filling."""
         own = self.vectors[...]
         place = jnp.minimum(sequences.positions, len(own) - 1)
-        found = self.dropout(vectors * own.shape[1] ** 0.5 + own[place])
+        found = self.dropout.of_tokens(vectors * own.shape[1] ** 0.5 + own[place], sequences)
         return jnp.where(sequences.present[:, None], found, 0)
 
 

@@ -40,6 +40,11 @@ def ndcg(places: Int[np.ndarray, " U"], k: int, weights: Weights = None) -> floa
     return _mean(gains, weights)
 
 
+def mean_reciprocal_rank(places: Int[np.ndarray, " U"], weights: Weights = None) -> float:
+    """The mean of 1 / (1 + place) of the chosen candidates, however far behind they are."""
+    return _mean(1 / (1 + places), weights)
+
+
 def _mean(values: np.ndarray, weights: Weights) -> float:
     """The weighted mean; NaN if no user has a weight."""
     if weights is not None and not weights.any():

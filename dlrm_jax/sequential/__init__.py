@@ -1,0 +1,1 @@
+"""Sequential recommendation: which of all items follows a user's history?"""

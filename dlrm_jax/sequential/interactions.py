@@ -1,0 +1,92 @@
+"""Interactions of users with items, user by user in the order of time."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int32, Int64
+
+from dlrm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Interactions:
+    """N interactions of U users with V items. Those of a user lie side by side.
+
+    Attributes:
+        offsets: place of the first interaction of each user, and N behind, [U + 1].
+        items: number of the item of each interaction, from 0 to V - 1, [N].
+        times: its time in seconds, ascending for each user, [N].
+        users: value of each user in the log, [U].
+        values: value of each item in the log, [V].
+    """
+
+    offsets: Int64[np.ndarray, " U1"]
+    items: Int32[np.ndarray, " N"]
+    times: Int64[np.ndarray, " N"]
+    users: pl.Series
+    values: pl.Series
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " U"]:
+        """The number of interactions of each user, [U]."""
+        return np.diff(self.offsets)
+
+
+def interactions_of(log: pl.DataFrame, user: str, item: str, time: str) -> Interactions:
+    """The interactions of a log. Those of one time stay in the order of the log.
+
+    Args:
+        log: table with a row for each interaction.
+        user: name of the column of users.
+        item: name of the column of items.
+        time: name of the column of times: numbers of seconds, or dates.
+
+    Raises:
+        UserError: there is no row, no such column, or a missing value in one; or times are none.
+    """
+    for name in (user, item, time):
+        if name not in log.columns:
+            raise UserError(
+                f"the log has no column {name!r}; it has {', '.join(map(repr, log.columns))}"
+            )
+        if missing := log[name].null_count():
+            row = log[name].is_null().arg_true()[0]
+            raise UserError(
+                f"column {name!r}: {missing:,} of {len(log):,} rows have no value, the first one "
+                f"is row {row:,}; leave them out"
+            )
+    if log.is_empty():
+        raise UserError("expected a log of interactions, got none")
+    by_user = log.select(user=pl.col(user), item=pl.col(item), time=_seconds(log[time], time)).sort(
+        "user", "time", maintain_order=True
+    )
+    users = by_user["user"].unique(maintain_order=True)
+    counts = by_user.group_by("user", maintain_order=True).len()["len"]
+    values = by_user["item"].unique().sort()
+    numbers = pl.DataFrame({"item": values}).with_row_index("number")
+    items = by_user.join(numbers, on="item", how="left", maintain_order="left")["number"]
+    return Interactions(
+        np.concatenate([[0], np.cumsum(counts.to_numpy(), dtype=np.int64)]),
+        items.to_numpy().astype(np.int32),
+        by_user["time"].to_numpy(),
+        users,
+        values,
+    )
+
+
+def _seconds(times: pl.Series, name: str) -> pl.Series:
+    if times.dtype.is_temporal():
+        times = times.cast(pl.Datetime("us")).dt.epoch("s")
+    elif times.dtype.is_float() and not times.is_finite().all():
+        raise UserError(f"column {name!r}: expected finite times, got {times.dtype} that aren't")
+    elif not times.dtype.is_numeric():
+        raise UserError(
+            f"column {name!r}: expected seconds as numbers, or dates, got {times.dtype}"
+        )
+    return times.cast(pl.Int64)

@@ -1,0 +1,67 @@
+"""The settings of a model of sequences."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_type_hints
+
+from dlrm_jax.config_fields import check_field, field
+from dlrm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class SequentialSettings:
+    """What is learned, and how. Every field is a flag of ``experiments.next_item``."""
+
+    encoder: Literal["hstu", "sasrec"] = field(
+        "hstu", "How a history is read: HSTU's units or SASRec's Transformer."
+    )
+    max_length: int = field(
+        200, "Longest history that is read, its latest interactions; such as 50.", 1
+    )
+    width: int = field(64, "Width of the items' vectors; such as 50.", 1)
+    layers: int = field(2, "Layers of the encoder; such as 8.", 1)
+    heads: int = field(1, "Heads of each layer's attention; such as 2.", 1)
+    dropout: float = field(
+        0.2, "Share of the numbers in the encoder that are left out in training; such as 0.5."
+    )
+    normalize: bool = field(True, "Whether the vectors of histories and items have length 1.")
+    temperature: float = field(
+        0.05, "Number that the product of two vectors is divided by in the softmax; such as 1."
+    )
+    negatives: int = field(
+        0,
+        "Items that are drawn for each batch as the negatives of all its targets; 0 for all items, "
+        "an exact softmax; such as 512.",
+        0,
+    )
+    sampler: Literal["uniform", "frequency"] = field(
+        "uniform", "How negatives are drawn: all items alike, or by their interactions."
+    )
+    batch_size: int = field(128, "Users of a batch; such as 1024.", 1)
+    learning_rate: float = field(0.001, "Learning rate of Adam, of tables, too; such as 0.003.")
+    epochs: int = field(50, "Times that each user is trained on; such as 100.", 1)
+    evaluate_every: int = field(
+        0, "Steps between validations; 0 for one after each epoch; such as 100.", 0
+    )
+    patience: int = field(
+        10,
+        "Validations without a better result after which training ends; 0 for any; such as 5.",
+        0,
+    )
+    metric: str = field("ndcg@10", "Metric that decides which checkpoint is best; such as hr@10.")
+    at: tuple[int, ...] = field((10, 50), "Values of k in hr@k and ndcg@k; such as 10,50,200.", 1)
+    exclude_seen: bool = field(False, "Whether items of the history are left out of the ranking.")
+    seed: int = field(0, "Seed of initial values, order, dropout and negatives; such as 1.", 0)
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(SequentialSettings)
+        for each in dataclasses.fields(self):
+            check_field(each, getattr(self, each.name), hints[each.name])
+        for name in ("temperature", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout: expected a share from 0 to below 1, got {self.dropout}")
+        if not self.at:
+            raise UserError("at: expected at least one number, got none")
