@@ -60,7 +60,13 @@ class NextItem(nnx.Module):
         return vectors * jax.lax.rsqrt(squares + _EPSILON)
 
 
-def learner_for(items: int, shapes: Shapes, settings: SequentialSettings, mesh: Mesh) -> Learner:
+def learner_for(
+    items: int,
+    shapes: Shapes,
+    settings: SequentialSettings,
+    mesh: Mesh,
+    dtype: str = "float32",
+) -> Learner:
     """The learner of a model of sequences, with Adam for tables and encoder.
 
     Args:
@@ -68,6 +74,7 @@ def learner_for(items: int, shapes: Shapes, settings: SequentialSettings, mesh: 
         shapes: sizes of the batches.
         settings: settings of the run.
         mesh: mesh, whose devices divide the batch size.
+        dtype: dtype of the items' vectors.
 
     Raises:
         UserError: they don't.
@@ -78,7 +85,7 @@ def learner_for(items: int, shapes: Shapes, settings: SequentialSettings, mesh: 
         widths[TARGETS] = shapes.row
     init = jax.nn.initializers.normal(_SMALL)
     collection = EmbeddingCollection(
-        [Table("items", items, settings.width, init=init)],
+        [Table("items", items, settings.width, dtype, init)],
         [Feature(name, max_ids=width) for name, width in widths.items()],
         [Lookup(name, name, "items", pooling="none") for name in widths],
         mesh,

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+_NONE = -1e30  # score of what is no candidate; infinite ones have no gradients, where all are
+
 _CHUNK = 1 << 25
 """Scores of a device that are in memory at a time."""
 
@@ -63,11 +65,10 @@ def softmax_loss(
         vectors, target = part
         scores = jnp.matmul(vectors, candidates.vectors.T, precision=jax.lax.Precision.HIGHEST)
         is_target = target[:, None] == candidates.items
-        logits = scores / temperature - candidates.log_q
-        if own is not None:
-            logits = jnp.where(is_target, -jnp.inf, logits)
-            return jax.nn.logsumexp(logits, axis=1), jnp.zeros(len(target), logits.dtype)
-        return jax.nn.logsumexp(logits, axis=1), jnp.sum(jnp.where(is_target, logits, 0), axis=1)
+        is_none = (candidates.items < 0) | (is_target if own is not None else False)
+        logits = jnp.where(is_none, _NONE, scores / temperature - candidates.log_q)
+        of_target = jnp.sum(jnp.where(is_target & ~is_none, logits, 0), axis=1)
+        return jax.nn.logsumexp(logits, axis=1), of_target
 
     parts = every.reshape(chunks, -1, every.shape[1]), wanted.reshape(chunks, -1)
     logs, of_target = (x.reshape(-1) for x in jax.lax.map(of_chunk, parts))

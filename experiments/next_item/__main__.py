@@ -1,0 +1,174 @@
+"""Trains a model of sequences: which of all items follows a user's history?
+
+    python -m experiments.next_item --data=ml-100k --encoder=sasrec --workdir=runs/sasrec
+    python -m experiments.next_item --log=views.parquet --user=user_id --item=item_id --time=at
+    python -m experiments.next_item --mesh=2x4
+
+``--data`` is a MovieLens directory as GroupLens publishes it, or in RecBole's form; ``--log`` is a
+Parquet or CSV file of your own with a row for each interaction. Each user's last item is asked for
+among all items, and the last but one for validation; or what comes after a point in time. It prints
+HR@k, NDCG@k and MRR beside those of a ranking by popularity. If the program is interrupted, run the
+same command again to resume.
+
+Without either it generates histories whose order decides what follows, so that the best ranking is
+known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import polars as pl
+from absl import flags
+
+from dlrm_jax.backend import describe_devices
+from dlrm_jax.cli.config_flags import define_field
+from dlrm_jax.cli.flags import (
+    FLAGS,
+    chosen_workdir,
+    define_mesh,
+    define_workdir,
+    refuse,
+)
+from dlrm_jax.cli.run import run
+from dlrm_jax.cli.start import start
+from dlrm_jax.console import status
+from dlrm_jax.data.movielens.formats import read_tables
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import check_batch_size
+from dlrm_jax.sequential.evaluation import metrics
+from dlrm_jax.sequential.interactions import Interactions, interactions_of
+from dlrm_jax.sequential.questions import SPLITS, split_of
+from dlrm_jax.sequential.run import run as run_sequences
+from dlrm_jax.sequential.settings import SequentialSettings
+from dlrm_jax.text_table import text_table
+from experiments.next_item.planted_order import generate, planted_order, planted_places
+
+_GENERATED = ("users", "items", "longest")
+_OF_LOG = ("user", "item", "time")
+
+define_mesh()
+flags.DEFINE_string("data", None, "Directory of MovieLens' files; such as ml-100k.")
+flags.DEFINE_string("log", None, "Parquet or CSV file of interactions; such as views.parquet.")
+flags.DEFINE_string("user", "user_id", "Column of the log that tells users apart; such as uid.")
+flags.DEFINE_string("item", "item_id", "Column of the log that tells items apart; such as movie.")
+flags.DEFINE_string(
+    "time", "timestamp", "Column of the log with times, as seconds or dates; such as at."
+)
+flags.DEFINE_enum("split", "leave_one_out", list(SPLITS), "What is asked for.")
+for _field in dataclasses.fields(SequentialSettings):
+    define_field(_field, get_type_hints(SequentialSettings)[_field.name], _field.default)
+define_workdir("Directory of metrics and checkpoints", "runs/sequences")
+flags.DEFINE_integer("users", 4000, "Users of the generated histories; such as 1000.", 3)
+flags.DEFINE_integer("items", 500, "Items of the generated histories; such as 2000.", 20)
+flags.DEFINE_integer("longest", 60, "Longest generated history; such as 200.", 10)
+
+
+def main() -> None:
+    """Settings, interactions, split, then what `dlrm_jax.sequential.run.run` does."""
+    check_flags()
+    workdir, settings = chosen_workdir("next_item"), settings_of_flags()
+    mesh = start(FLAGS.mesh)
+    check_batch_size(mesh, "batch_size", settings.batch_size)
+    status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
+    order = None
+    if FLAGS.data:
+        interactions = interactions_of(read_tables(Path(FLAGS.data)).ratings, *_OF_LOG)
+    elif FLAGS.log:
+        interactions = interactions_of(
+            read_log(Path(FLAGS.log)), *(FLAGS[x].value for x in _OF_LOG)
+        )
+    else:
+        order = planted_order(FLAGS.items, settings.seed)
+        interactions = generate(order, FLAGS.users, FLAGS.longest, settings.seed)
+    check_places(interactions, settings)
+    split = split_of(interactions, FLAGS.split)
+    status(describe(interactions, split))
+    status(f"workdir {workdir}")
+    outcome = run_sequences(interactions, split, settings, mesh, workdir, status)
+    summary = dict(outcome.summary)
+    if order:
+        best = metrics(planted_places(order, interactions, split.test), settings)
+        summary["test"] = {**summary["test"], "planted order": best}
+    report(summary, workdir)
+
+
+def check_flags() -> None:
+    """Refuses flags that contradict each other or that nothing would read."""
+    if FLAGS.data and FLAGS.log:
+        raise UserError("--data and --log: expected one of them, got both")
+    if not FLAGS.log:
+        refuse(_OF_LOG, "without --log")
+    if FLAGS.data or FLAGS.log:
+        refuse(_GENERATED, "with --data or --log, which has users and items")
+    if not FLAGS.negatives:
+        refuse(["sampler"], "without --negatives")
+
+
+def settings_of_flags() -> SequentialSettings:
+    """The settings, which are flags each."""
+    given: dict[str, Any] = {
+        x.name: FLAGS[x.name].value for x in dataclasses.fields(SequentialSettings)
+    }
+    return SequentialSettings(
+        **{x: tuple(y) if isinstance(y, list) else y for x, y in given.items()}
+    )
+
+
+def read_log(path: Path) -> pl.DataFrame:
+    """The table of a Parquet or CSV file.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    try:
+        return pl.read_csv(path) if path.suffix == ".csv" else pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(
+            f"log {path}: expected a Parquet or CSV file: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def check_places(interactions: Interactions, settings: SequentialSettings) -> None:
+    """Checks that there are more items than places that are looked at.
+
+    Raises:
+        UserError: there aren't.
+    """
+    if max(settings.at) >= len(interactions.values):
+        raise UserError(
+            f"at: expected less than the {len(interactions.values):,} items, got {max(settings.at)}"
+        )
+
+
+def describe(interactions: Interactions, split: Any) -> str:
+    """One line: users, items, interactions, questions."""
+    lengths = interactions.lengths
+    return (
+        f"{len(lengths):,} users with {lengths.mean():.0f} interactions, at most "
+        f"{lengths.max():,}; {len(interactions.values):,} items; questions: validation "
+        f"{len(split.validation.asked):,}, test {len(split.test.asked):,}"
+    )
+
+
+def report(summary: dict[str, Any], workdir: Path) -> None:
+    """Prints the metrics of each split."""
+    for split in ("validation", "test"):
+        if split not in summary:
+            continue
+        names = list(summary[split]["model"])
+        rows = [
+            [ranking, *(f"{found[name]:.4f}" for name in names)]
+            for ranking, found in summary[split].items()
+        ]
+        status(text_table([split, *names], rows))
+    status(
+        f"best of {summary['steps']} steps is {summary['best_step']}; "
+        f"{summary['tokens_of_filling']:.0%} of the tokens are filling; see {workdir}/summary.json"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

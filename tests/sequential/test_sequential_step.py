@@ -1,0 +1,141 @@
+"""The step of sequences against a float64 oracle, on several meshes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dlrm_jax.mesh import as_mesh
+from dlrm_jax.models.jagged import sequences_of
+from dlrm_jax.sequential.batches import SequenceTraining
+from dlrm_jax.sequential.model import learner_for
+from dlrm_jax.sequential.questions import split_of
+from dlrm_jax.sequential.settings import SequentialSettings
+from dlrm_jax.sequential.step import make_sequential_step
+from experiments.next_item.planted_order import generate, planted_order
+
+ITEMS, STEPS = 30, 3
+LOG = generate(planted_order(ITEMS, 0), users=24, longest=40, seed=1)
+SPLIT = split_of(LOG, "leave_one_out")
+
+
+def settings_of(encoder: str, negatives: int, dropout: float = 0.0) -> SequentialSettings:
+    return SequentialSettings(
+        encoder=encoder,  # pyright: ignore[reportArgumentType]
+        width=4, layers=1, max_length=30, batch_size=8, negatives=negatives, dropout=dropout,
+        learning_rate=0.01, at=(5,),
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+def trained(settings: SequentialSettings, mesh: str):
+    """Losses of some steps, and the items' vectors after them."""
+    devices = as_mesh(mesh)
+    batches = SequenceTraining(LOG, SPLIT.train, settings, devices.size)
+    learner = learner_for(ITEMS, batches.shapes, settings, devices, "float64")
+    state = wide(learner.init(0))
+    step, losses = make_sequential_step(learner, settings), []
+    first = learner, state, batches
+    start = jax.tree.map(np.asarray, (state.params, state.model_state)), rows_of(learner, state)
+    for number in range(STEPS):
+        state, loss = step(state, learner.put(batches[number]))
+        losses.append(float(loss))
+    return np.asarray(losses), rows_of(learner, state), start, first
+
+
+def wide(state):
+    """A state with all that is floating in float64."""
+
+    def cast(x):
+        is_float = jnp.issubdtype(x.dtype, jnp.floating)
+        return jax.device_put(x.astype("float64"), x.sharding) if is_float else x
+
+    return dataclasses.replace(
+        state,
+        params=jax.tree.map(cast, state.params),
+        optimizer=jax.tree.map(cast, state.optimizer),
+    )
+
+
+def rows_of(learner, state) -> np.ndarray:
+    numbers = np.arange(ITEMS, dtype=np.int32)
+    return np.asarray(learner.collection.read_rows(state.embedding, {"items": numbers})["items"])
+
+
+def oracle(settings: SequentialSettings):
+    """The same on one device, by dense tables and a matrix of all scores, with optax's Adam."""
+    *_, ((params, model_state), table), (learner, _, batches) = trained(settings, "1x1")
+    optimizer = optax.adam(settings.learning_rate)
+    variables = jax.tree.map(jnp.asarray, {"params": params, "table": table})
+    state, losses = optimizer.init(variables), []
+
+    def loss_of(variables, batch):
+        items, targets = batch.items.ravel(), batch.targets.ravel()
+        flat = (x.ravel() for x in (batch.times, batch.next_times, batch.numbers))
+        sequences = sequences_of(jnp.asarray(batch.lengths), items.size, *map(jnp.asarray, flat))
+        model = learner.model(variables["params"], model_state)
+        there = items >= 0
+        tokens = jnp.where(there[:, None], variables["table"][items], 0)
+        found, vectors = model.histories(tokens, sequences), model.items(variables["table"])
+        scores = found @ vectors.T / settings.temperature
+        own = jnp.take_along_axis(scores, np.maximum(targets, 0)[:, None], axis=1)
+        if settings.negatives:
+            drawn = batch.candidates.ravel()
+            present = drawn >= 0
+            logits = scores[:, drawn] - batch.log_q.ravel().astype("float64")
+            logits = jnp.where(present & (drawn != targets[:, None]), logits, -jnp.inf)
+            scores = jnp.concatenate([own, logits], axis=1)
+        losses = jax.nn.logsumexp(scores, axis=1) - own[:, 0]
+        return jnp.sum(jnp.where(there, losses, 0)) / there.sum()
+
+    for number in range(STEPS):
+        loss, grads = jax.value_and_grad(loss_of)(variables, batches[number])
+        updates, state = optimizer.update(grads, state)
+        variables = optax.apply_updates(variables, updates)
+        losses.append(float(loss))
+    return np.asarray(losses), np.asarray(variables["table"])
+
+
+@pytest.mark.parametrize(
+    ("encoder", "negatives", "mesh"),
+    [
+        ("hstu", 0, "2x4"),
+        ("sasrec", 20, "4x2"),
+        *(
+            pytest.param(encoder, negatives, mesh, marks=pytest.mark.thorough)
+            for encoder in ("hstu", "sasrec")
+            for negatives in (0, 20)
+            for mesh in ("1x1", "2x4", "4x2", "1x8", "8x1")
+            if (encoder, negatives, mesh) not in (("hstu", 0, "2x4"), ("sasrec", 20, "4x2"))
+        ),
+    ],
+)
+def test_the_step_is_the_oracles(encoder: str, negatives: int, mesh: str):
+    settings = settings_of(encoder, negatives)
+    losses, rows, *_ = trained(settings, mesh)
+    expected, table = oracle(settings)
+    np.testing.assert_allclose(losses, expected, rtol=1e-9, atol=1e-9)
+    # Adam in the table moves touched rows alone; with all items as candidates that is each row.
+    if not negatives:
+        np.testing.assert_allclose(rows, table, rtol=1e-9, atol=1e-9)
+
+
+def test_dropout_is_the_same_on_every_mesh():
+    settings = settings_of("sasrec", 0, dropout=0.5)
+    losses, rows, *_ = trained(settings, "1x1")
+    other, of_other, *_ = trained(settings, "2x4")
+    np.testing.assert_allclose(losses, other, rtol=1e-9)
+    np.testing.assert_allclose(rows, of_other, rtol=1e-9, atol=1e-9)
+    without, *_ = trained(settings_of("sasrec", 0), "1x1")
+    assert not np.allclose(losses, without, rtol=1e-3)
