@@ -38,7 +38,7 @@ class Outcome:
     """The result of a run.
 
     Attributes:
-        summary: what ``summary.json`` says.
+        summary: contents of ``summary.json``.
         evaluation: evaluation of the run.
         state: state of the best checkpoint.
     """

@@ -74,7 +74,7 @@ def generate(order: PlantedOrder, users: int, longest: int, seed: int) -> Intera
     """Draws histories of 10 to ``longest`` items, a second to a day between two of them.
 
     Args:
-        order: what decides.
+        order: cause of what follows.
         users: number of users.
         longest: number of interactions of the longest history, at least 10.
         seed: seed of the draws.
@@ -109,7 +109,7 @@ def planted_places(
     """The places of the chosen items in the ranking by their probabilities, ties included.
 
     Args:
-        order: what has decided.
+        order: cause of what has followed.
         interactions: result of `generate`.
         questions: questions.
     """

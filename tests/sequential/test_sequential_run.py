@@ -1,0 +1,84 @@
+"""Runs of models of sequences: gone on with, and better than what ignores the order."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import as_mesh
+from dlrm_jax.sequential.questions import split_of
+from dlrm_jax.sequential.run import popularity, run
+from dlrm_jax.sequential.settings import SequentialSettings
+from dlrm_jax.training.record import read_record
+from experiments.next_item.planted_order import generate, planted_order, planted_places
+
+ORDER = planted_order(30, 0)
+LOG = generate(ORDER, users=64, longest=20, seed=1)
+SPLIT = split_of(LOG, "leave_one_out")
+SETTINGS = SequentialSettings(
+    encoder="sasrec", width=16, layers=1, max_length=20, batch_size=16, epochs=4, dropout=0.1,
+    learning_rate=0.02, patience=0, at=(5,), metric="ndcg@5",
+)  # fmt: skip
+
+
+def rows_of(outcome) -> np.ndarray:
+    return outcome.evaluation.items(outcome.state)
+
+
+def silent(text: str) -> None:
+    del text
+
+
+def test_a_run_that_goes_on_has_the_bits_of_an_unbroken_one(tmp_path: Path):
+    mesh = as_mesh("2x1")
+    whole = run(LOG, SPLIT, SETTINGS, mesh, tmp_path / "whole", silent)
+    half = dataclasses.replace(SETTINGS, epochs=2)
+    run(LOG, SPLIT, half, mesh, tmp_path / "parts", silent)
+    said = []
+    parts = run(LOG, SPLIT, SETTINGS, mesh, tmp_path / "parts", said.append)
+    assert any("resuming from step 8" in line for line in said)
+    np.testing.assert_array_equal(rows_of(whole), rows_of(parts))
+    summaries = [
+        json.loads((tmp_path / x / "summary.json").read_text()) for x in ("whole", "parts")
+    ]
+    assert summaries[0]["test"] == summaries[1]["test"]
+    assert summaries[0]["steps"] == summaries[1]["steps"] == 16
+    records = [read_record(tmp_path / x / "metrics.jsonl") for x in ("whole", "parts")]
+    validated = [[x for x in lines if x["split"] == "validation"] for lines in records]
+    assert validated[0] == validated[1]
+    assert len(validated[0]) == 4
+
+    other = dataclasses.replace(SETTINGS, width=8)
+    with pytest.raises(UserError, match="width"):
+        run(LOG, SPLIT, other, mesh, tmp_path / "parts", silent)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("encoder", ["hstu", "sasrec"])
+def test_the_order_is_learned(encoder, tmp_path: Path):
+    order = planted_order(60, 0)
+    log = generate(order, users=600, longest=40, seed=1)
+    split = split_of(log, "leave_one_out")
+    settings = dataclasses.replace(
+        SETTINGS, encoder=encoder, width=32, batch_size=64, epochs=30, learning_rate=0.005
+    )
+    outcome = run(log, split, settings, as_mesh("1x1"), tmp_path / "run", silent)
+    found = outcome.summary["test"]["model"]["hr@5"]
+    best = np.mean(planted_places(order, log, split.test) < 5)
+    assert popularity(log, split.train, split.test, settings)["hr@5"] < best / 2
+    assert found > 0.8 * best
+
+
+def test_popularity_counts_ties_as_ranked_before():
+    counts = np.bincount(
+        np.concatenate([LOG.items[start:end] for start, end in SPLIT.train]), minlength=30
+    )
+    places = np.asarray([(counts >= counts[x]).sum() - 1 for x in LOG.items[SPLIT.test.asked]])
+    found = popularity(LOG, SPLIT.train, SPLIT.test, SETTINGS)
+    assert found["hr@5"] == np.mean(places < 5)
+    assert found["mrr"] == pytest.approx(np.mean(1 / (1 + places)))
