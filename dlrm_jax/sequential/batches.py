@@ -97,8 +97,8 @@ def shapes_for(
     batch = settings.batch_size
     if len(lengths) < batch:
         raise UserError(
-            f"batch_size: expected at most the {len(lengths):,} users with two interactions to "
-            f"train on, got {batch:,}"
+            f"batch_size: expected at most the {len(lengths):,} pieces of histories to train on, "
+            f"got {batch:,}"
         )
     own = batch // devices
     # A history that is asked for may be as long as any.
@@ -114,8 +114,9 @@ def shapes_for(
 class SequenceTraining:
     """The endless sequence of training batches, indexed by the step, from 0.
 
-    Each token but the last one of a user's latest ``max_length`` + 1 interactions is followed by
-    its target.
+    A user's interactions for training are cut into pieces, from their end on: the tokens of a piece
+    are at most ``max_length`` interactions, and each one's target is that which follows. So each
+    interaction but a user's first one is a target once.
 
     Args:
         interactions: interactions.
@@ -135,9 +136,7 @@ class SequenceTraining:
         devices: int,
     ):
         self._data, self._settings = interactions, settings
-        self._ends = train[train[:, 1] - train[:, 0] >= 2, 1]
-        firsts = train[train[:, 1] - train[:, 0] >= 2, 0]
-        self._firsts = np.maximum(firsts, self._ends - settings.max_length - 1)
+        self._firsts, self._ends = _pieces(train, settings)
         self._lengths = self._ends - self._firsts - 1
         items = len(interactions.values)
         self.shapes = shapes_for(self._lengths, items, settings, devices)
@@ -182,6 +181,20 @@ class SequenceTraining:
         logs = np.full(shape, np.inf, np.float32)
         candidates.ravel()[: len(drawn)], logs.ravel()[: len(drawn)] = drawn, log_q
         return candidates, logs
+
+
+def _pieces(
+    train: Int64[np.ndarray, "U 2"], settings: SequentialSettings
+) -> tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"]]:
+    """Place of the first token of each piece, and that behind its last target, [P]."""
+    targets = np.maximum(train[:, 1] - train[:, 0] - 1, 0)
+    counts = -(-targets // settings.max_length)
+    if settings.pieces:
+        counts = np.minimum(counts, settings.pieces)
+    user = np.repeat(np.arange(len(train)), counts)
+    back = np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)
+    ends = train[user, 1] - back * settings.max_length
+    return np.maximum(train[user, 0], ends - settings.max_length - 1), ends
 
 
 def _probabilities(

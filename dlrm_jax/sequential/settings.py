@@ -19,6 +19,12 @@ class SequentialSettings:
     max_length: int = field(
         200, "Longest history that is read, its latest interactions; such as 50.", 1
     )
+    pieces: int = field(
+        0,
+        "Pieces of max_length targets that a user's history is cut into for training, from its end "
+        "on; 0 for as many as there are; such as 1.",
+        0,
+    )
     width: int = field(64, "Width of the items' vectors; such as 50.", 1)
     layers: int = field(2, "Layers of the encoder; such as 8.", 1)
     heads: int = field(1, "Heads of each layer's attention; such as 2.", 1)
@@ -38,9 +44,9 @@ class SequentialSettings:
     sampler: Literal["uniform", "frequency"] = field(
         "uniform", "How negatives are drawn: all items alike, or by their interactions."
     )
-    batch_size: int = field(128, "Users of a batch; such as 1024.", 1)
+    batch_size: int = field(128, "Pieces of histories of a batch; such as 1024.", 1)
     learning_rate: float = field(0.001, "Learning rate of Adam, of tables, too; such as 0.003.")
-    epochs: int = field(50, "Times that each user is trained on; such as 100.", 1)
+    epochs: int = field(50, "Times that each interaction is trained on; such as 100.", 1)
     evaluate_every: int = field(
         0, "Steps between validations; 0 for one after each epoch; such as 100.", 0
     )

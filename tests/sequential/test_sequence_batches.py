@@ -16,7 +16,7 @@ from experiments.next_item.planted_order import generate, planted_order
 ITEMS = 30
 LOG = generate(planted_order(ITEMS, 0), users=40, longest=90, seed=1)
 SPLIT = split_of(LOG, "leave_one_out")
-SETTINGS = SequentialSettings(batch_size=8, max_length=70, at=(5,))
+SETTINGS = SequentialSettings(batch_size=8, max_length=70, pieces=1, at=(5,))
 
 
 def sequences_of(batch: SequenceBatch, devices: int) -> dict[int, np.ndarray]:
@@ -59,6 +59,20 @@ def test_each_token_is_followed_by_its_target(devices: int):
             assert place == max(SPLIT.train[user, 0], SPLIT.train[user, 1] - 71)
             seen.append(user)
     assert len(set(seen)) == len(seen) == 40
+
+
+def test_each_interaction_but_the_first_is_a_target_once():
+    settings = dataclasses.replace(SETTINGS, pieces=0, max_length=20, batch_size=1)
+    batches = SequenceTraining(LOG, SPLIT.train, settings, 1)
+    found = []
+    for step in range(batches.steps_per_epoch):
+        (sequence,) = sequences_of(batches[step], 1).values()
+        assert sequence.shape[1] <= 20
+        found += zip(sequence[2].tolist(), sequence[3].tolist(), strict=True)
+    seconds = LOG.times - LOG.times.min()
+    places = np.concatenate([np.arange(start + 1, end) for start, end in SPLIT.train])
+    expected = zip(seconds[places].tolist(), LOG.items[places].tolist(), strict=True)
+    assert sorted(found) == sorted(expected)
 
 
 def test_sequences_and_numbers_are_the_same_on_every_mesh():
@@ -109,7 +123,7 @@ def test_every_question_comes_once_with_its_history(devices: int):
 
 def test_too_few_users_and_times_too_far_apart():
     settings = dataclasses.replace(SETTINGS, batch_size=64)
-    with pytest.raises(UserError, match="batch_size: expected at most the 40 users"):
+    with pytest.raises(UserError, match="batch_size: expected at most the 40 pieces"):
         SequenceTraining(LOG, SPLIT.train, settings, 1)
     far = dataclasses.replace(LOG, times=LOG.times * 10**6)
     with pytest.raises(UserError, match="times: expected seconds that are less than 68 years"):
