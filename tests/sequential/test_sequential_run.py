@@ -34,6 +34,7 @@ def silent(text: str) -> None:
     del text
 
 
+@pytest.mark.thorough
 def test_a_run_that_goes_on_has_the_bits_of_an_unbroken_one(tmp_path: Path):
     mesh = as_mesh("2x1")
     whole = run(LOG, SPLIT, SETTINGS, mesh, tmp_path / "whole", silent)
