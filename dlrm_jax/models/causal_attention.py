@@ -76,8 +76,8 @@ def _forward(query: Any, key: Any, value: Any, sequences: Any) -> Any:
 
 
 def _backward(saved: Any, cotangent: Float[Array, "T H v"]) -> Any:
-    *given, sequences, log_total, out = saved
-    blocked = _Blocked(*given, sequences)
+    query, key, value, sequences, log_total, out = saved
+    blocked, given = _Blocked(query, key, value, sequences), (query, key, value)
     product, of_out = blocked.product, blocks(cotangent)
     scale = given[0].shape[-1] ** -0.5
     # Σⱼ wⱼ (∂ / ∂wⱼ), which the softmax takes off.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -69,11 +71,12 @@ class HSTULayer(nnx.Module):
         """Returns the vectors behind the unit."""
         together = jax.nn.silu(normalized(x, _EPSILON) @ self.uvqk[...])
         ends = [self.heads * sum(self.sizes[: i + 1]) for i in range(3)]
-        u, *by_head = jnp.split(together, ends, axis=1)
-        value, query, key = (y.reshape(len(x), self.heads, -1) for y in by_head)
+        u, value, query, key = jnp.split(together, ends, axis=1)
+        by_head = len(x), self.heads, -1
+        value, query, key = value.reshape(by_head), query.reshape(by_head), key.reshape(by_head)
         bias = Bias(self.by_distance[...], self.by_time[...] if self.timed else None)
-        attended = pointwise_attention(query, key, value, bias, sequences, self.scale)
-        gated = normalized(attended.reshape(u.shape), _EPSILON) * u
+        attended: Any = pointwise_attention(query, key, value, bias, sequences, self.scale)
+        gated = normalized(attended.reshape(len(x), -1), _EPSILON) * u
         return self.output(self.dropout.of_tokens(gated, sequences)) + x
 
 

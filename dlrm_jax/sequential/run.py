@@ -60,7 +60,7 @@ def run(
 
     Args:
         interactions: interactions.
-        split: those for training, and questions.
+        split: interactions for training, and questions.
         settings: settings of the run.
         mesh: mesh, whose devices divide the batch size.
         workdir: directory of metrics, checkpoints and summary, from which a run resumes.

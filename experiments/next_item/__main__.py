@@ -77,9 +77,8 @@ def main() -> None:
     if FLAGS.data:
         interactions = interactions_of(read_tables(Path(FLAGS.data)).ratings, *_OF_LOG)
     elif FLAGS.log:
-        interactions = interactions_of(
-            read_log(Path(FLAGS.log)), *(FLAGS[x].value for x in _OF_LOG)
-        )
+        columns: Any = [FLAGS[name].value for name in _OF_LOG]
+        interactions = interactions_of(read_log(Path(FLAGS.log)), *columns)
     else:
         order = planted_order(FLAGS.items, settings.seed)
         interactions = generate(order, FLAGS.users, FLAGS.longest, settings.seed)
@@ -109,12 +108,11 @@ def check_flags() -> None:
 
 def settings_of_flags() -> SequentialSettings:
     """The settings, which are flags each."""
-    given: dict[str, Any] = {
-        x.name: FLAGS[x.name].value for x in dataclasses.fields(SequentialSettings)
-    }
-    return SequentialSettings(
-        **{x: tuple(y) if isinstance(y, list) else y for x, y in given.items()}
-    )
+    given: dict[str, Any] = {}
+    for name in (x.name for x in dataclasses.fields(SequentialSettings)):
+        value = FLAGS[name].value
+        given[name] = tuple(value) if isinstance(value, list) else value
+    return SequentialSettings(**given)
 
 
 def read_log(path: Path) -> pl.DataFrame:

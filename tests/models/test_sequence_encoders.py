@@ -86,7 +86,7 @@ def test_pointwise_attention():
     q, k, v = drawn(T, H, A), drawn(T, H, A, seed=1), drawn(T, H, V, seed=2)
     by_distance, by_time = drawn(DISTANCES, seed=3), drawn(129, seed=4)
     found = jax.jit(pointwise_attention, static_argnums=5)(
-        q, k, v, Bias(by_distance, by_time), sequences, 0.01
+        q, k, v, Bias(jnp.asarray(by_distance), jnp.asarray(by_time)), sequences, 0.01
     )
     wanted = pointwise(q, k, v, by_distance, by_time, times, following, 0.01)
     np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
@@ -99,7 +99,7 @@ def test_causal_attention():
     np.testing.assert_allclose(found, softmax(q, k, 3 * v), rtol=1e-9, atol=1e-12)
 
 
-def whole(kind: str, q, k, v, by_distance, by_time, sequences: Sequences):
+def whole(kind: str, sequences: Sequences, q, k, v, by_distance, by_time):
     """The attention by a matrix of all tokens, which JAX differentiates by itself."""
     i, j = np.arange(T)[:, None], np.arange(T)
     seen = (j <= i) & (sequences.starts[:, None] <= j)
@@ -131,7 +131,7 @@ def test_gradients_of_attention(kind: str):
         return jnp.sum(cotangent * pointwise_attention(q, k, v, bias, sequences, 0.01))
 
     def of_whole(*given):
-        return jnp.sum(cotangent * whole(kind, *given, sequences))
+        return jnp.sum(cotangent * whole(kind, sequences, *given))
 
     numbers = range(5)
     found = jax.jit(jax.grad(of_blocks, numbers))(*arrays, *biases)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def oracle(settings: SequentialSettings):
     """The same on one device, by dense tables and a matrix of all scores, with optax's Adam."""
     *_, ((params, model_state), table), (learner, _, batches) = trained(settings, "1x1")
     optimizer = optax.adam(settings.learning_rate)
-    variables = jax.tree.map(jnp.asarray, {"params": params, "table": table})
+    variables: Any = jax.tree.map(jnp.asarray, {"params": params, "table": table})
     state, losses = optimizer.init(variables), []
 
     def loss_of(variables, batch):
