@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 
+import jax
 import numpy as np
 
 from dlrm_jax.errors import UserError
@@ -44,14 +45,15 @@ class Own:
         signal: number of the signal that it has got; 0 for none.
         due: actions that are due by its clock.
         checksum: checksum of all rows of its batch; 0 without one.
-        error: why it can't read the stream; None if it can.
+        error: why it can't read the stream; None if it can. Any but a `UserError` is a bug, which
+            this process shows with its traceback.
     """
 
     found: Found
     signal: int
     due: Due
     checksum: int = 0
-    error: UserError | None = None
+    error: Exception | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +82,12 @@ def agree(own: Own) -> Turn:
     Raises:
         UserError: a process can't read the stream, or has found other rows than process 0. All
             raise it.
+        Exception: the error of this process.
     """
     values = np.array([own.found, own.signal, own.due, own.checksum], np.int32)
     found, signals, due, checksums = gathered(values).T
     if (found == Found.ERROR).any():
-        texts = gathered_texts(str(own.error or ""))
+        texts = gathered_texts(_told(own.error) if own.error else "")
         raise own.error or UserError(next(text for text in texts if text))
     is_batch = found == Found.BATCH
     missing = np.flatnonzero(~is_batch) if is_batch.any() else np.zeros(0, np.int32)
@@ -95,3 +98,10 @@ def agree(own: Own) -> Turn:
         )
     same = Found(int(found[0])) if (found == found[0]).all() else Found.NOTHING
     return Turn(same, int(signals.max()), Due(int(due[0])), tuple(missing.tolist()))
+
+
+def _told(error: Exception) -> str:
+    """What the other processes say of an error."""
+    if isinstance(error, UserError):
+        return str(error)
+    return f"stream: process {jax.process_index()} can't read on, and shows where: {error!r}"

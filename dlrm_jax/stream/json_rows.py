@@ -87,6 +87,8 @@ class JsonRows:
         """The values of a row, checked."""
         try:
             row = self._decode(line)
+        except UnicodeDecodeError as error:
+            self._fail(place, line, f"it isn't UTF-8 ({error.reason})")
         except (msgspec.DecodeError, RecursionError) as error:
             self._fail(place, line, str(error))
         values = [getattr(row, f"f{i}") for i in range(len(self._names))]

@@ -140,7 +140,8 @@ class StreamLoop:
 
         Raises:
             UserError: a process can't read the stream on, or reads another one; a loss isn't
-                finite; or copies of a table differ. In the first two cases the state is saved.
+                finite; or copies of a table differ. In the first two cases the state is saved, as
+                it is if the reading has raised another error, which comes up here.
             Interrupted: a signal came; it says whether the state is saved.
         """
         step = int(state.step)
@@ -166,14 +167,16 @@ class StreamLoop:
                 saved_step, saved_at, waited = step, time.monotonic(), True
                 return saved
 
-            item: _Placed | UserError | float = 0.0
+            item: _Placed | Exception | float = 0.0
             while not steps or step < steps:
                 if not isinstance(item, _Placed):  # otherwise another process has no batch yet
                     item = self._poll(placed)
+                own = self._own(item, step, requested(), saved_at)
                 try:
-                    turn = agree(self._own(item, step, requested(), saved_at))
-                except UserError:
-                    save()
+                    turn = agree(own)
+                except Exception as error:
+                    if isinstance(error, UserError) or error is own.error:
+                        save()
                     raise
                 if turn.signal:
                     raise Interrupted(turn.signal, save())
@@ -237,15 +240,15 @@ class StreamLoop:
         checksum = given.rows.checksum() if is_distributed() else 0
         return _Placed(given, *place(self._learner, given.batch), checksum)
 
-    def _poll(self, placed: Prefetch[Any, Any]) -> _Placed | UserError | float:
+    def _poll(self, placed: Prefetch[Any, Any]) -> _Placed | Exception | float:
         """The next batch, the seconds without one, or why there is none."""
         try:
             return placed.poll(_PATIENCE, 0.0)
-        except UserError as error:
+        except Exception as error:
             return error
 
     def _own(
-        self, item: _Placed | UserError | float, step: int, signal: int, saved_at: float
+        self, item: _Placed | Exception | float, step: int, signal: int, saved_at: float
     ) -> Own:
         """What this process tells the others before a step."""
         due, seconds = Due(0), self._intervals.checkpoint_seconds
@@ -257,7 +260,7 @@ class StreamLoop:
             due |= Due.PUBLICATION
         if isinstance(item, _Placed):
             return Own(Found.BATCH, signal, due, item.checksum)
-        if isinstance(item, UserError):
+        if isinstance(item, Exception):
             return Own(Found.ERROR, signal, due, error=item)
         is_idle = 0 < self._intervals.idle_seconds <= item
         return Own(Found.IDLE if is_idle else Found.NOTHING, signal, due)

@@ -210,12 +210,15 @@ GOOD = '{"click":1,"price":1,"user":1,"item":1,"tags":[],"w":1,"t":1}'
         (GOOD.replace('"click":1', '"click":null'), "click"),
         (GOOD.replace('"price":1', '"price":"x"'), "price isn't a number"),
         (GOOD.replace('"item":1', '"item":"x\\ud83d"'), "expected JSON"),
+        (GOOD.replace('"item":1', '"item":"\udcff"'), "it isn't UTF-8"),
         (GOOD + "\n" + GOOD.replace('"t":1', '"t":"2026-01-01"'), "t is text and numbers"),
         ("[" * 100_000, "expected JSON"),
     ],
 )
 def test_malformed_entries_are_named(client: Any, port: int, text: str, message: str):
-    _, number, _ = add(client, [GOOD.encode(), text.encode(), GOOD.encode()])
+    _, number, _ = add(
+        client, [GOOD.encode(), text.encode(errors="surrogateescape"), GOOD.encode()]
+    )
     if not text:
         segment = opened(port).next(None)
         assert segment

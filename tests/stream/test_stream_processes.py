@@ -291,3 +291,8 @@ def test_other_rows_and_errors_of_others_are_errors(monkeypatch):
     with pytest.raises(UserError) as raised:
         agree(Own(Found.ERROR, 0, Due(0), error=own))
     assert raised.value is own
+    told: list[str] = []
+    monkeypatch.setattr(agreement, "gathered_texts", lambda text: told.append(text) or [text])
+    with pytest.raises(ZeroDivisionError):  # with its traceback, while the others say why
+        agree(Own(Found.ERROR, 0, Due(0), error=ZeroDivisionError("own")))
+    assert told == ["stream: process 0 can't read on, and shows where: ZeroDivisionError('own')"]

@@ -63,6 +63,18 @@ def test_a_batch_of_too_many_ids_ends_the_run_after_the_steps_before_it_are_save
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2 * 3
 
 
+def test_a_bug_in_reading_ends_the_run_after_the_steps_before_it_are_saved(tmp_path: Path):
+    write_segments(tmp_path / "segments", [50], log(50).with_columns(item=pl.int_range(50) % 4))
+
+    class Broken(Folder):
+        def next(self, after: Position | None) -> Segment | None:
+            return super().next(after) if not after else 1 // 0
+
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path / "run", lambda consumed: Broken(tmp_path / "segments", SCHEMA, consumed))
+    assert (tmp_path / "run/checkpoints/00000003/metadata.json").exists()
+
+
 def test_a_read_that_blocks_doesnt_keep_states_from_being_saved(tmp_path: Path):
     write_segments(tmp_path / "segments", [50], log(50).with_columns(item=pl.int_range(50) % 4))
     last = tmp_path / "run/checkpoints/00000003/metadata.json"
