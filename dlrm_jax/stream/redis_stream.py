@@ -93,12 +93,15 @@ class RedisStream:
             names = [pair.partition("=")[0] for pair in parts.query.split("&") if pair]
             if any(name != "db" and not name.startswith("ssl_") for name in names):
                 raise ValueError(f"expected the settings db and ssl_…, got {', '.join(names)}")
+            if parts.scheme != "rediss" and any(name.startswith("ssl_") for name in names):
+                raise ValueError("the settings ssl_… are those of rediss://")
             self._client = redis.Redis.from_url(
                 parts._replace(path="").geturl(),
                 socket_timeout=_SECONDS,
                 socket_connect_timeout=_SECONDS,
             )
-        except (ValueError, TypeError) as error:
+            self._client.connection_pool.make_connection()  # takes the settings; opens nothing
+        except (ValueError, TypeError, redis.exceptions.RedisError) as error:
             raise UserError(
                 f"stream: expected redis://HOST:PORT/KEY: {error}; mend the URL"
             ) from error
@@ -110,6 +113,7 @@ class RedisStream:
                 "%2F"
             )
         self._place = f"{parts.scheme}://{parts.hostname}:{port}/{self._key}"
+        self._has_password = parts.password is not None
         self._schema, self._known = schema, tuple(consumed)
         self._entries = 16
 
@@ -125,7 +129,12 @@ class RedisStream:
         try:
             return self._following(place, after)
         except (errors.AuthenticationError, errors.AuthorizationError) as error:
-            raise UserError(f"stream: {self._place}: {error}; mend the URL") from error
+            # Without a password, the answer is a line on the protocol.
+            said = str(error) if self._has_password else "the server asks for a password"
+            raise UserError(
+                f"stream: {self._place}: {said}; write :PASSWORD@ or USER:PASSWORD@ before the "
+                f"host of the URL, or mend it there"
+            ) from error
         except (errors.ConnectionError, errors.TimeoutError) as error:
             raise UnreachableError(f"stream: {self._place} can't be reached: {error}") from error
         except errors.RedisError as error:

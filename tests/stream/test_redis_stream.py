@@ -289,6 +289,9 @@ def test_an_entry_without_the_field(client: Any, port: int):
         "redis://localhost/clicks?foo=x",
         "redis://localhost/clicks?decode_responses=1",
         "redis://:pa/secret@localhost/clicks",
+        "redis://localhost/clicks?ssl_cert_reqs=none",
+        "rediss://localhost/clicks?ssl_foo=1",
+        "rediss://localhost/clicks?ssl_cert_reqs=foo",
     ],
 )
 def test_urls_of_another_form(url: str):
@@ -342,3 +345,5 @@ def test_passwords_are_in_no_message(tmp_path: Path):
         assert not isinstance(raised.value, UnreachableError)
         assert "secret" not in str(raised.value)
         assert f"localhost:{port}/{STREAM}" in str(raised.value)
+        with pytest.raises(UserError, match="asks for a password; write :PASSWORD@ or USER:"):
+            RedisStream(url.replace(":secret@", ""), SCHEMA).next(None)
