@@ -113,6 +113,9 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "hashes": lambda value: value is ... or _has_all(str)(value),
     "warm_start": lambda value: value in (..., None) or _is_start(value),
     "continue_from": lambda value: value in (..., None) or _is_continuation(value),
+    "stream": lambda value: (
+        value is ... or (_has_all(object)(value) and _has_all(object)(value.get("schema", {})))
+    ),
     "kept_negatives": lambda value: (
         value is ... or (type(value) in (int, float) and 0 < value <= 1)
     ),

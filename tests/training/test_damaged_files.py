@@ -50,6 +50,12 @@ def test_metadata_without_a_part(tmp_path: Path, name: str):
         read(tmp_path, WHOLE | {name: "x"})
 
 
+@pytest.mark.parametrize("stream", [5, None, {"schema": [1]}])
+def test_a_part_of_a_stream_that_is_none(tmp_path: Path, stream: object):
+    with pytest.raises(DamagedCheckpointError, match=r"00000003 is damaged: .* has no stream"):
+        read(tmp_path, WHOLE | {"stream": stream})
+
+
 @pytest.mark.parametrize("shape", [[[7, 4]], [-1], [True], [2.0], [2**24, 2**24], "7", None])
 def test_shapes_that_no_array_has(tmp_path: Path, shape: object):
     with pytest.raises(DamagedCheckpointError, match="has no arrays"):
