@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrm_jax.data.arrays import ABSENT
+from dlrm_jax.data.preprocessing import serving
 from dlrm_jax.data.preprocessing.hashed_rows import HashedRows
+from dlrm_jax.data.preprocessing.raw_id_encoder import RawIdEncoder
 from dlrm_jax.data.preprocessing.raw_ids import ABSENT_ID, MISSING, id_of, ids_of, joined, raw_ids
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
@@ -135,12 +138,22 @@ def test_any_value_alone_has_the_id_of_its_column(value: object):
         assert found == ids_of(pl.Series([value], dtype=kind)).item()
 
 
+def test_a_file_with_the_id_of_an_unused_place_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(serving, "_PLACES", 2)  # several parts, whose rows count on
+    path = tmp_path / "log.csv"
+    pl.DataFrame({"y": 0, "a": [1, 2, 3, 4, 5], "b": [1, 2, 3, ABSENT_ID, 5]}).write_csv(path)
+    with pytest.raises(UserError, match=r"log.csv, row 4, column b: expected other ids"):
+        [*RawIdEncoder(Schema("y", ("a", "b"))).files([path])]
+
+
 def test_the_id_of_an_unused_place_is_no_value():
     frame = pl.DataFrame({"c0": [-1, ABSENT_ID - 2**64]})
     schema = Schema("y", ("a",))
-    with pytest.raises(UserError, match=r"x, row 1 of a chunk: expected other .* -922337"):
-        joined(raw_ids(frame, schema, "x"), "x")
-    bags = pl.DataFrame({"c0": [[-1], []]})
-    own = joined(raw_ids(bags, Schema("y", ("a",), bag_lengths={"a": 2}), "x"), "x")
+    with pytest.raises(UserError, match=r"x, row 8, column a: expected other ids than -922337"):
+        joined(raw_ids(frame, schema, "x"), schema, "x", 7)
+    bags, of_bags = pl.DataFrame({"c0": [[-1], []]}), Schema("y", ("a",), bag_lengths={"a": 2})
+    own = joined(raw_ids(bags, of_bags, "x"), of_bags, "x")
     absent = ABSENT_ID - 2**64
     assert own.tolist() == [[-1, absent], [absent, absent]]

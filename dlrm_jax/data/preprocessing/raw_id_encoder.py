@@ -45,11 +45,13 @@ class RawIdEncoder(LogEncoder):
         schema = self.options.schema
         return UnseenValues(schema.categorical, schema.lengths, has_id=False)
 
-    def _encode(self, rows: pl.DataFrame, name: str | None = None) -> Examples:
-        schema, place = self.options.schema, name or "rows"
+    def _encode(
+        self, rows: pl.DataFrame, name: str | None = None, place: str = "", first_row: int = 0
+    ) -> Examples:
+        schema, place = self.options.schema, name or place
         dense = np.empty((len(rows), 0), np.float32)
         if schema.dense:
             columns = few_rows.select(rows, [f"d{i}" for i in range(len(schema.dense))])
             dense = transform_dense(columns, self.options, 0, self._scales)
-        ids = joined(raw_ids(rows, schema, place), place)
+        ids = joined(raw_ids(rows, schema, place), schema, place, first_row)
         return Examples(np.ascontiguousarray(dense), ids, label_arrays(rows, schema))

@@ -95,21 +95,24 @@ def ids_of(values: pl.Series) -> UInt64[np.ndarray, " N"]:
     return found.fill_null(MISSING).to_numpy()
 
 
-def joined(raw: RawIds, place: str) -> Int64[np.ndarray, "N C"]:
+def joined(raw: RawIds, schema: Schema, place: str, first_row: int = 0) -> Int64[np.ndarray, "N C"]:
     """The ids as one array of signed numbers, by their bits, with `ABSENT_ID` in unused places.
 
     Args:
         raw: ids.
+        schema: columns whose ids they are.
         place: description of the rows for messages.
+        first_row: number of the first of them.
 
     Raises:
         UserError: a value has the id that stands for an unused place.
     """
     if (reserved := (raw.ids == ABSENT_ID) & raw.present).any():
+        row, place_of_id = np.argwhere(reserved)[0].tolist()
+        names = np.repeat(schema.categorical, schema.lengths)
         raise UserError(
-            f"{place}, row {int(np.argmax(reserved.any(axis=1)))} of a chunk: expected other "
-            f"categorical values than {ABSENT_ID - 2**64} and {ABSENT_ID}, whose id stands for "
-            f"none"
+            f"{place}, row {first_row + row}, column {names[place_of_id]}: expected other ids than "
+            f"{ABSENT_ID - 2**64} and {ABSENT_ID}, which stand for none; give the value another one"
         )
     return np.where(raw.present, raw.ids, np.uint64(ABSENT_ID)).view(np.int64)
 
