@@ -17,13 +17,16 @@ from types import FrameType
 
 from dlrm_jax.console import status
 from dlrm_jax.processes import free_address
-from dlrm_jax.signals import SIGNALS, deferred, kept_for_child
+from dlrm_jax.signals import SIGNALS, deferred, end_process, kept_for_child
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.journal_files import entries_in
 from dlrm_jax.training.retention import journal_of
 
 # How long the others may take to end by themselves and to print their errors after one has ended.
 _GRACE_SECONDS = 10
+
+# How long they may take to end after a second signal, which ends those that hear it at once.
+_LAST_SECONDS = 1.0
 
 # What a process prints that ends because it can't reach another one; and what JAX prints, before a
 # stack without information, when it ends a process for this reason.
@@ -47,8 +50,9 @@ def launch(count: int, workdir: Path) -> int:
     """Runs this program's command in several processes until all have ended.
 
     Process 0 has this one's standard output. Lines on standard error are shown with the number of
-    their process, equal lines only once. Signals that stop it are passed on to all. Returns the
-    exit code: 0, or that of the process that failed first, as a shell gives it.
+    their process, equal lines only once. Signals that stop it are passed on to all; those that hang
+    are killed after a second one. Returns the exit code: 0, or that of the process that failed
+    first, as a shell gives it.
     """
     address = free_address()
     commands = [
@@ -120,13 +124,31 @@ def end_with_launcher() -> None:
 def _started(
     commands: Iterable[Sequence[str]], all_shown: bool = False
 ) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that get the signals of this one, and that end with the context."""
+    """Processes that get the signals of this one, and that end with the context.
+
+    One that waits for another in a computation hears no signal. If such ones are there a while
+    after a second signal, the end of the context ends this process, too.
+    """
     processes: list[subprocess.Popen[str]] = []
+    received: list[int] = []
+    forced = threading.Event()
+
+    def force() -> None:
+        forced.set()
+        for process in processes:
+            process.kill()
+
+    timer = threading.Timer(_LAST_SECONDS, force)
+    timer.daemon = True
 
     def forward(number: int, frame: FrameType | None) -> None:
         del frame
         for process in processes:
             process.send_signal(number)
+        if number != signal.SIGHUP:  # never counts, see `signals`
+            received.append(number)
+            if len(received) == 2:
+                timer.start()
 
     # An ignored signal stays ignored, in the processes too, as a shell's background jobs have it.
     heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
@@ -139,12 +161,15 @@ def _started(
             previous[number] = signal.signal(number, forward)
         yield processes
     finally:
+        timer.cancel()
         for process in processes:
             process.kill()
         for process in processes:
             process.wait()
         for number, handler in previous.items():
             signal.signal(number, handler)
+        if forced.is_set():
+            end_process(received[1], "; processes that hung were killed")
 
 
 def _start(command: Sequence[str], is_shown: bool) -> subprocess.Popen[str]:

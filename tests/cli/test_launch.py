@@ -192,6 +192,37 @@ def test_processes_end_with_their_launcher(tmp_path: Path):
     assert not any(is_running(process) for process in processes)
 
 
+HANGING = """
+import os, signal, sys, time
+from pathlib import Path
+from dlrm_jax.cli.launch import launch
+if not any(flag.startswith("--coordinator") for flag in sys.argv):
+    sys.exit(launch(2, Path("never made")))
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+Path(str(os.getpid())).touch()
+if "--process=1" in sys.argv:
+    os.kill(os.getpid(), signal.SIGSTOP)
+time.sleep(600)
+"""
+
+
+def test_a_second_signal_ends_processes_that_hang(tmp_path: Path):
+    program = ("-c", HANGING)
+    with in_background(program=program, cwd=tmp_path, PYTHONPATH=str(ROOT)) as launcher:
+        wait_until(lambda: len(list(tmp_path.iterdir())) == 2, launcher)
+        processes = processes_of(launcher)
+        os.kill(launcher.pid, signal.SIGHUP)
+        os.kill(launcher.pid, signal.SIGINT)
+        time.sleep(1.5)
+        assert launcher.returncode is None
+        assert all(map(is_running, processes))
+        ended = launcher.end(signal.SIGINT)
+    assert ended.returncode == 128 + signal.SIGINT
+    assert ended.stderr == "stopped by SIGINT; processes that hung were killed\n"
+    assert not any(map(is_running, processes))
+
+
 LOSING = """
 import os, signal, sys, time
 from pathlib import Path
