@@ -65,7 +65,8 @@ def stream_config(workdir: Path) -> tuple[Config, Schema]:
         UserError: see `source_opener` and `for_schema`.
     """
     schema = Schema.from_json(Path(FLAGS.schema))
-    source_opener(FLAGS.stream, schema, workdir)  # what is wrong is said before devices are opened
+    # What is wrong is said before devices are opened.
+    source_opener(FLAGS.stream, schema, workdir, FLAGS.publish and Path(FLAGS.publish))
     config = for_schema(config_of_flags(), schema)
     check_table_settings(config)
     check_id_clock(FLAGS.id_clock, config, schema)

@@ -29,25 +29,34 @@ class _File:
     changed: int  # nanoseconds since 1970
 
 
-def check_folder(directory: Path, workdir: Path) -> None:
+def check_folder(directory: Path, workdir: Path, publish: Path | None = None) -> None:
     """Checks that a folder is there, and that a run on it writes nothing among its segments.
 
     Args:
         directory: the folder.
         workdir: directory of the run, which needn't exist.
+        publish: directory of its publications, which needn't exist; None for none.
 
     Raises:
-        UserError: there is no such directory, or the workdir is the folder or inside it.
+        UserError: there is no such directory, one of the others is it or inside it, or it is inside
+            that of the publications.
     """
     if not directory.is_dir():
         raise UserError(
             f"stream: expected a directory of segments, there is no {directory}; make it, or "
             f"name another one"
         )
-    if workdir.resolve().is_relative_to(directory.resolve()):
+    folder = directory.resolve()
+    for name, written in {"workdir": workdir, "publish": publish}.items():
+        if written and written.resolve().is_relative_to(folder):
+            raise UserError(
+                f"{name}: expected a directory outside of the stream's folder {directory}, where "
+                f"all is read as segments, got {written}; give another one"
+            )
+    if publish and folder.is_relative_to(publish.resolve()):
         raise UserError(
-            f"workdir: expected a directory outside of the stream's folder {directory}, where all "
-            f"is read as segments, got {workdir}; give another one"
+            f"publish: expected a directory apart from the stream's folder {directory}, got "
+            f"{publish}, which has it; what is old there is deleted, so give another one"
         )
 
 

@@ -14,7 +14,7 @@ from dlrm_jax.stream.source import Source
 
 
 def source_opener(
-    name: str, schema: Schema, workdir: Path
+    name: str, schema: Schema, workdir: Path, publish: Path | None = None
 ) -> Callable[[tuple[Consumed, ...]], Source]:
     """A function that opens a source behind the segments that a run has read.
 
@@ -22,13 +22,14 @@ def source_opener(
         name: a folder, ``redis://HOST:PORT/KEY`` or ``kafka://HOST:PORT/TOPIC``.
         schema: meaning of the columns.
         workdir: directory of the run, which needn't exist.
+        publish: directory of its publications; None for none.
 
     Raises:
         UserError: there is no such kind of source, or see `check_folder`.
     """
     scheme, separator, _ = name.partition("://")
     if not separator:
-        check_folder(Path(name), workdir)
+        check_folder(Path(name), workdir, publish)
         return lambda consumed: Folder(Path(name), schema, consumed)
     if scheme in ("redis", "rediss"):
         from dlrm_jax.stream.redis_stream import RedisStream
