@@ -111,8 +111,8 @@ class FinalMLP(Model):
         dtype: type in which the MLPs compute; the fusion stays in at least float32.
 
     Raises:
-        UserError: the heads don't divide the widths, a share is out of range, or no field has such
-            a name.
+        UserError: the heads don't divide the widths, a share is out of range, no field has such a
+            name, or an option of gates is given without them.
     """
 
     def __init__(
@@ -141,6 +141,11 @@ class FinalMLP(Model):
         ends = ((width, *first)[-1], (width, *second)[-1])
         check_divides("heads", heads, "the first MLP's last width", ends[0])
         check_divides("heads", heads, "the second MLP's last width", ends[1])
+        if not gating and (gate_mlp, context_1, context_2) != ((64,), "", ""):
+            raise UserError(
+                "model_options: gate_mlp, context_1 and context_2 have no effect with "
+                "gating=false; leave them out, or give gating=true"
+            )
         contexts = [
             _named(fields, name, text)
             for name, text in (("context_1", context_1), ("context_2", context_2))

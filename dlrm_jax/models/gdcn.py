@@ -11,7 +11,15 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
 from dlrm_jax.models.dcn import crossed
-from dlrm_jax.models.fields import Field, Model, Vectors, concatenated, concatenated_width, hidden
+from dlrm_jax.models.fields import (
+    Field,
+    Model,
+    Vectors,
+    check_positive,
+    concatenated,
+    concatenated_width,
+    hidden,
+)
 from dlrm_jax.models.mlp import MLP, at_least_float32
 
 
@@ -48,6 +56,9 @@ class GDCN(Model):
         structure: position of the deep part: ``"stacked"`` on the cross layers, or ``"parallel"``.
         rngs: random number generators of the initial values.
         dtype: type in which the MLP computes; cross layers stay in at least float32.
+
+    Raises:
+        UserError: there are no layers.
     """
 
     def __init__(
@@ -61,6 +72,7 @@ class GDCN(Model):
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
+        check_positive(layers=layers)
         self.fields = tuple(fields)
         self.structure = structure
         width = concatenated_width(dense_features, fields)

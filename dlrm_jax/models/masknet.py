@@ -90,7 +90,9 @@ class MaskNet(Model):
     ):
         check_positive(blocks=blocks, block_width=block_width)
         if not 0 < mask_ratio < float("inf"):
-            raise UserError(f"model_options: expected mask_ratio above 0, got {mask_ratio}")
+            raise UserError(
+                f"model_options: expected mask_ratio above 0 and finite, got {mask_ratio}"
+            )
         self.structure = structure
         self.field_vectors = FieldVectors(dense_features, fields, rngs=rngs)
         count, width = dense_features + len(fields), common_width(fields)

@@ -152,7 +152,8 @@ class SSR(Model):
         dtype: type of the operands of products; filters stay in at least float32.
 
     Raises:
-        UserError: a static view is wider than the inputs, or a number isn't positive.
+        UserError: a static view is wider than the inputs, a number isn't positive, or an option is
+            one of the other filters.
     """
 
     def __init__(
@@ -171,6 +172,12 @@ class SSR(Model):
         dtype: DTypeLike = jnp.float32,
     ):
         check_positive(layers=layers, views=views, view_width=view_width, iterations=iterations)
+        unread = filter_seed != 0 if filters == "dynamic" else iterations != 5
+        if unread:
+            name = "filter_seed" if filters == "dynamic" else "iterations"
+            raise UserError(
+                f"model_options: {name} has no effect with filters={filters}; leave it out"
+            )
         self.fields = tuple(fields)
         inputs = concatenated_width(dense_features, fields)
         if filters == "static" and view_width > inputs:

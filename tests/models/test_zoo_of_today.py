@@ -130,7 +130,8 @@ def test_masknet(structure, vector_norm):
 
 @pytest.mark.parametrize("gating", [True, False])
 def test_finalmlp(gating):
-    model = made("finalmlp", gating=gating)
+    without: Any = {} if gating else {"gate_mlp": (64,), "context_1": "", "context_2": ""}
+    model = made("finalmlp", gating=gating, **without)
 
     def formula(x, v):
         one = other = side_by_side(x, v)
@@ -265,9 +266,11 @@ def test_rankmixer():
     compare("rankmixer", model, formula)
 
 
-@pytest.mark.parametrize("filters", ["static", "dynamic"])
-def test_ssr(filters):
-    model = made("ssr", filters=filters, iterations=3, filter_seed=7)
+@pytest.mark.parametrize(
+    ("filters", "given"), [("static", {"filter_seed": 7}), ("dynamic", {"iterations": 3})]
+)
+def test_ssr(filters, given):
+    model = made("ssr", filters=filters, **given)
 
     def filtered(module, layer, x, i):
         if filters == "static":
@@ -356,7 +359,7 @@ def test_batch_sizes_bfloat16_and_zero_vectors(name):
         ("afn_plus", {"deep_dropout": 1.0}, "deep_dropout from 0 to less than 1, got 1.0"),
         ("masknet", {"blocks": 0}, "blocks of at least 1, got 0"),
         ("masknet", {"block_width": 0}, "block_width of at least 1, got 0"),
-        ("masknet", {"mask_ratio": math.nan}, "mask_ratio above 0, got nan"),
+        ("masknet", {"mask_ratio": math.nan}, "mask_ratio above 0 and finite, got nan"),
         ("masknet", {"top_mlp": (1,)}, r"needs the width of a block, got \(1,\)"),
         ("finalmlp", {"heads": 3}, "heads that divides the first MLP's last width, 4, got 3"),
         ("finalmlp", {"heads": 4}, "heads that divides the second MLP's last width, 6, got 4"),
@@ -376,6 +379,16 @@ def test_batch_sizes_bfloat16_and_zero_vectors(name):
         ("rankmixer", {"expansion": 0}, "expansion of at least 1, got 0"),
         ("ssr", {"view_width": 15}, "view_width of at most 14, .* got 15; or give filters=dynamic"),
         ("ssr", {"iterations": 0}, "iterations of at least 1, got 0"),
+        ("ssr", {"iterations": 9}, "iterations has no effect with filters=static"),
+        ("ssr", {"filters": "dynamic", "filter_seed": 3}, "filter_seed has no effect"),
+        ("finalmlp", {"gating": False, "gate_mlp": (8,)}, "no effect with gating=false"),
+        ("finalmlp", {"gating": False, "context_1": "C1"}, "no effect with gating=false"),
+        ("gdcn", {"layers": 0}, "layers of at least 1, got 0"),
+        (
+            "masknet",
+            {"mask_ratio": float("inf")},
+            "a finite mask_ratio above 0 and finite, got inf",
+        ),
     ],
 )
 def test_bad_options_are_refused(name, options, message):
