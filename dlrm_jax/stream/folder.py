@@ -78,13 +78,14 @@ class Folder:
         self._directory, self._schema = directory, schema
         self._consumed = {each.name: each for each in consumed}
         self._given = ""  # name of the last segment that was given
+        self._noted: tuple[Consumed, ...] = ()  # see `consumed`; sorted only where they may change
         self._waiting: collections.deque[str] = collections.deque()
         self._listed = -float("inf")
 
     @property
     def consumed(self) -> tuple[Consumed, ...]:
         """The segments that were read, but for those that have left the folder since."""
-        return tuple(note for x, note in sorted(self._consumed.items()) if x <= self._given)
+        return self._noted
 
     def next(self, after: Position | None) -> Segment | None:
         """The segment of the first row behind a position, see `Source`."""
@@ -98,9 +99,14 @@ class Folder:
             segment = self._read(self._waiting.popleft())
         else:
             return None
+        is_next = bool(self._given) and segment.note.name not in self._consumed
         self._given = segment.note.name
         self._consumed[self._given] = segment.note
+        self._noted = (*self._noted, segment.note) if is_next else self._up_to_given()
         return segment
+
+    def _up_to_given(self) -> tuple[Consumed, ...]:
+        return tuple(self._consumed[x] for x in sorted(self._consumed) if x <= self._given)
 
     def _list(self, after: Position | None) -> None:
         """Lists the names behind a position, and checks those before it."""
@@ -123,6 +129,7 @@ class Folder:
         kept = after.segment if after else None
         self._consumed = {x: y for x, y in self._consumed.items() if x in there or x == kept}
         last = after.segment if after else ""
+        self._noted = self._up_to_given()
         self._waiting = collections.deque(sorted(name for name in there if name > last))
 
     def _check(self, name: str, file: _File, after: Position | None) -> None:

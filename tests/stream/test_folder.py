@@ -152,7 +152,7 @@ def test_a_run_among_the_segments(tmp_path: Path):
         with pytest.raises(UserError, match="expected a directory outside of the stream's folder"):
             check_folder(tmp_path / "segments", tmp_path / workdir)
     check_folder(tmp_path / "segments", tmp_path / "run")
-    for publish in ("segments", "link/models", "."):
+    for models in ("segments", "link/models", "."):
         with pytest.raises(UserError, match=r"publish: expected .* the stream's folder"):
-            check_folder(tmp_path / "segments", tmp_path / "run", tmp_path / publish)
+            check_folder(tmp_path / "segments", tmp_path / "run", tmp_path / models)
     check_folder(tmp_path / "segments", tmp_path / "run", tmp_path / "models")
