@@ -65,7 +65,7 @@ def main() -> None:
     settings = LateLabels(
         FLAGS.id, FLAGS.timestamp, FLAGS.label, FLAGS.seconds, FLAGS.most_rows, FLAGS.way
     )
-    rows = positive = held = 0
+    rows = positive = 0
     with joined_folder(
         settings, Path(FLAGS.rows), Path(FLAGS.events), Path(FLAGS.output)
     ) as folder:
@@ -75,10 +75,11 @@ def main() -> None:
             if step is None:
                 time.sleep(_PAUSE)
                 continue
-            last, held = time.monotonic(), step.held
+            last = time.monotonic()
             rows, positive = rows + step.rows, positive + step.positive
             if step.segment:
                 status(f"{step.segment}: {step.rows:,} rows, {step.positive:,} with label 1")
+        held = folder.held
     status(
         f"{rows:,} rows, {positive:,} with label 1, in {FLAGS.output}; {held:,} are held for what "
         f"comes later"

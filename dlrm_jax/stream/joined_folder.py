@@ -15,20 +15,17 @@ from typing import Any
 
 import polars as pl
 
-from dlrm_jax.data.formats.parquet import reading, writing
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import creating, delete_directory, move_into_place, read_json, write_json
+from dlrm_jax.files import delete_directory
 from dlrm_jax.locks import locked
 from dlrm_jax.stream.folder import Folder
+from dlrm_jax.stream.join_state import JoinState, load, publish, save
 from dlrm_jax.stream.late_labels import Held, LateLabels, join, latest_time, no_rows
 from dlrm_jax.stream.position import Position, Progress
 from dlrm_jax.stream.same_columns import as_before
 from dlrm_jax.workspaces import sweep
 
-_FORMAT = 1
 _STATES = ".join"
-_STATE, _ROWS, _EVENTS, _LEAVING = "state.json", "rows.arrow", "events.arrow", "leaving.parquet"
-_FIXED = ("id", "timestamp", "label", "way")
 _MANY = 1 << 16
 """Rows of which a step takes no further segment."""
 
@@ -70,6 +67,11 @@ class JoinedFolder:
             for name, directory in (("rows", rows), ("events", events))
         }
 
+    @property
+    def held(self) -> int:
+        """Number of rows that are held."""
+        return 0 if self._held.rows is None else len(self._held.rows)
+
     def step(self) -> Step | None:
         """Joins what has come; None if that is nothing.
 
@@ -99,13 +101,12 @@ class JoinedFolder:
             events = rows.clear()
         leaving, self._held = join(self._settings, self._held, rows, events)
         self._number += 1
-        self._save(leaving)
+        self._save(JoinState(self._held, self._events_until, self._read), leaving)
         self._publish()
         label = self._settings.label
         positive = int(leaving[label].sum()) if len(leaving) else 0
-        held = 0 if self._held.rows is None else len(self._held.rows)
         name = self._segment.name if len(leaving) else ""
-        return Step(name, len(leaving), positive, held)
+        return Step(name, len(leaving), positive, self.held)
 
     def _new(self, kind: str, is_enough: Any) -> pl.DataFrame | None:
         """The rows of the next segments of a folder, until they are enough; None without any."""
@@ -135,30 +136,12 @@ class JoinedFolder:
     def _segment(self) -> Path:
         return self._output / f"{self._number:012d}.parquet"
 
-    def _save(self, leaving: pl.DataFrame) -> None:
-        """Writes the state after a step, with what leaves."""
-        with creating(self._state) as directory, writing(directory):
-            directory.mkdir()
-            both = {_ROWS: self._held.rows, _EVENTS: self._held.events}
-            held = {name: frame for name, frame in both.items() if frame is not None}
-            for name, frame in held.items():
-                frame.write_ipc(directory / name)
-            if len(leaving):
-                leaving.write_parquet(directory / _LEAVING)
-            fields = {
-                "format": _FORMAT,
-                "settings": dataclasses.asdict(self._settings),
-                "held": [*held],
-                "now": self._held.now,
-                "events_until": self._events_until,
-                **{name: progress.to_json() for name, progress in self._read.items()},
-            }
-            write_json(directory / _STATE, fields)
+    def _save(self, state: JoinState, leaving: pl.DataFrame) -> None:
+        save(self._state, self._settings, state, leaving)
 
     def _publish(self) -> None:
         """Moves what leaves to its place, and deletes the states before this one."""
-        if (self._state / _LEAVING).exists():
-            move_into_place(self._state / _LEAVING, self._segment)
+        publish(self._state, self._segment)
         for number in _numbers(self._state.parent):
             if number < self._number:
                 delete_directory(self._state.with_name(f"{number:012d}"))
@@ -168,31 +151,8 @@ class JoinedFolder:
         if not (numbers := _numbers(self._output / _STATES)):
             return
         self._number = max(numbers)
-        path = self._state / _STATE
-        try:
-            fields = read_json(path)
-            if fields["format"] > _FORMAT:
-                raise UserError(
-                    f"{path} has format {fields['format']}, this program reads {_FORMAT}: a later "
-                    f"version of it wrote the folder; use that version"
-                )
-            before, now = fields["settings"], dataclasses.asdict(self._settings)
-            if other := [name for name in _FIXED if before[name] != now[name]]:
-                raise UserError(
-                    f"{other[0]}: expected {before[other[0]]!r}, with which {self._output} was "
-                    f"begun, got {now[other[0]]!r}; give another output"
-                )
-            self._events_until = fields["events_until"]
-            self._read = {name: Progress.from_json(fields[name]) for name in self._read}
-            with reading(f"the state {self._state}"):
-                held = {name: pl.read_ipc(self._state / name) for name in fields["held"]}
-            self._held = Held(held.get(_ROWS), held.get(_EVENTS), fields["now"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(
-                f"cannot read {path}: {error!r}; begin anew with another output"
-            ) from error
+        state = load(self._state, self._settings)
+        self._held, self._events_until, self._read = state.held, state.events_until, state.read
         self._publish()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,6 +125,41 @@ def test_a_program_that_is_killed_loses_and_doubles_nothing(
     assert files[0] == files[1]
 
 
+@pytest.mark.parametrize("name", ["rows.arrow", "events.arrow", "leaving.parquet"])
+def test_damage_of_what_is_held_is_an_error(
+    name: str, folders: Folders, monkeypatch: pytest.MonkeyPatch
+):
+    for part in range(3):
+        come(folders, part)
+    monkeypatch.setattr(JoinedFolder, "_publish", lambda _: None)  # killed before
+    with joined_folder(WAIT, *folders) as joined:
+        assert joined.step()
+    monkeypatch.undo()
+    (path,) = (folders.output / ".join").glob(f"0*/{name}")
+    whole = path.read_bytes()
+    place = len(whole) // 2
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+    with pytest.raises(UserError, match=rf"{name} is damaged: expected the checksum \w+, its"):
+        joined_folder(WAIT, *folders).__enter__()
+    path.write_bytes(whole)
+    with joined_folder(WAIT, *folders) as joined:
+        assert joined.held == 100
+    with joined_folder(WAIT, *folders) as joined:  # what has left isn't missed
+        assert len(left(folders)) == 125
+
+
+def test_a_state_without_checksums_is_read(folders: Folders):
+    come(folders, 0)
+    with joined_folder(WAIT, *folders) as joined:
+        joined.step()
+    (path,) = (folders.output / ".join").glob("0*/state.json")
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    assert sorted(fields.pop("checksums")) == ["events.arrow", "rows.arrow"]
+    path.write_text(json.dumps(fields), encoding="utf-8")
+    with joined_folder(WAIT, *folders) as joined:
+        assert joined.held == 75
+
+
 def test_what_is_refused(folders: Folders, tmp_path: Path):
     with pytest.raises(UserError, match="events: expected a directory of segments, there is no"):
         joined_folder(WAIT, folders.rows, tmp_path / "none", folders.output).__enter__()
@@ -165,3 +201,6 @@ def test_command(folders: Folders):
         f"200 rows, {positive} with label 1, in {folders.output}; 100 are held for what comes "
         f"later",
     ]
+    ended = run(*flags, "--seconds=100", program=("-m", "dlrm_jax", "join"))
+    last = f"0 rows, 0 with label 1, in {folders.output}; 100 are held for what comes later"
+    assert ended.stdout.splitlines() == [last]
