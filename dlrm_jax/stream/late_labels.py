@@ -26,6 +26,9 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.stream.same_columns import as_before, cast_exactly
 
 _TIME, _LABELLED = "__time", "__labelled"  # microseconds since 1970; whether the event has come
+_EVENT = "__event"  # time of the event of a row
+_OWN = (_TIME, _LABELLED, _EVENT)
+_MOST_SECONDS = 100 * 366 * 86_400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,7 @@ class LateLabels:
         way: ``"wait"`` or ``"correct"``.
 
     Raises:
-        UserError: a number is out of range.
+        UserError: a number is out of range, or a name isn't possible.
     """
 
     id: str
@@ -55,6 +58,21 @@ class LateLabels:
         for name in ("seconds", "most_rows"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        if self.seconds > _MOST_SECONDS:
+            raise UserError(
+                f"seconds: expected at most {_MOST_SECONDS:,}, which are 100 years, got "
+                f"{self.seconds:g}; give fewer"
+            )
+        names = {"id": self.id, "timestamp": self.timestamp, "label": self.label}
+        if own := [name for name, column in names.items() if column in _OWN]:
+            raise UserError(
+                f"{own[0]}: expected a column with a name of its own, got {names[own[0]]!r}, which "
+                f"join uses itself; rename it"
+            )
+        if len({*names.values()}) < len(names):
+            raise UserError(
+                f"id, timestamp and label: expected three columns, got {', '.join(names.values())}"
+            )
         if self.way not in ("wait", "correct"):
             raise UserError(f"way: expected wait or correct, got {self.way!r}")
 
@@ -99,6 +117,10 @@ def join(
             than may be.
     """
     window = round(settings.seconds * 1e6)
+    if own := [name for name in rows.columns if name in _OWN]:
+        raise UserError(
+            f"late labels: rows have a column {own[0]!r}, a name that join uses itself; rename it"
+        )
     came = _checked(settings, rows, "rows")
     if settings.label in rows.columns:
         raise UserError(
@@ -122,13 +144,13 @@ def join(
         )
     now = max(held.now, int(came[_TIME].max() or 0))  # pyright: ignore[reportArgumentType]
 
-    first = pending.group_by(settings.id).agg(pl.col(_TIME).min().alias("__event"))
+    first = pending.group_by(settings.id).agg(pl.col(_TIME).min().alias(_EVENT))
     known = known.join(first, on=settings.id, how="left", maintain_order="left")
-    in_time = (pl.col("__event") <= pl.col(_TIME) + window).fill_null(False)
+    in_time = (pl.col(_EVENT) <= pl.col(_TIME) + window).fill_null(False)
     fresh = in_time & ~pl.col(_LABELLED)
     of_way = fresh if settings.way == "correct" else pl.lit(False)
     positive = known.filter(of_way)
-    known = known.with_columns(pl.col(_LABELLED) | in_time).drop("__event")
+    known = known.with_columns(pl.col(_LABELLED) | in_time).drop(_EVENT)
     # An event waits for its row as long as a row for its event.
     pending = pending.join(known, on=settings.id, how="anti").filter(pl.col(_TIME) + window > now)
 
@@ -136,7 +158,7 @@ def join(
     if settings.way == "wait":
         leaving = _labelled(settings, known.filter(~is_open).sort(_TIME, maintain_order=True))
     else:
-        corrected = positive.drop("__event").with_columns(pl.lit(True).alias(_LABELLED))
+        corrected = positive.drop(_EVENT).with_columns(pl.lit(True).alias(_LABELLED))
         leaving = pl.concat([_labelled(settings, x) for x in (came, corrected)])
     after = Held(known.filter(is_open), pending, now)
     for name, frame in (("rows", after.rows), ("events without a row", after.events)):

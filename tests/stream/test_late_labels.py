@@ -140,6 +140,29 @@ def test_malformed_rows_are_named(rows: pl.DataFrame, events: pl.DataFrame, mess
         join(settings, Held(), rows, events)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seconds": 1e14}, r"seconds: expected at most 3,162,240,000, .* got 1e\+14; give fewer"),
+        ({"seconds": 1e300}, "seconds: expected at most"),
+        ({"label": "__time"}, "label: expected a column with a name of its own, got '__time'"),
+        ({"label": "__labelled"}, "label: expected a column with a name of its own"),
+        ({"id": "__event"}, "id: expected a column with a name of its own"),
+        ({"timestamp": "id"}, "expected three columns, got id, id, click"),
+    ],
+)
+def test_settings_that_are_refused(changed: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(WAIT, **changed)
+
+
+@pytest.mark.parametrize("name", ["__time", "__labelled", "__event"])
+def test_columns_with_names_of_the_join_are_refused(name: str):
+    rows = frame([1], [1.0]).with_columns(pl.lit(0).alias(name))
+    with pytest.raises(UserError, match=f"rows have a column '{name}', a name that join uses"):
+        join(WAIT, Held(), rows, frame([], []))
+
+
 FIRST = pl.DataFrame({"id": [1, 2], "t": [0.0, 100.0], "x": [7, 8]})
 
 
