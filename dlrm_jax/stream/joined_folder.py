@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
+from dlrm_jax.console import once, status
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import delete_directory
 from dlrm_jax.locks import locked
 from dlrm_jax.stream.folder import Folder
 from dlrm_jax.stream.join_state import JoinState, load, publish, save
-from dlrm_jax.stream.late_labels import Held, LateLabels, join, latest_time, no_rows
+from dlrm_jax.stream.late_labels import Held, LateLabels, join, no_rows, time_with, times_of
 from dlrm_jax.stream.position import Position, Progress
+from dlrm_jax.stream.row_clock import as_text, times_ahead
 from dlrm_jax.stream.same_columns import as_before
 from dlrm_jax.workspaces import sweep
 
 _STATES = ".join"
 _MANY = 1 << 16
-"""Rows of which a step takes no further segment."""
+"""Rows, or events ahead of them, of which a step takes no further segment."""
+_SKEW = 86_400.0
+"""Seconds that times may be ahead of this machine's: times of a zone may be written as UTC."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +59,19 @@ class JoinedFolder:
         rows: folder of rows.
         events: folder of events.
         output: folder of what leaves.
+        say: function that shows a line of text to the user.
     """
 
-    def __init__(self, settings: LateLabels, rows: Path, events: Path, output: Path):
-        self._settings, self._output = settings, output
+    def __init__(
+        self,
+        settings: LateLabels,
+        rows: Path,
+        events: Path,
+        output: Path,
+        say: Callable[[str], None] = status,
+    ):
+        self._settings, self._output, self._say = settings, output, once(say)
+        self._window = round(settings.seconds * 1e6)
         self._number, self._held, self._events_until = 0, Held(), 0
         self._read = {"rows": Progress(), "events": Progress()}
         self._load()
@@ -78,54 +91,88 @@ class JoinedFolder:
         Raises:
             UserError: a segment can't be read, see `Folder` and `join`, or nothing can be written.
         """
-        rows = self._new("rows", lambda frame: len(frame) >= _MANY)
+        limit = round((time.time() + self._settings.seconds + _SKEW) * 1e6)
+        rows = self._new("rows", limit, lambda frame, _: len(frame) >= _MANY)
         if rows is None and self._held.rows is None:
             return None  # events alone: the columns of rows aren't known yet
-        now = self._held.now
-        if rows is not None:
-            now = max(now, latest_time(self._settings, rows, "rows"))
-        until = now + round(self._settings.seconds * 1e6)
-
-        def is_far(events: pl.DataFrame) -> bool:
-            latest = latest_time(self._settings, events, "events")
-            self._events_until = max(self._events_until, latest)
-            return self._events_until > until
-
-        # Later events are left where they are, since no row waits for them yet.
-        events = None if self._events_until > until else self._new("events", is_far)
+        is_idle = rows is None
         if rows is None:
-            if events is None:
-                return None
             rows = no_rows(self._held)
+        now = time_with(self._settings, self._held, rows, limit)
+        events = self._new_events(now, limit, is_idle)
         if events is None:
+            if is_idle:
+                return None
             events = rows.clear()
-        leaving, self._held = join(self._settings, self._held, rows, events)
+        leaving, self._held = join(self._settings, self._held, rows, events, limit)
         self._number += 1
-        self._save(JoinState(self._held, self._events_until, self._read), leaving)
+        state = JoinState(self._held, self._events_until, self._read)
+        self._save(state, leaving)
         self._publish()
         label = self._settings.label
         positive = int(leaving[label].sum()) if len(leaving) else 0
         name = self._segment.name if len(leaving) else ""
         return Step(name, len(leaving), positive, self.held)
 
-    def _new(self, kind: str, is_enough: Any) -> pl.DataFrame | None:
-        """The rows of the next segments of a folder, until they are enough; None without any."""
+    def _new_events(self, now: int, limit: int, is_idle: bool) -> pl.DataFrame | None:
+        """The next events, as far as rows up to a time may need them, and some more.
+
+        A segment whose earliest time is behind the windows is followed by those of later rows. With
+        some more, events whose clock is ahead don't stop the reading.
+        """
+        until = now + self._window
+        waiting = 0 if self._held.events is None else len(self._held.events)
+        some = min(_MANY, self._settings.most_rows // 2)
+
+        def is_enough(found: pl.DataFrame, last: pl.DataFrame) -> bool:
+            times = times_of(self._settings, last, "events")
+            # Earlier ones are of no open window, and later ones of a wrong clock.
+            times = times.filter((times > now - self._window) & (times <= limit))
+            self._events_until = int(times.min() or 0)  # pyright: ignore[reportArgumentType]
+            return self._events_until > until and waiting + len(found) >= some
+
+        if self._events_until > until and waiting >= some:
+            if is_idle:
+                first = as_text(self._events_until)
+                self._say(
+                    f"events: {waiting:,} are held; those from {first} on are read when "
+                    f"rows, which are at {as_text(now)}, get there"
+                )
+            return None
+        return self._new("events", limit, is_enough)
+
+    def _new(
+        self, kind: str, limit: int, is_enough: Callable[[pl.DataFrame, pl.DataFrame], bool]
+    ) -> pl.DataFrame | None:
+        """The rows of the next segments of a folder; None without any.
+
+        Args:
+            kind: folder, "rows" or "events".
+            limit: latest possible time.
+            is_enough: function that says whether the rows, of which the last segment's are given as
+                well, are enough.
+        """
         found: pl.DataFrame | None = None
+        last = pl.DataFrame()
         folder, progress = self._folders[kind], self._read[kind]
-        while found is None or not is_enough(found):
+        while found is None or not is_enough(found, last):
             segment = folder.next(progress.position)
             if segment is None:
                 break
             position = Position(segment.note.name, segment.note.rows, ended=True)
             examples = progress.examples + segment.note.rows
             progress = self._read[kind] = Progress(position, folder.consumed, examples)
-            frame = segment.frame
+            last = segment.frame
+            times = times_of(self._settings, last, f"{kind} of {segment.place}")
+            if ahead := times_ahead(times, self._window, limit):
+                self._say(f"warning: {kind} of {segment.place}: {ahead}")
             if kind == "events":  # other columns may be of any kind
-                names = (self._settings.id, self._settings.timestamp)
-                frame = frame.select(x for x in names if x in frame.columns)
+                last = last.select(self._settings.id, self._settings.timestamp)
             if found is not None:
-                frame = pl.concat([found, as_before(frame, found, f"late labels: {kind}")])
-            found = frame
+                last = as_before(last, found, f"late labels: {kind}")
+                found = pl.concat([found, last])
+            else:
+                found = last
         return found
 
     @property
@@ -163,7 +210,11 @@ def _numbers(states: Path) -> list[int]:
 
 @contextlib.contextmanager
 def joined_folder(
-    settings: LateLabels, rows: Path, events: Path, output: Path
+    settings: LateLabels,
+    rows: Path,
+    events: Path,
+    output: Path,
+    say: Callable[[str], None] = status,
 ) -> Iterator[JoinedFolder]:
     """Context in which this process alone joins two folders into a third one, which is made.
 
@@ -172,6 +223,7 @@ def joined_folder(
         rows: folder of rows without labels, as `Folder` reads it, with any columns.
         events: folder of events: ids and times.
         output: folder of what leaves, which ``train --stream`` reads.
+        say: function that shows a line of text to the user.
 
     Raises:
         UserError: a folder isn't there, one is in another, the output is in use, or has files that
@@ -196,6 +248,6 @@ def joined_folder(
             )
         with locked(states / "join.lock", f"directory {output}"):
             sweep(states)
-            yield JoinedFolder(settings, rows, events, output)
+            yield JoinedFolder(settings, rows, events, output, say)
     except OSError as error:
         raise UserError(f"output: cannot write {output}: {error}") from error

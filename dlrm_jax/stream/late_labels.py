@@ -19,15 +19,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+import numpy as np
 import polars as pl
 
 from dlrm_jax.data.preprocessing.log_times import as_times
 from dlrm_jax.errors import UserError
+from dlrm_jax.stream.row_clock import time_of_most
 from dlrm_jax.stream.same_columns import as_before, cast_exactly
 
 _TIME, _LABELLED = "__time", "__labelled"  # microseconds since 1970; whether the event has come
-_EVENT = "__event"  # time of the event of a row
-_OWN = (_TIME, _LABELLED, _EVENT)
+_EVENT, _ROW, _NUMBER = "__event", "__row", "__number"  # of pairs: its time; row of each frame
+_OWN = (_TIME, _LABELLED, _EVENT, _ROW, _NUMBER)
 _MOST_SECONDS = 100 * 366 * 86_400
 
 
@@ -39,7 +41,8 @@ class LateLabels:
         id: name of the column that names a row, in rows and events.
         timestamp: name of the column of times, in both: of any type that schemas take but text.
         label: name of the column that rows get, which they don't have before.
-        seconds: length of the window. An event that is later than its row by more is left out.
+        seconds: length of the window, up to 100 years. An event that is later than its row by
+            more, or earlier by as much, is left out.
         most_rows: number of rows and of events that may be in memory.
         way: ``"wait"`` or ``"correct"``.
 
@@ -84,7 +87,7 @@ class Held:
     Attributes:
         rows: rows whose window is open, in the order in which they came; None before the first.
         events: events without a row so far; None before the first.
-        now: latest time of a row, in microseconds since 1970.
+        now: latest time of a row that isn't ahead, see `time_of_most`, in microseconds since 1970.
     """
 
     rows: pl.DataFrame | None = None
@@ -93,11 +96,17 @@ class Held:
 
 
 def join(
-    settings: LateLabels, held: Held, rows: pl.DataFrame, events: pl.DataFrame
+    settings: LateLabels,
+    held: Held,
+    rows: pl.DataFrame,
+    events: pl.DataFrame,
+    limit: int | None = None,
 ) -> tuple[pl.DataFrame, Held]:
     """Joins what has come to what is held. It depends on its arguments alone.
 
-    Time is that of the rows: a window ends when a row comes that is so much later.
+    Time is that of the rows: a window ends when a row comes that is so much later, and isn't ahead
+    of the others. An id may come again when the window of its row has ended, and an event is that
+    of the first row to whose window it belongs.
 
     Args:
         settings: see the class.
@@ -106,6 +115,8 @@ def join(
             any order and in any type that has the values; further ones are left out.
         events: events that have come: ids and times, of which other columns are left out. One may
             come before its row.
+        limit: latest time that a row can have, in microseconds since 1970; later ones end no
+            window. None if that isn't known.
 
     Returns:
         Rows that leave, with their label: in the order of time for ``wait``; for ``correct``, the
@@ -113,8 +124,8 @@ def join(
 
     Raises:
         UserError: a column is missing or there already, a time or an id is malformed, values don't
-            fit the type of the first rows, two rows have one id, or more rows or events are held
-            than may be.
+            fit the type of the first rows, two rows within a window have one id, or more rows or
+            events are held than may be.
     """
     window = round(settings.seconds * 1e6)
     if own := [name for name in rows.columns if name in _OWN]:
@@ -137,28 +148,20 @@ def join(
     own = _with_ids_of(settings, own, came)
     known = came if before is None else pl.concat([before, came])
     pending = own if held.events is None else pl.concat([held.events.cast(own.schema), own])
-    if (twice := known[settings.id].is_duplicated()).any():
-        raise UserError(
-            f"late labels: expected ids that name one row each within the window, got "
-            f"{settings.id} {known[settings.id].filter(twice)[0]!r} twice"
-        )
-    now = max(held.now, int(came[_TIME].max() or 0))  # pyright: ignore[reportArgumentType]
+    _check_ids(settings, known, window)
+    now = time_with(settings, held, rows, limit)
 
-    first = pending.group_by(settings.id).agg(pl.col(_TIME).min().alias(_EVENT))
-    known = known.join(first, on=settings.id, how="left", maintain_order="left")
-    in_time = (pl.col(_EVENT) <= pl.col(_TIME) + window).fill_null(False)
-    fresh = in_time & ~pl.col(_LABELLED)
-    of_way = fresh if settings.way == "correct" else pl.lit(False)
-    positive = known.filter(of_way)
-    known = known.with_columns(pl.col(_LABELLED) | in_time).drop(_EVENT)
+    in_time, is_matched = _matched(settings, known, pending, window)
+    positive = known.filter(in_time & ~known[_LABELLED])
+    known = known.with_columns((known[_LABELLED] | in_time).alias(_LABELLED))
     # An event waits for its row as long as a row for its event.
-    pending = pending.join(known, on=settings.id, how="anti").filter(pl.col(_TIME) + window > now)
+    pending = pending.filter(~is_matched & (pending[_TIME] + window > now))
 
     is_open = pl.col(_TIME) + window > now
     if settings.way == "wait":
         leaving = _labelled(settings, known.filter(~is_open).sort(_TIME, maintain_order=True))
     else:
-        corrected = positive.drop(_EVENT).with_columns(pl.lit(True).alias(_LABELLED))
+        corrected = positive.with_columns(pl.lit(True).alias(_LABELLED))
         leaving = pl.concat([_labelled(settings, x) for x in (came, corrected)])
     after = Held(known.filter(is_open), pending, now)
     for name, frame in (("rows", after.rows), ("events without a row", after.events)):
@@ -178,8 +181,8 @@ def last_rows(settings: LateLabels, held: Held) -> pl.DataFrame:
     return _labelled(settings, held.rows.sort(_TIME, maintain_order=True))
 
 
-def latest_time(settings: LateLabels, frame: pl.DataFrame, what: str) -> int:
-    """The latest time of rows or events, in microseconds since 1970; 0 of none.
+def times_of(settings: LateLabels, frame: pl.DataFrame, what: str) -> pl.Series:
+    """The times of rows or events, in microseconds since 1970.
 
     Args:
         settings: see the class.
@@ -189,13 +192,52 @@ def latest_time(settings: LateLabels, frame: pl.DataFrame, what: str) -> int:
     Raises:
         UserError: a column is missing, or a time or an id is malformed.
     """
-    return int(_checked(settings, frame, what)[_TIME].max() or 0)  # pyright: ignore
+    return _checked(settings, frame, what)[_TIME]
+
+
+def time_with(settings: LateLabels, held: Held, rows: pl.DataFrame, limit: int | None) -> int:
+    """The time of a log after rows that have come, see `Held` and `join`.
+
+    Raises:
+        UserError: a column is missing, or a time or an id is malformed.
+    """
+    # Earlier versions took that of a row that was ahead.
+    before = held.now if limit is None or held.now <= limit else 0
+    window = round(settings.seconds * 1e6)
+    return max(before, time_of_most(times_of(settings, rows, "rows"), window, limit))
 
 
 def no_rows(held: Held) -> pl.DataFrame:
     """A frame without rows, with the columns of those that have come."""
     assert held.rows is not None
     return held.rows.drop(_TIME, _LABELLED).clear()
+
+
+def _check_ids(settings: LateLabels, rows: pl.DataFrame, window: int) -> None:
+    """Checks that rows of one id are a window apart."""
+    twice = rows.filter(rows[settings.id].is_duplicated()).sort(settings.id, _TIME)
+    is_near = (twice[settings.id] == twice[settings.id].shift()) & (twice[_TIME].diff() < window)
+    if is_near.any():
+        raise UserError(
+            f"late labels: expected ids that name one row each within the window, got "
+            f"{settings.id} {twice[settings.id].filter(is_near.fill_null(False))[0]!r} twice"
+        )
+
+
+def _matched(
+    settings: LateLabels, rows: pl.DataFrame, events: pl.DataFrame, window: int
+) -> tuple[pl.Series, pl.Series]:
+    """Whether each row has an event, and whether each event has a row."""
+    pairs = rows.select(settings.id, _TIME).with_row_index(_ROW)
+    others = events.rename({_TIME: _EVENT}).with_row_index(_NUMBER)
+    pairs = pairs.join(others, on=settings.id).filter(
+        pl.col(_EVENT) <= pl.col(_TIME) + window, pl.col(_EVENT) + window > pl.col(_TIME)
+    )
+    pairs = pairs.sort(_TIME).unique(_NUMBER, keep="first")
+    both = np.zeros(len(rows), bool), np.zeros(len(events), bool)
+    for found, numbers in zip(both, (pairs[_ROW], pairs[_NUMBER]), strict=True):
+        found[numbers.to_numpy()] = True
+    return pl.Series(both[0]), pl.Series(both[1])
 
 
 def _with_ids_of(settings: LateLabels, events: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:

@@ -125,6 +125,58 @@ def test_a_program_that_is_killed_loses_and_doubles_nothing(
     assert files[0] == files[1]
 
 
+@pytest.mark.parametrize("at", [5e6, 4e9], ids=["past", "future"])
+@pytest.mark.parametrize("kind", ["rows", "events"])
+def test_a_clock_that_is_ahead_changes_no_other_label(kind: str, at: float, folders: Folders):
+    said: list[str] = []
+    held = -1
+    for part in range(N // 75 + 2):
+        come(folders, part)
+        if part in (2, 5):
+            path = getattr(folders, kind) / f"s{part:03d}.parquet"
+            frame = pl.read_parquet(path)
+            own = frame[:1].with_columns(id=pl.lit(-part, pl.Int64), t=pl.lit(at))
+            many = frame if kind == "rows" and at > 2e9 else pl.concat([frame] * 3)
+            ids = pl.int_range(len(many)) + 10_000 * part
+            many = many.with_columns(
+                id=pl.when(pl.int_range(len(many)) < len(frame)).then("id").otherwise(ids)
+            )
+            path.unlink()
+            publish(path.parent, path.name, pl.concat([many, own]))
+        with joined_folder(WAIT, *folders, say=said.append) as joined:
+            while step := joined.step():
+                held = step.held
+    labels = planted()[-1]
+    found = dict(left(folders).filter(pl.col("id").is_between(0, N)).select("id", "click").rows())
+    assert found == {i: labels[i] for i in range(N - 100)}
+    assert held == 100 + 2 * (kind == "rows")
+    if kind == "rows" or at > 2e9:
+        assert len(said) == 2
+        assert said[0].startswith(
+            f"warning: {kind} of {folders._asdict()[kind]}/s002.parquet: 1 of"
+        )
+
+
+def test_events_are_read_ahead_up_to_a_number(folders: Folders, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_MANY", 60)
+    said: list[str] = []
+    rows, events, labels = planted()
+    publish(folders.rows, "s000.parquet", rows[:75])
+    for part in range(12):
+        publish(folders.events, f"s{part:03d}.parquet", events[part * 20 : (part + 1) * 20])
+    with joined_folder(WAIT, *folders, say=said.append) as joined:
+        while joined.step():
+            pass
+        assert joined._held.events is not None
+        assert 60 <= len(joined._held.events) < 120
+        assert [x.partition(" are held; those from 1970")[1] != "" for x in said] == [True]
+    publish(folders.rows, "s001.parquet", rows[75:700])
+    with joined_folder(WAIT, *folders) as joined:
+        while joined.step():
+            pass
+    assert left(folders)["click"].to_list() == [labels[i] for i in range(600)]
+
+
 @pytest.mark.parametrize("name", ["rows.arrow", "events.arrow", "leaving.parquet"])
 def test_damage_of_what_is_held_is_an_error(
     name: str, folders: Folders, monkeypatch: pytest.MonkeyPatch
@@ -158,6 +210,15 @@ def test_a_state_without_checksums_is_read(folders: Folders):
     path.write_text(json.dumps(fields), encoding="utf-8")
     with joined_folder(WAIT, *folders) as joined:
         assert joined.held == 75
+
+
+def test_a_missing_column_is_told_with_those_of_the_file(folders: Folders):
+    come(folders, 0)
+    frame = pl.DataFrame({"id": [1], "when": [1.0], "page": [3]})
+    publish(folders.events, "s001.parquet", frame)
+    message = r"events of \S+/s001.parquet have no column 't'; their columns are id, when, page"
+    with joined_folder(WAIT, *folders) as joined, pytest.raises(UserError, match=message):
+        joined.step()
 
 
 def test_what_is_refused(folders: Folders, tmp_path: Path):

@@ -163,6 +163,55 @@ def test_columns_with_names_of_the_join_are_refused(name: str):
         join(WAIT, Held(), rows, frame([], []))
 
 
+@pytest.mark.parametrize("settings", [WAIT, CORRECT])
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
+def test_an_id_comes_again_after_its_window_however_rows_are_cut(settings: LateLabels, n: int):
+    rows = frame([1, 3, 1, 1, 2, 5], [0.0, 90.0, 100.0, 250.0, 300.0, 700.0])
+    events = frame([1, 1, 2, 3], [30.0, 330.0, 301.0, 191.0])  # the last one is too late
+    held, found = Held(), []
+    for start in range(0, 6, n):
+        came = rows[start : start + n]
+        first, last = came["t"][0], came["t"][-1]
+        own = events.filter(pl.col("t").is_between(first, last + 100))  # some come again
+        leaving, held = join(settings, held, came, own)
+        found.append(leaving)
+    positive = pl.concat(found).filter(pl.col("click") == 1).select("id", "t").sort("t").rows()
+    assert positive == [(1, 0.0), (1, 250.0), (2, 300.0)]
+
+
+def test_an_id_that_comes_again_within_the_window_is_refused():
+    with pytest.raises(UserError, match="got id 1 twice"):
+        join(WAIT, Held(), frame([1, 2, 1], [0.0, 500.0, 99.0]), frame([], []))
+
+
+def test_a_time_that_was_ahead_in_an_earlier_version_ends_no_window():
+    held = Held(now=10**15)
+    leaving, held = join(WAIT, held, frame([1, 2], [0.0, 150.0]), frame([], []), limit=10**14)
+    assert leaving["id"].to_list() == [1]
+    assert held.now == 150_000_000
+
+
+def test_an_event_of_a_later_row_with_the_id_waits_for_it():
+    _, held = join(WAIT, Held(), frame([1], [0.0]), frame([1], [155.0]))
+    leaving, held = join(WAIT, held, frame([1], [150.0]), frame([], []))
+    assert leaving.rows() == [(1, 0.0, 0)]
+    assert last_rows(WAIT, held).rows() == [(1, 150.0, 1)]
+
+
+@pytest.mark.parametrize("limit", [None, 5_000_000_000])
+def test_rows_that_are_ahead_end_no_window(limit: int | None):
+    ids, times = [*range(150), 999], [*map(float, range(150)), 1e6]
+    if limit:  # more than 1 in 100 are behind the limit
+        ids, times = [*ids, *range(1000, 1100)], [*times, *map(float, range(6000, 6100))]
+    leaving, held = join(WAIT, Held(), frame(ids, times), frame([], []), limit)
+    assert leaving["id"].to_list() == list(range(50))
+    assert held.now == 149_000_000
+    leaving, held = join(WAIT, held, frame([2000], [160.0]), frame([149], [170.0]), limit)
+    assert leaving["id"].to_list() == list(range(50, 61))
+    labels = dict(last_rows(WAIT, held).select("id", "click").rows())
+    assert (labels[149], labels[999]) == (1, 0)
+
+
 FIRST = pl.DataFrame({"id": [1, 2], "t": [0.0, 100.0], "x": [7, 8]})
 
 
