@@ -61,6 +61,7 @@ from dlrm_jax.training.label_metrics import prefix, rows_by_label
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.metrics import METRICS
 from dlrm_jax.training.retention import Retention
+from dlrm_jax.training.rows_by_id import STREAM
 from dlrm_jax.training.saved_names import with_saved_names
 
 define_run_flags(default_preset="small")
@@ -193,7 +194,8 @@ def evaluated(workdir: Path) -> Config:
     """The config of a run that is evaluated: that of its checkpoints, with flags that may change.
 
     Raises:
-        UserError: there is no checkpoint whose metadata can be read, or a flag contradicts it.
+        UserError: there is no checkpoint whose metadata can be read, it is of a stream, or a flag
+            contradicts it.
     """
     if not workdir.is_dir():
         raise UserError(f"--eval_only: expected the --workdir of a run, there is no {workdir}")
@@ -207,6 +209,11 @@ def evaluated(workdir: Path) -> Config:
         except DamagedCheckpointError as error:
             damage = error
             continue
+        if STREAM in metadata:
+            raise UserError(
+                f"--eval_only: {checkpoint} was trained on a stream, which isn't kept; "
+                f"use a log: python -m dlrm_jax evaluate --checkpoint={workdir} --data=LOG"
+            )
         if not FLAGS.data and metadata["identity"].get("data") != generated_fingerprint(saved):
             raise UserError(
                 f"--eval_only: {checkpoint} wasn't trained on what its config generates; give the "

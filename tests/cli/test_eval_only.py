@@ -67,6 +67,17 @@ def test_data_are_asked_for(program: ModuleType):
 
 
 @TRAIN
+def test_a_stream_is_evaluated_on_a_log(program: ModuleType, tmp_path: Path):
+    shutil.copytree(CHECKPOINT, tmp_path / "checkpoints" / CHECKPOINT.name)
+    path = tmp_path / "checkpoints" / CHECKPOINT.name / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stream": {}}))
+    command = f"python -m dlrm_jax evaluate --checkpoint={tmp_path} --data=LOG"
+    for data in ("--data=log", "--mesh=1x1"):
+        with pytest.raises(UserError, match=f"trained on a stream, .*: {re.escape(command)}"):
+            config(program, data=data, workdir=tmp_path)
+
+
+@TRAIN
 @pytest.mark.parametrize(
     ("change", "message"),
     [
