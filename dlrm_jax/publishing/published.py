@@ -24,10 +24,9 @@ from dlrm_jax.locks import locked
 from dlrm_jax.publishing.live_model import LiveModel
 from dlrm_jax.serving.export import describe
 from dlrm_jax.serving.table_variants import notes_of
+from dlrm_jax.serving.versions import PUBLISHING_LOCK
 from dlrm_jax.training.touched_rows import Numbers
 from dlrm_jax.workspaces import sweep
-
-_LOCK = "publishing.lock"
 
 
 class Published(NamedTuple):
@@ -62,11 +61,11 @@ def check_directory(directory: Path, workdir: Path) -> None:
             f"what is old in it is deleted, so give one beside the workdir"
         )
     try:
-        is_ours = (directory / _LOCK).is_file()
+        is_ours = (directory / PUBLISHING_LOCK).is_file()
         if not is_ours and directory.exists() and any(directory.iterdir()):
             raise UserError(
                 f"publish: expected a new directory, or one that train --publish has made, got "
-                f"{directory}, which has files and no {_LOCK}; give another name"
+                f"{directory}, which has files and no {PUBLISHING_LOCK}; give another name"
             )
     except OSError as error:
         raise UserError(f"publish: cannot publish in {directory}: {error}") from error
@@ -87,7 +86,7 @@ def publications(directory: Path, workdir: Path, patience: float = 0.0) -> Itera
     """
     check_directory(directory, workdir)
     try:
-        with locked(directory / _LOCK, f"directory {directory}", patience=patience):
+        with locked(directory / PUBLISHING_LOCK, f"directory {directory}", patience=patience):
             sweep(directory)
             _sweep_deltas(directory)
             yield

@@ -12,6 +12,9 @@ import xxhash
 from dlrm_jax.artifact.manifest import MANIFEST, Manifest, is_artifact
 from dlrm_jax.errors import UserError
 
+PUBLISHING_LOCK = "publishing.lock"
+"""The file of a directory that `train --publish` has made."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Version:
@@ -71,6 +74,12 @@ def versions_in(directory: Path) -> list[Version]:
         )
     versions = (_version(name, x) for name, x in named.items())
     found = sorted((x for x in versions if x), key=lambda x: (x.number, x.name))
+    if not found and (directory / PUBLISHING_LOCK).is_file():
+        raise VersionsError(
+            "nothing is published yet",
+            f"train --publish has published nothing in {directory} yet; start again when it prints "
+            f"a line such as 'published step 500'",
+        )
     if not found:
         raise VersionsError(
             "the directory of the versions holds none",

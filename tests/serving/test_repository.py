@@ -237,7 +237,10 @@ def test_a_look_without_versions_says_what_is_there(
     for name in ("01", "1"):
         (directory / name).rename(tmp_path / name)
     assert problem() == "the directory of the versions holds none"
-    directory.rmdir()
+    (directory / "publishing.lock").touch()
+    assert problem() == "nothing is published yet"
+    assert "start again when it prints a line such as 'published step" in caplog.messages[-1]
+    shutil.rmtree(directory)
     assert problem() == "the directory of the versions isn't there"
     shutil.copytree(tmp_path / "1", directory)  # a lone artifact
     (directory / "manifest.json").write_text("{", encoding="utf-8")
