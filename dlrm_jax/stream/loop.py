@@ -115,6 +115,7 @@ class StreamLoop:
         self._started: collections.deque[tuple[int, jax.Array, jax.Array, _Placed]] = (
             collections.deque()
         )
+        self._shown_step = -1
         self.last_window: dict[str, Any] | None = None
 
     def __call__(
@@ -291,8 +292,9 @@ class StreamLoop:
             )
 
     def _show(self, step: int, progress: Progress, clock: Clock | None) -> None:
-        if not is_process_0():
+        if not is_process_0() or step == self._shown_step:  # that line stands there already
             return
+        self._shown_step = step
         speed = clock and clock.examples_per_second
         rate = f"  {speed:,.0f} examples/s" if speed else ""
         window = self.last_window or {}

@@ -225,7 +225,7 @@ def run_stream(
             "preset": options.preset,
             "batch_size": config.batch_size,
             "steps": int(state.step),
-            "examples_per_second": speed or before.get("examples_per_second"),
+            "examples_per_second": speed,
             "resumed_from": resumed_from,
             "best_step": None,
             "teacher_auc": None,

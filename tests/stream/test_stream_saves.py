@@ -16,6 +16,7 @@ from stream_log import SCHEMA, log, write_segments
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.stream import loop
 from dlrm_jax.stream.folder import Folder
 from dlrm_jax.stream.position import Position
 from dlrm_jax.stream.run import StreamOptions, run_stream
@@ -96,6 +97,26 @@ def test_a_read_that_blocks_doesnt_keep_states_from_being_saved(tmp_path: Path):
     )
     assert found == [True]
     assert json.loads(last.read_text())["stream"]["examples"] == 48
+
+
+def test_lines_of_a_run_are_about_what_it_has_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(loop, "_SHOWN_EVERY", 0)
+    write_segments(tmp_path / "segments", [50], log(50).with_columns(item=pl.int_range(50) % 4))
+
+    def speed() -> float | None:
+        summary = train(
+            tmp_path / "run",
+            lambda consumed: Folder(tmp_path / "segments", SCHEMA, consumed),
+            idle_seconds=1,
+        )
+        return summary["examples_per_second"]
+
+    assert speed()
+    assert speed() is None, "the second one has trained nothing"
+    shown = [x for x in capsys.readouterr().out.splitlines() if x.startswith("step 3 ")]
+    assert len(shown) == 2, "one line of each run, however long it waits"
 
 
 class Damaged:
