@@ -17,7 +17,8 @@ from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.training.streamed_measures import StreamedMeasures
 from dlrm_jax.training.streamed_metrics import LARGEST
 
-ALL_COVERED = "all covered"
+_ALL_COVERED = "all covered"  # by a schedule
+_ALL_FEATURES = "all features"  # without one
 
 _FEWEST_LOGITS = 1 << 18  # distinct ones for the AUC of a state, which take 10 MB
 
@@ -39,7 +40,7 @@ def scenarios(schedule: FadeSchedule) -> list[Scenario]:
 
     The first is that of all features covered; states that are equal are there once.
     """
-    found = [Scenario(ALL_COVERED, {})]
+    found = [Scenario(_ALL_COVERED, {})]
     for name, points in schedule.features.items():
         for share in sorted({share for _, share in points}, reverse=True):
             found.append(Scenario(f"{name} {share:.4g}", {name: share}))
@@ -68,7 +69,7 @@ class FadedMetrics:
     def __init__(self, predictor: Predictor, schedule: FadeSchedule | None):
         self._predictor, self._salt, self._rows = predictor, "", 0
         self._fading: Fading | None = None
-        self.scenarios = [Scenario(ALL_COVERED, {})]
+        self.scenarios = [Scenario(_ALL_FEATURES, {})]
         if schedule:
             self._fading = predictor.fading
             schedule.check_features(self._fading.features)

@@ -75,6 +75,7 @@ def test_a_split_of_arrays(program: ModuleType, capsys: pytest.CaptureFixture[st
     assert header.split() == [*METRICS, "examples"]
     logits = np.concatenate([*Predictor.load(RUN, batch_size=256).logits(split)])
     expected = binary_metrics(logits, split.labels)
+    assert line.split()[:2] == ["all", "features"]
     assert line.split()[2:] == [*(f"{expected[x]:.5f}" for x in METRICS), str(len(split))]
 
 
