@@ -162,7 +162,9 @@ def test_what_no_simulation_reads_is_refused(program: ModuleType, flags: list[st
 
 
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.plan"], indirect=True)
-@pytest.mark.parametrize("mesh", ["--mesh=1x2", "--devices=2"])
+@pytest.mark.parametrize(
+    "mesh", ["--mesh=1x2", pytest.param("--devices=2", marks=pytest.mark.thorough)]
+)
 def test_a_penalty_of_all_rows_is_planned(
     program: ModuleType, capsys: pytest.CaptureFixture[str], mesh: str
 ):

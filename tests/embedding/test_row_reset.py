@@ -260,11 +260,3 @@ def test_rows_may_be_lists():
     expected = read(small, small.reset_rows(small.init(0), {"a": np.array([2, 5])}, 2**40, 7))
     found = read(small, small.reset_rows(small.init(0), {"a": [2, 5]}, 2**40, 7))
     assert_same(found, expected)
-
-
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch):
-    small = collection("1x1", "replicated")
-    state = built(small, random_arrays(DYNAMIC))
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match=r"expected one process.*got 2"):
-        small.reset_rows(state, ROWS, 0, 0)

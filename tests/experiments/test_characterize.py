@@ -218,6 +218,7 @@ def test_a_collective_without_a_type_is_refused(tmp_path: Path):
 
 # Python 3.12 and later say so of a type of JAX's, which as an error ends the process.
 @pytest.mark.filterwarnings("ignore:builtin type event_stats has no __module__:DeprecationWarning")
+@pytest.mark.thorough
 def test_classes_sum_to_the_profiled_step(monkeypatch: pytest.MonkeyPatch):
     def make_step(learner: Learner) -> Any:  # compiled quickly, a sixth has no events
         step = make_train_step(learner)

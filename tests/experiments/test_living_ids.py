@@ -50,6 +50,7 @@ def test_entropy_is_that_of_the_definition():
     assert entropies(days, [p]) == pytest.approx(loss / base)
 
 
+@pytest.mark.thorough
 def test_the_study_prints_and_writes_each_day(tmp_path: Path):
     flags = ("--days=3", "--examples=2000", "--users=300", "--items=100", "--batch_size=200")
     rows = ("--user_rows=250", "--item_rows=90", f"--workdir={tmp_path}")

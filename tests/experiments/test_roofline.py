@@ -116,6 +116,7 @@ def test_a_step_below_its_roof():
     assert by_rows.share == pytest.approx(0.75)
 
 
+@pytest.mark.thorough
 def test_the_picture_of_files(tmp_path: Path):
     results = tmp_path / "a.json"
     results.write_text(json.dumps(FOUND))

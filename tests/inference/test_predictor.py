@@ -61,13 +61,17 @@ def test_no_optimizer_state(trained: tuple[Path, np.ndarray]):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"table_dtype": "bfloat16", "compute_dtype": "bfloat16"},
+        pytest.param(
+            {"table_dtype": "bfloat16", "compute_dtype": "bfloat16"}, marks=pytest.mark.thorough
+        ),
         {"interaction": "cat", "pooling": "mean", "frozen_tables": ("C2",), "optimizer": "adam"},
         pytest.param(
             {"accumulation_steps": 2, "dense_optimizer": "adamw"}, marks=pytest.mark.thorough
         ),
         {"table_rows": (7, 3000, 3000), "shared_tables": ("C3=C2",), "placements": ()},
-        {"compression": "quotient_remainder", "compress_above": 20},
+        pytest.param(
+            {"compression": "quotient_remainder", "compress_above": 20}, marks=pytest.mark.thorough
+        ),
     ],
     ids=lambda changes: "-".join(changes),
 )

@@ -109,7 +109,7 @@ def test_kernels_that_are_demanded_must_run():
         ("1x1", {"self_interaction": True, "dense_features": 0}),
         # With other seeds a sum near 0 may have another sign, and a ReLU another derivative.
         pytest.param("1x1", {"compute_dtype": "bfloat16", "seed": 3}, marks=pytest.mark.thorough),
-        ("2x4", {"optimizer": "rowwise_adagrad"}),
+        pytest.param("2x4", {"optimizer": "rowwise_adagrad"}, marks=pytest.mark.thorough),
         pytest.param(
             "2x4",
             {"compression": "mixed_dimensions", "compress_above": 100},
@@ -197,7 +197,7 @@ def test_a_cotangent_of_another_shape_is_refused():
         ops.interact_back(jnp.ones((18, 5)), jnp.ones((16, 5)), [jnp.ones((5, 16))], False, True)
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_a_model_of_higher_precision_is_left_to_jax(training: bool):
     with jax.enable_x64(True):
         model = DLRM(4, [Field("a", 8)], (8,), (1,), rngs=nnx.Rngs(0), dtype="float64")

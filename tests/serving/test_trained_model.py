@@ -20,22 +20,24 @@ RUN = Path(__file__).parents[1] / "previous" / "run_of_format_3"
 def test_tables_need_no_memory_of_an_accelerator(monkeypatch: pytest.MonkeyPatch):
     """Plans are made for the memory of their devices, and would refuse large tables."""
 
-    def devices(platform: str | None = None) -> list[Any]:
-        if platform != "cpu":
+    def devices(platform: str | None = None, backend: str | None = None) -> list[Any]:
+        if (platform or backend) != "cpu":
             raise AssertionError("accelerators are asked for")
         return cpus
 
     cpus = jax.devices()
-    monkeypatch.setattr(jax, "devices", devices)
+    for name in ("devices", "local_devices"):
+        monkeypatch.setattr(jax, name, devices)
     model = TrainedModel.read(RUN)
     assert [*model.learner.mesh.devices.flat] == cpus[:1]
 
-    def none(platform: str | None = None) -> list[Any]:
-        if platform is None:
+    def none(platform: str | None = None, backend: str | None = None) -> list[Any]:
+        if platform is None and backend is None:
             return cpus
-        raise RuntimeError(f"Unknown backend {platform}")
+        raise RuntimeError(f"Unknown backend {platform or backend}")
 
-    monkeypatch.setattr(jax, "devices", none)
+    for name in ("devices", "local_devices"):
+        monkeypatch.setattr(jax, name, none)
     with pytest.raises(UserError, match=r"Unknown backend cpu; add cpu to JAX_PLATFORMS"):
         TrainedModel.read(RUN)
 

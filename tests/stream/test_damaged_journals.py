@@ -83,7 +83,13 @@ def test_damaged_entries_that_do_not_say_what_they_had_read(segments: Path, tmp_
     assert "its rows are lost" in warning
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
+@pytest.mark.parametrize(
+    "number",
+    [
+        errno.EIO,
+        *(pytest.param(x, marks=pytest.mark.thorough) for x in (errno.EACCES, errno.EMFILE)),
+    ],
+)
 def test_an_entry_that_cannot_be_read_now_is_no_damage(
     number: int, segments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -23,7 +23,9 @@ def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module", params=["dynamic", pytest.param("hashed", marks=pytest.mark.thorough)]
+)
 def case(request: pytest.FixtureRequest) -> str:
     return request.param
 

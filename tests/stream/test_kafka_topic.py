@@ -68,6 +68,7 @@ def test_messages_come_once_and_again_from_within_them(kafka: MockKafka):
     assert again.note == note
 
 
+@pytest.mark.thorough
 def test_all_partitions_are_read_once(kafka: MockKafka):
     frame = log(16)
     for partition in range(4):

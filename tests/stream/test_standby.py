@@ -69,8 +69,8 @@ def assert_published(models: Path, workdir: Path, expected: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "saved"),
     [
-        (signal.SIGKILL, OFTEN),
-        (signal.SIGTERM, (*OFTEN, *PUBLISHED)),
+        pytest.param(signal.SIGKILL, OFTEN, marks=pytest.mark.thorough),
+        pytest.param(signal.SIGTERM, (*OFTEN, *PUBLISHED), marks=pytest.mark.thorough),
         (signal.SIGKILL, (*JOURNALED, *PUBLISHED)),
     ],
 )

@@ -91,7 +91,14 @@ def evaluated(workdir: Path, config: Config, mesh: str) -> np.ndarray:
     return 1 / (1 + np.exp(-logits.astype(np.float64)))
 
 
-@pytest.mark.parametrize(("mesh", "dynamic_ids"), [("1x1", ()), ("1x1", DYNAMIC), ("2x4", DYNAMIC)])
+@pytest.mark.parametrize(
+    ("mesh", "dynamic_ids"),
+    [
+        pytest.param("1x1", (), marks=pytest.mark.thorough),
+        pytest.param("1x1", DYNAMIC, marks=pytest.mark.thorough),
+        ("2x4", DYNAMIC),
+    ],
+)
 def test_run_and_artifact_predict_what_training_evaluates(
     mesh: str, dynamic_ids: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
