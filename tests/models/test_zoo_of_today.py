@@ -387,7 +387,7 @@ def test_batch_sizes_bfloat16_and_zero_vectors(name):
         (
             "masknet",
             {"mask_ratio": float("inf")},
-            "a finite mask_ratio above 0 and finite, got inf",
+            "mask_ratio above 0 and finite, got inf",
         ),
     ],
 )
