@@ -79,8 +79,14 @@ def main() -> None:
             rows, positive = rows + step.rows, positive + step.positive
             if step.segment:
                 status(f"{step.segment}: {step.rows:,} rows, {step.positive:,} with label 1")
-        held = folder.held
+        held, missed = folder.held, folder.missed
     status(
         f"{rows:,} rows, {positive:,} with label 1, in {FLAGS.output}; {held:,} are held for what "
         f"comes later"
     )
+    if missed:
+        status(
+            f"warning: since {FLAGS.output} was begun, {missed:,} events found no row: they came "
+            f"after it had left, or are later than it by more than --seconds, or have another id. "
+            f"See that the ids are those of rows; make segments shorter or --seconds longer"
+        )

@@ -60,6 +60,7 @@ def save(directory: Path, settings: LateLabels, state: JoinState, leaving: pl.Da
             "held": [*held],
             "checksums": {each.name: _checksum(each) for each in path.iterdir()},
             "now": state.held.now,
+            "missed": state.held.missed,
             "events_until": state.events_until,
             **{name: progress.to_json() for name, progress in state.read.items()},
         }
@@ -101,9 +102,9 @@ def load(directory: Path, settings: LateLabels) -> JoinState:
             _check(directory / name, checksum)
         with reading(f"the state {directory}"):
             held = {name: pl.read_ipc(directory / name) for name in fields["held"]}
-        return JoinState(
-            Held(held.get(_ROWS), held.get(_EVENTS), fields["now"]), fields["events_until"], read
-        )
+        both = held.get(_ROWS), held.get(_EVENTS)
+        last = Held(*both, fields["now"], fields.get("missed", 0))  # not in earlier versions
+        return JoinState(last, fields["events_until"], read)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise

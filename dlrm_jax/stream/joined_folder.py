@@ -73,6 +73,7 @@ class JoinedFolder:
         self._settings, self._output, self._say = settings, output, once(say)
         self._window = round(settings.seconds * 1e6)
         self._number, self._held, self._events_until = 0, Held(), 0
+        self._is_settled = settings.way == "wait"  # whether no event waits for later rows
         self._read = {"rows": Progress(), "events": Progress()}
         self._load()
         self._folders = {
@@ -84,6 +85,11 @@ class JoinedFolder:
     def held(self) -> int:
         """Number of rows that are held."""
         return 0 if self._held.rows is None else len(self._held.rows)
+
+    @property
+    def missed(self) -> int:
+        """Number of events that found no row in time, since the output was begun."""
+        return self._held.missed
 
     def step(self) -> Step | None:
         """Joins what has come; None if that is nothing.
@@ -101,10 +107,11 @@ class JoinedFolder:
         now = time_with(self._settings, self._held, rows, limit)
         events = self._new_events(now, limit, is_idle)
         if events is None:
-            if is_idle:
+            if is_idle and self._is_settled:
                 return None
             events = rows.clear()
         leaving, self._held = join(self._settings, self._held, rows, events, limit)
+        self._is_settled = is_idle or self._settings.way == "wait"
         self._number += 1
         state = JoinState(self._held, self._events_until, self._read)
         self._save(state, leaving)

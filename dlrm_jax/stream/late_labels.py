@@ -19,17 +19,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-import numpy as np
 import polars as pl
 
 from dlrm_jax.data.preprocessing.log_times import as_times
 from dlrm_jax.errors import UserError
 from dlrm_jax.stream.row_clock import time_of_most
+from dlrm_jax.stream.row_events import OWN, TIME, check_ids, match
 from dlrm_jax.stream.same_columns import as_before, cast_exactly
 
-_TIME, _LABELLED = "__time", "__labelled"  # microseconds since 1970; whether the event has come
-_EVENT, _ROW, _NUMBER = "__event", "__row", "__number"  # of pairs: its time; row of each frame
-_OWN = (_TIME, _LABELLED, _EVENT, _ROW, _NUMBER)
+_LABELLED = "__labelled"  # whether the event has come
+_ORDER = "__order"
+_OWN = (*OWN, _LABELLED, _ORDER)
 _MOST_SECONDS = 100 * 366 * 86_400
 
 
@@ -88,11 +88,13 @@ class Held:
         rows: rows whose window is open, in the order in which they came; None before the first.
         events: events without a row so far; None before the first.
         now: latest time of a row that isn't ahead, see `time_of_most`, in microseconds since 1970.
+        missed: number of events so far that found no row in time.
     """
 
     rows: pl.DataFrame | None = None
     events: pl.DataFrame | None = None
     now: int = 0
+    missed: int = 0
 
 
 def join(
@@ -119,8 +121,9 @@ def join(
             window. None if that isn't known.
 
     Returns:
-        Rows that leave, with their label: in the order of time for ``wait``; for ``correct``, the
-        rows that have come, and then those whose event has. And what is held now.
+        Rows that leave, with their label, in the order of time: for ``correct``, of the rows that
+        have come and of the events that correct them. Events later than the rows wait for such
+        ones, or for a call without any. And what is held now.
 
     Raises:
         UserError: a column is missing or there already, a time or an id is malformed, values don't
@@ -144,26 +147,37 @@ def join(
         unknown = [x for x, kind in before.schema.items() if kind == pl.Null and x in came.columns]
         before = before.cast({x: came.schema[x] for x in unknown})
         came = as_before(came, before, "late labels: rows")
-    own = _checked(settings, events, "events").select(settings.id, _TIME)
+    own = _checked(settings, events, "events").select(settings.id, TIME)
     own = _with_ids_of(settings, own, came)
     known = came if before is None else pl.concat([before, came])
     pending = own if held.events is None else pl.concat([held.events.cast(own.schema), own])
-    _check_ids(settings, known, window)
+    check_ids(known, settings.id, window)
     now = time_with(settings, held, rows, limit)
 
-    in_time, is_matched = _matched(settings, known, pending, window)
-    positive = known.filter(in_time & ~known[_LABELLED])
-    known = known.with_columns((known[_LABELLED] | in_time).alias(_LABELLED))
+    is_due = pl.lit(True)
+    if settings.way == "correct" and len(came):  # later ones leave among later rows
+        is_due = pl.col(TIME) <= now
+    due, later = pending.filter(is_due), pending.filter(~is_due)
+    times, is_matched = match(known, due, settings.id, window)
+    is_new = times.is_not_null() & ~known[_LABELLED]
+    corrected = known.with_columns(times.alias(_ORDER)).filter(is_new)
+    known = known.with_columns((known[_LABELLED] | is_new).alias(_LABELLED))
     # An event waits for its row as long as a row for its event.
-    pending = pending.filter(~is_matched & (pending[_TIME] + window > now))
+    unmatched = due.filter(~is_matched)
+    waiting = unmatched.filter(pl.col(TIME) + window > now)
+    missed = held.missed + len(unmatched) - len(waiting)
+    pending = pl.concat([waiting, later])
 
-    is_open = pl.col(_TIME) + window > now
+    is_open = pl.col(TIME) + window > now
     if settings.way == "wait":
-        leaving = _labelled(settings, known.filter(~is_open).sort(_TIME, maintain_order=True))
+        leaving = _labelled(settings, known.filter(~is_open).sort(TIME, maintain_order=True))
     else:
-        corrected = positive.with_columns(pl.lit(True).alias(_LABELLED))
-        leaving = pl.concat([_labelled(settings, x) for x in (came, corrected)])
-    after = Held(known.filter(is_open), pending, now)
+        fresh = came.with_columns(pl.col(TIME).alias(_ORDER))
+        order = pl.max_horizontal(_ORDER, TIME)  # no row leaves after its correction
+        corrected = corrected.with_columns(order, pl.lit(True).alias(_LABELLED))
+        leaving = pl.concat([fresh, corrected]).sort(_ORDER, maintain_order=True).drop(_ORDER)
+        leaving = _labelled(settings, leaving)
+    after = Held(known.filter(is_open), pending, now, missed)
     for name, frame in (("rows", after.rows), ("events without a row", after.events)):
         if frame is not None and len(frame) > settings.most_rows:
             raise UserError(
@@ -178,7 +192,7 @@ def last_rows(settings: LateLabels, held: Held) -> pl.DataFrame:
     """The rows that are held, with the labels so far, at the end of a log; None leave twice."""
     if held.rows is None or settings.way == "correct":
         return pl.DataFrame()
-    return _labelled(settings, held.rows.sort(_TIME, maintain_order=True))
+    return _labelled(settings, held.rows.sort(TIME, maintain_order=True))
 
 
 def times_of(settings: LateLabels, frame: pl.DataFrame, what: str) -> pl.Series:
@@ -192,7 +206,7 @@ def times_of(settings: LateLabels, frame: pl.DataFrame, what: str) -> pl.Series:
     Raises:
         UserError: a column is missing, or a time or an id is malformed.
     """
-    return _checked(settings, frame, what)[_TIME]
+    return _checked(settings, frame, what)[TIME]
 
 
 def time_with(settings: LateLabels, held: Held, rows: pl.DataFrame, limit: int | None) -> int:
@@ -210,34 +224,7 @@ def time_with(settings: LateLabels, held: Held, rows: pl.DataFrame, limit: int |
 def no_rows(held: Held) -> pl.DataFrame:
     """A frame without rows, with the columns of those that have come."""
     assert held.rows is not None
-    return held.rows.drop(_TIME, _LABELLED).clear()
-
-
-def _check_ids(settings: LateLabels, rows: pl.DataFrame, window: int) -> None:
-    """Checks that rows of one id are a window apart."""
-    twice = rows.filter(rows[settings.id].is_duplicated()).sort(settings.id, _TIME)
-    is_near = (twice[settings.id] == twice[settings.id].shift()) & (twice[_TIME].diff() < window)
-    if is_near.any():
-        raise UserError(
-            f"late labels: expected ids that name one row each within the window, got "
-            f"{settings.id} {twice[settings.id].filter(is_near.fill_null(False))[0]!r} twice"
-        )
-
-
-def _matched(
-    settings: LateLabels, rows: pl.DataFrame, events: pl.DataFrame, window: int
-) -> tuple[pl.Series, pl.Series]:
-    """Whether each row has an event, and whether each event has a row."""
-    pairs = rows.select(settings.id, _TIME).with_row_index(_ROW)
-    others = events.rename({_TIME: _EVENT}).with_row_index(_NUMBER)
-    pairs = pairs.join(others, on=settings.id).filter(
-        pl.col(_EVENT) <= pl.col(_TIME) + window, pl.col(_EVENT) + window > pl.col(_TIME)
-    )
-    pairs = pairs.sort(_TIME).unique(_NUMBER, keep="first")
-    both = np.zeros(len(rows), bool), np.zeros(len(events), bool)
-    for found, numbers in zip(both, (pairs[_ROW], pairs[_NUMBER]), strict=True):
-        found[numbers.to_numpy()] = True
-    return pl.Series(both[0]), pl.Series(both[1])
+    return held.rows.drop(TIME, _LABELLED).clear()
 
 
 def _with_ids_of(settings: LateLabels, events: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
@@ -254,7 +241,7 @@ def _with_ids_of(settings: LateLabels, events: pl.DataFrame, rows: pl.DataFrame)
 
 def _labelled(settings: LateLabels, rows: pl.DataFrame) -> pl.DataFrame:
     label = pl.col(_LABELLED).cast(pl.Int8).alias(settings.label)
-    return rows.with_columns(label).drop(_TIME, _LABELLED)
+    return rows.with_columns(label).drop(TIME, _LABELLED)
 
 
 def _checked(settings: LateLabels, frame: pl.DataFrame, what: str) -> pl.DataFrame:
@@ -279,4 +266,4 @@ def _checked(settings: LateLabels, frame: pl.DataFrame, what: str) -> pl.DataFra
             f"{settings.id} {frame[settings.id][row]!r} and {settings.timestamp} "
             f"{frame[settings.timestamp][row]!r}"
         )
-    return frame.with_columns(times.to_physical().cast(pl.Int64).alias(_TIME))
+    return frame.with_columns(times.to_physical().cast(pl.Int64).alias(TIME))

@@ -157,6 +157,24 @@ def test_a_clock_that_is_ahead_changes_no_other_label(kind: str, at: float, fold
         )
 
 
+@pytest.mark.parametrize("many", [100, 1 << 16])
+def test_rows_and_corrections_of_a_backlog_leave_in_the_order_of_time(
+    many: int, folders: Folders, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "_MANY", many)
+    for part in range(N // 75 + 2):
+        come(folders, part)
+    with joined_folder(CORRECT, *folders) as joined:
+        while joined.step():
+            pass
+    _, events, labels = planted()
+    clicked = dict(events.select("id", "t").rows())
+    rows = left(folders).select("id", "t", "click").rows()
+    assert sum(label for *_, label in rows) == sum(labels.values())
+    times = [clicked[i] if label else t for i, t, label in rows]
+    assert times == sorted(times)
+
+
 def test_events_are_read_ahead_up_to_a_number(folders: Folders, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_MANY", 60)
     said: list[str] = []
@@ -257,11 +275,17 @@ def test_command(folders: Folders):
     assert ended.returncode == 0, ended.stderr
     positive = int(left(folders)["click"].sum())
     assert positive > 20
+    warning = (
+        f"warning: since {folders.output} was begun, 2 events found no row: they came after it had "
+        f"left, or are later than it by more than --seconds, or have another id. See that the ids "
+        f"are those of rows; make segments shorter or --seconds longer"
+    )
     assert ended.stdout.splitlines() == [
         f"000000000001.parquet: 200 rows, {positive} with label 1",
         f"200 rows, {positive} with label 1, in {folders.output}; 100 are held for what comes "
         f"later",
+        warning,
     ]
     ended = run(*flags, "--seconds=100", program=("-m", "dlrm_jax", "join"))
     last = f"0 rows, 0 with label 1, in {folders.output}; 100 are held for what comes later"
-    assert ended.stdout.splitlines() == [last]
+    assert ended.stdout.splitlines() == [last, warning]

@@ -184,6 +184,32 @@ def test_an_id_that_comes_again_within_the_window_is_refused():
         join(WAIT, Held(), frame([1, 2, 1], [0.0, 500.0, 99.0]), frame([], []))
 
 
+def test_events_that_find_no_row_are_counted():
+    late = frame([1, 2, 77, 3], [20.0, 310.0, 40.0, 205.0])  # of a row that left, later, of none
+    _, held = join(WAIT, Held(), frame([1], [0.0]), frame([], []))
+    leaving, held = join(WAIT, held, frame([2, 3], [200.0, 201.0]), frame([], []))
+    assert (leaving.rows(), held.missed) == ([(1, 0.0, 0)], 0)
+    _, held = join(WAIT, held, frame([4], [202.0]), late)
+    assert held.missed == 2
+    leaving, held = join(WAIT, held, frame([5], [500.0]), frame([], []))
+    assert held.missed == 3
+    assert leaving["click"].to_list() == [0, 1, 0]
+
+
+def test_a_correction_leaves_behind_its_row():
+    rows, events = frame([1, 2, 3], [10.0, 20.0, 30.0]), frame([1, 2], [29.0, 5.0])
+    leaving, held = join(CORRECT, Held(), rows, events)
+    found = leaving.select("id", "click").rows()
+    assert found == [(1, 0), (2, 0), (2, 1), (1, 1), (3, 0)]
+    later = frame([3, 4], [41.0, 45.0])
+    leaving, held = join(CORRECT, held, frame([4], [40.0]), later)
+    assert leaving.select("id", "click").rows() == [(4, 0)]
+    leaving, held = join(CORRECT, held, frame([5], [43.0]), later.clear())
+    assert leaving.select("id", "click").rows() == [(3, 1), (5, 0)]
+    leaving, held = join(CORRECT, held, frame([], []), later.clear())
+    assert leaving.select("id", "click").rows() == [(4, 1)]
+
+
 def test_a_time_that_was_ahead_in_an_earlier_version_ends_no_window():
     held = Held(now=10**15)
     leaving, held = join(WAIT, held, frame([1, 2], [0.0, 150.0]), frame([], []), limit=10**14)
