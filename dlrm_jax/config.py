@@ -91,7 +91,7 @@ class Config(TableSettings):
         "dlrm", "Model: a name in dlrm_jax.models.zoo, or MODULE:CLASS; such as dcn_v2."
     )
     model_options: tuple[str, ...] = field(
-        (), "Arguments of the model's class, NAME=VALUE joined by commas, see docs/models.md."
+        (), "Arguments of the model's class; such as layers=3,rank=512."
     )
     dense_features: int = field(
         13, "Dense features of an example; with --data, the data decide; such as 13.", 0
