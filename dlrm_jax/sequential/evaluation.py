@@ -11,9 +11,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Float32, Int32, Int64
 
 from dlrm_jax.retrieval.ranking import Ranking
-from dlrm_jax.sequential.batches import SequenceBatch, Shapes, question_batches
+from dlrm_jax.sequential.batches import question_batches
 from dlrm_jax.sequential.interactions import Interactions
 from dlrm_jax.sequential.model import ITEMS
+from dlrm_jax.sequential.packing import SequenceBatch, Shapes
 from dlrm_jax.sequential.questions import Questions
 from dlrm_jax.sequential.settings import SequentialSettings
 from dlrm_jax.sequential.step import ids_of, packed, tokens_of

@@ -17,7 +17,7 @@ from dlrm_jax.models.hstu import HSTU
 from dlrm_jax.models.jagged import Sequences
 from dlrm_jax.models.sasrec import SASRec
 from dlrm_jax.models.sequence_encoder import SequenceEncoder
-from dlrm_jax.sequential.batches import Shapes
+from dlrm_jax.sequential.packing import Shapes
 from dlrm_jax.sequential.settings import SequentialSettings
 from dlrm_jax.training.learner import Learner
 

@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int32
 
 from dlrm_jax.models.jagged import Sequences, sequences_of
-from dlrm_jax.sequential.batches import SequenceBatch
 from dlrm_jax.sequential.model import CANDIDATES, ITEMS, TARGETS
+from dlrm_jax.sequential.packing import SequenceBatch
 from dlrm_jax.sequential.settings import SequentialSettings
 from dlrm_jax.sequential.softmax import Candidates, softmax_loss
 from dlrm_jax.training import dense_update

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.sequential.batches import SequenceBatch, SequenceTraining, Shapes, question_batches
+from dlrm_jax.sequential.batches import SequenceTraining, question_batches
+from dlrm_jax.sequential.packing import SequenceBatch, Shapes
 from dlrm_jax.sequential.questions import split_of
 from dlrm_jax.sequential.settings import SequentialSettings
 from experiments.next_item.planted_order import generate, planted_order

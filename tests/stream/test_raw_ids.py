@@ -145,7 +145,7 @@ def test_a_file_with_the_id_of_an_unused_place_is_named(
     path = tmp_path / "log.csv"
     pl.DataFrame({"y": 0, "a": [1, 2, 3, 4, 5], "b": [1, 2, 3, ABSENT_ID, 5]}).write_csv(path)
     with pytest.raises(UserError, match=r"log.csv, row 4, column b: expected other ids"):
-        [*RawIdEncoder(Schema("y", ("a", "b"))).files([path])]
+        list(RawIdEncoder(Schema("y", ("a", "b"))).files([path]))
 
 
 def test_the_id_of_an_unused_place_is_no_value():
