@@ -42,8 +42,8 @@ CASES = {
 }
 
 
-class CutError(Exception):
-    """What ends a run at once, as a kill does: nothing is saved."""
+class CutError(BaseException):
+    """What ends a run at once, as a kill does. After an exception of another kind it is saved."""
 
 
 def train(case: str, segments: Path, workdir: Path, mesh: str = "1x2", **changes: Any) -> list[str]:
