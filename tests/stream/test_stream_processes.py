@@ -222,7 +222,12 @@ def test_two_processes_on_a_topic_of_four_partitions(tmp_path: Path):
     named = f"--stream={kafka.url}", f"--schema={schema}", f"--workdir={tmp_path / 'run'}"
     for steps in (4, 0):
         train_to_the_end(
-            *FLAGS, *named, *DYNAMIC, "--processes=2", f"--steps={steps}", "--stream_idle_seconds=2"
+            *FLAGS,
+            *named,
+            *DYNAMIC,
+            "--processes=2",
+            f"--steps={steps}",
+            "--stream_idle_seconds=15",
         )
     assert summary(tmp_path / "run")["resumed_from"] == 4
     assert summary(tmp_path / "run")["examples"] == 160

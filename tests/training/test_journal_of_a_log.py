@@ -121,6 +121,7 @@ def test_cut_and_resumed(case: str, tmp_path: Path):
     assert_same(workdir, unbroken)
 
 
+@pytest.mark.thorough
 def test_evaluations_between_checkpoints_are_in_the_journal(tmp_path: Path):
     """Otherwise patience would begin anew, and the learning rate would be that of before."""
     unbroken = tmp_path / "unbroken"
