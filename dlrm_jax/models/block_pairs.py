@@ -1,9 +1,9 @@
-"""Pairs of blocks of tokens between which causal attention inside sequences takes place.
+"""Pairs of blocks of queries and keys between which attention takes place.
 
-T packed tokens are cut into blocks. A query block needs the key blocks from the one in which the
-first of its sequences begins up to itself. All these pairs are numbered, and a loop takes a chunk
-of them at a time, as many as the batch has: time grows with the sequences' own lengths, and nothing
-of size T × T is made.
+Queries and T packed keys are cut into blocks. A query block needs the key blocks from the first key
+that one of its queries attends to up to the last one. All these pairs are numbered, and a loop
+takes a chunk of them at a time, as many as the batch has: time grows with the sequences' own
+lengths, and nothing of size queries × T is made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.models.jagged import Sequences
 
 BLOCK = 64
-"""Tokens of a block; it divides T."""
+"""Queries or keys of a block; it divides the number of both."""
 
 _PAIRS = 16  # pairs of a chunk: enough for batched products, few enough for the caches of a CPU
 
@@ -30,7 +30,7 @@ class Chunk(NamedTuple):
     Attributes:
         queries: numbers of the query blocks, [P], ascending.
         keys: numbers of the key blocks, [P].
-        seen: whether a query's token attends to a key's, [P, `BLOCK`, `BLOCK`].
+        seen: whether a query attends to a key, [P, `BLOCK`, `BLOCK`].
     """
 
     queries: Int32[Array, " P"]
@@ -39,23 +39,36 @@ class Chunk(NamedTuple):
 
 
 class BlockPairs:
-    """All pairs of the sequences of a batch.
+    """All pairs of the queries of a batch, each of which attends to keys that lie together.
 
     Args:
-        sequences: where the sequences are.
+        firsts: place of the first key that a query attends to, [Q].
+        ends: place behind the last one, [Q]; no more than the first one's for a query that attends
+            to nothing.
 
     Raises:
-        UserError: `BLOCK` doesn't divide the number of tokens.
+        UserError: `BLOCK` doesn't divide the number of queries.
     """
 
-    def __init__(self, sequences: Sequences):
-        self._starts = blocks(sequences.starts)
-        number = jnp.arange(len(self._starts), dtype=jnp.int32)
-        # Nothing but filling has no pair.
-        self._first = jnp.minimum(self._starts.min(axis=1) // BLOCK, number + 1)
-        counts = number + 1 - self._first
+    def __init__(self, firsts: Int32[Array, " Q"], ends: Int32[Array, " Q"]):
+        self._firsts, self._ends = blocks(firsts), blocks(ends)
+        attends = self._firsts < self._ends
+        most = jnp.iinfo(jnp.int32).max
+        self._first = jnp.where(attends, self._firsts, most).min(axis=1) // BLOCK
+        last = jnp.where(attends, self._ends - 1, -1).max(axis=1) // BLOCK
+        counts = jnp.maximum(last + 1 - self._first, 0)  # no pair where nothing is attended to
         self._up_to = jnp.cumsum(counts).astype(jnp.int32)
         self._before = self._up_to - counts
+
+    @classmethod
+    def causal(cls, sequences: Sequences) -> BlockPairs:
+        """Pairs of tokens that attend to those up to themselves in their sequence.
+
+        Args:
+            sequences: where the sequences are.
+        """
+        place = jnp.arange(len(sequences.starts), dtype=jnp.int32)
+        return cls(sequences.starts, place + 1)  # those of filling end before they start
 
     def loop(self, add: Callable[[Chunk, Any], Any], start: Any) -> Any:
         """Adds what each chunk contributes.
@@ -73,11 +86,9 @@ class BlockPairs:
         query = jnp.searchsorted(self._up_to, pair, side="right").astype(jnp.int32)
         query = jnp.minimum(query, len(self._first) - 1)
         key = jnp.where(there, self._first[query] + pair - self._before[query], 0)
-        place = jnp.arange(BLOCK, dtype=jnp.int32)
-        of_query = query[:, None, None] * BLOCK + place[:, None]
-        of_key = key[:, None, None] * BLOCK + place
-        in_sequence = self._starts[query][:, :, None] <= of_key
-        return Chunk(query, key, (of_key <= of_query) & in_sequence & there[:, None, None])
+        place = key[:, None, None] * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
+        seen = (self._firsts[query][:, :, None] <= place) & (place < self._ends[query][:, :, None])
+        return Chunk(query, key, seen & there[:, None, None])
 
 
 def blocks(tokens: Shaped[Array, "T *_"]) -> Shaped[Array, "N b *_"]:

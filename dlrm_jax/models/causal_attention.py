@@ -40,7 +40,7 @@ class _Blocked:
 
     def __init__(self, query: Array, key: Array, value: Array, sequences: Sequences):
         self.query, self.key, self.value = blocks(query), blocks(key), blocks(value)
-        self.pairs, self.product = BlockPairs(sequences), Products(value.dtype)
+        self.pairs, self.product = BlockPairs.causal(sequences), Products(value.dtype)
         self._scale = query.shape[-1] ** -0.5
 
     def scores(self, chunk: Chunk) -> Float[Array, "P H q k"]:

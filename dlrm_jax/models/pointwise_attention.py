@@ -56,7 +56,7 @@ class _Blocked:
     def __init__(self, query: Array, key: Array, value: Array, bias: Bias, sequences: Sequences):
         self.query, self.key, self.value = blocks(query), blocks(key), blocks(value)
         self.bias, self.sequences = bias, sequences
-        self.pairs, self.product = BlockPairs(sequences), Products(value.dtype)
+        self.pairs, self.product = BlockPairs.causal(sequences), Products(value.dtype)
 
     def weights(
         self, chunk: Chunk, scale: float
