@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 from jaxtyping import Array, Float, Int32
@@ -17,25 +17,56 @@ class Candidates(NamedTuple):
     Candidates of one request share a history; those with a copy of it each have the same results.
 
     Attributes:
-        firsts: place of the first token of each one's history, [N].
+        firsts: place of the first token of each one's history, a whole sequence, [N].
         ends: place behind the last one, [N]; that of the first one where the history is empty, and
             for filling, which is no candidate.
-        times: time of each candidate, [N], as those of the tokens; None without.
+        times: time of each candidate, [N], as those of the tokens; candidates of one history have
+            one time. None without.
+        numbers: number of each candidate in the batch, [N], the same on every mesh, by which
+            dropout draws; None for its place.
     """
 
     firsts: Int32[Array, " N"]
     ends: Int32[Array, " N"]
     times: Int32[Array, " N"] | None = None
+    numbers: Int32[Array, " N"] | None = None
+
+    @property
+    def lengths(self) -> Int32[Array, " N"]:
+        """The number of tokens of each one's history, [N]."""
+        return self.ends - self.firsts
 
 
 class HistoryEncoder(nnx.Module):
     """From candidates and the tokens of a history to what the history says of each candidate.
 
     An encoder is made as ``Class(width, max_length, rngs=…, **options)``. A candidate's result
-    depends on the candidate and on the tokens of its own history.
+    depends on the candidate and on the tokens of its own history. What depends on the history alone
+    is computed once by `encode`; `score` reads it for as many candidates as there are, whenever
+    they come.
     """
 
     @abc.abstractmethod
+    def encode(self, history: Float[Array, "T d"], sequences: Sequences) -> Any:
+        """Returns what `score` keeps of histories, a tree of arrays whose length is T.
+
+        Args:
+            history: vectors of the tokens of all histories, [T, d].
+            sequences: where the histories are.
+        """
+
+    @abc.abstractmethod
+    def score(
+        self, kept: Any, candidates: Float[Array, "N d"], of: Candidates
+    ) -> Float[Array, "N d"]:
+        """Returns a vector for each candidate.
+
+        Args:
+            kept: what `encode` has returned.
+            candidates: vectors of the candidates, [N, d].
+            of: the history of each one.
+        """
+
     def __call__(
         self,
         history: Float[Array, "T d"],
@@ -43,11 +74,5 @@ class HistoryEncoder(nnx.Module):
         candidates: Float[Array, "N d"],
         of: Candidates,
     ) -> Float[Array, "N d"]:
-        """Returns a vector for each candidate.
-
-        Args:
-            history: vectors of the tokens of all histories, [T, d].
-            sequences: where the histories are.
-            candidates: vectors of the candidates, [N, d].
-            of: which history is whose.
-        """
+        """Returns a vector for each candidate; see `encode` and `score`."""
+        return self.score(self.encode(history, sequences), candidates, of)
