@@ -254,8 +254,10 @@ class Config(TableSettings):
     examples: int = field(
         2_400_000, "Examples to generate, of which 80 % train; such as 100000.", 1
     )
-    teacher: Literal["pairs", "additive"] = field(
-        "pairs", "Model of the generated labels; additive has no products of features."
+    teacher: Literal["pairs", "additive", "sequential"] = field(
+        "pairs",
+        "Model of the generated labels; additive has no products of features, with sequential the "
+        "order of a history counts.",
     )
     zipf_exponent: float = field(
         1.05, "Zipf exponent of the generated ids; 0 for uniform ones; such as 1.2.", 0

@@ -47,7 +47,9 @@ def generate(
         examples: number of examples: the first 80 % train, 10 % validation, 10 % test.
         zipf_exponent: exponent s of Zipf's law; 0 makes ids uniform.
         seed: seed of the teacher and the examples.
-        labels_from: kind of the teacher; ``"additive"`` omits the products.
+        labels_from: kind of the teacher; ``"additive"`` omits the products, ``"sequential"`` has a
+            `Succession` in their place: the first feature with several ids is a history, the latest
+            id first, and the first one of a single id and as many rows is the candidate.
 
     Raises:
         UserError: an argument is out of its range.

@@ -3,18 +3,20 @@
 import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, Int32, Integer
+from jaxtyping import Float32, Int32
 
 from dlrm_jax.data.arrays import ABSENT
-from dlrm_jax.data.generated.zipf import bounded_zipf, cumulative_zipf
+from dlrm_jax.data.generated.effects import Effects
+from dlrm_jax.data.generated.succession import Succession
+from dlrm_jax.data.generated.zipf import bounded_zipf
 from dlrm_jax.errors import UserError
 
-TeacherKind = Literal["pairs", "additive"]
-"""Kind of the logit: with products of features, or with effects of single features only."""
+TeacherKind = Literal["pairs", "additive", "sequential"]
+"""Kind of the logit: with products of features, with effects of single features only, or with what
+the order of a history says of a candidate."""
 
 _SAMPLE = 1 << 15  # examples for measuring the teacher's scales
 _PLACES = 1 << 25  # most ids that are handled at a time; it changes no number
@@ -24,57 +26,7 @@ _CLICK_RATE = 0.25
 # 0.81, the range of the published results on Criteo's data.
 _INTERACTION_STD, _MAIN_STD, _DENSE_STD = 1.05, 0.9, 0.25
 _PAIRS = 10
-_RANK = 2
 _INTERACTING_ROWS = 110
-
-# Ids from _HEAD on share the effects of a few classes. The teacher's memory is thereby bounded,
-# and ids that are too rare to be learnt differ little.
-_HEAD = 4096
-_TAIL_CLASSES = 64
-_HALF_RANK = 20.0
-
-
-@dataclass(frozen=True)
-class _Effects:
-    """The effects of one feature's ids.
-
-    Attributes:
-        main: additive effect of the first `_HEAD` ids, then of each class of later ids.
-        vectors: factors of these ids in products with other features; None for a feature in no
-            product.
-    """
-
-    main: Float32[np.ndarray, " E"]
-    vectors: Float32[np.ndarray, "E K"] | None
-
-    @classmethod
-    def draw(
-        cls, rng: np.random.Generator, rows: int, exponent: float, interacts: bool
-    ) -> "_Effects":
-        head = min(rows, _HEAD)
-        probabilities = np.diff(cumulative_zipf(np.arange(head + 1), rows, exponent))
-        ranks = np.arange(head, dtype=np.float64)
-        if rows > head:
-            tail = max(0.0, 1.0 - probabilities.sum()) / _TAIL_CLASSES
-            probabilities = np.append(probabilities, np.full(_TAIL_CLASSES, tail))
-            ranks = np.append(ranks, np.full(_TAIL_CLASSES, head))
-        # Rare ids have small effects, for they can't be learnt from few examples.
-        values = rng.standard_normal((len(ranks), 1 + _RANK)) / (1 + ranks[:, None] / _HALF_RANK)
-        # Centred factors make a product orthogonal to every function of one feature.
-        values -= probabilities @ values / probabilities.sum()
-        deviations = np.sqrt(probabilities @ values**2)
-        values /= np.where(deviations > 0, deviations, 1)
-        values = values.astype(np.float32)
-        # Large tables matter less as a whole, too.
-        main = values[:, 0] * np.float32(min(1.0, (_HALF_RANK / rows) ** 0.25))
-        return cls(main, np.ascontiguousarray(values[:, 1:]) if interacts else None)
-
-    def index(self, ids: Int32[np.ndarray, "..."]) -> Integer[np.ndarray, "..."]:
-        """The index of each id's effects; absent ids give any index."""
-        if len(self.main) <= _HEAD:
-            return np.maximum(ids, 0)
-        mixed = (ids.astype(np.uint32) * np.uint32(2654435761)) >> np.uint32(16)
-        return np.where(ids < _HEAD, np.maximum(ids, 0), _HEAD + mixed % np.uint32(_TAIL_CLASSES))
 
 
 class Teacher:
@@ -112,10 +64,14 @@ class Teacher:
         self.pairs = [possible[i] for i in chosen] if kind == "pairs" else []
         interacting = {feature for pair in self.pairs for feature in pair}
         self.effects = [
-            _Effects.draw(rng, rows, exponent, feature in interacting)
+            Effects.draw(rng, rows, exponent, feature in interacting)
             for feature, rows in enumerate(table_rows)
         ]
         self.dense_coefficients = rng.standard_normal(dense_features).astype(np.float32)
+        self.history: int | None = None
+        if kind == "sequential":
+            self.history, self.candidate = _history_and_candidate(table_rows, bag_lengths)
+            self.succession = Succession(rng, table_rows[self.history], exponent)
         self.scales, self.bias = np.ones(3, np.float32), np.float32(0)
         self._calibrate(rng)
 
@@ -207,7 +163,19 @@ class Teacher:
                 vectors[feature] = np.einsum("nlk,nl->nk", effects.vectors[index], present)
         for f, g in self.pairs:
             terms[0] += np.einsum("nk,nk->n", vectors[f], vectors[g])
+        if self.history is not None:
+            terms[0] += self.succession.of_order(self.affinities(ids))
         return terms
+
+    def affinities(self, ids: Int32[np.ndarray, "n C"]) -> Float32[np.ndarray, "n L"]:
+        """What each id of a sequential teacher's history says of the candidate; 0 if absent."""
+        candidates = self._bags(ids)[self.candidate][:, 0]
+        return self.succession.affinities(self.histories(ids), candidates)
+
+    def histories(self, ids: Int32[np.ndarray, "n C"]) -> Int32[np.ndarray, "n L"]:
+        """The columns of a sequential teacher's history, the latest id first."""
+        assert self.history is not None
+        return self._bags(ids)[self.history]
 
     def logits(
         self, dense: Float32[np.ndarray, "N D"], ids: Int32[np.ndarray, "N C"]
@@ -215,6 +183,26 @@ class Teacher:
         """The log odds of label 1."""
         parts = (ids[part] for part in self._parts(len(ids)))
         return self.scales @ self._terms(dense, parts) + self.bias
+
+
+def _history_and_candidate(
+    table_rows: Sequence[int], bag_lengths: Sequence[int]
+) -> tuple[int, int]:
+    """The features of the history and the candidate: the first bag, and the id of as many rows.
+
+    Raises:
+        UserError: there are none.
+    """
+    places = range(len(table_rows))
+    for history in (i for i in places if bag_lengths[i] > 1):
+        for candidate in places:
+            if bag_lengths[candidate] == 1 and table_rows[candidate] == table_rows[history]:
+                return history, candidate
+    raise UserError(
+        f"teacher: sequential expects a history, a feature with several ids, and a candidate, one "
+        f"of a single id with as many rows; got table_rows "
+        f"{','.join(map(str, table_rows))} and bag_lengths {','.join(map(str, bag_lengths))}"
+    )
 
 
 def _skip(rng: np.random.Generator, numbers: int) -> None:
