@@ -30,7 +30,7 @@ class Chunk(NamedTuple):
     Attributes:
         queries: numbers of the query blocks, [P], ascending.
         keys: numbers of the key blocks, [P].
-        seen: whether a query attends to a key, [P, `BLOCK`, `BLOCK`].
+        seen: whether a query attends to a key, [P, queries of a block, keys of a block].
     """
 
     queries: Int32[Array, " P"]
@@ -45,17 +45,26 @@ class BlockPairs:
         firsts: place of the first key that a query attends to, [Q].
         ends: place behind the last one, [Q]; no more than the first one's for a query that attends
             to nothing.
+        query_block: queries of a block, a divisor of Q.
+        key_block: keys of a block, a divisor of their number.
 
     Raises:
-        UserError: `BLOCK` doesn't divide the number of queries.
+        UserError: `query_block` doesn't divide the number of queries.
     """
 
-    def __init__(self, firsts: Int32[Array, " Q"], ends: Int32[Array, " Q"]):
-        self._firsts, self._ends = blocks(firsts), blocks(ends)
+    def __init__(
+        self,
+        firsts: Int32[Array, " Q"],
+        ends: Int32[Array, " Q"],
+        query_block: int = BLOCK,
+        key_block: int = BLOCK,
+    ):
+        self._firsts, self._ends = blocks(firsts, query_block), blocks(ends, query_block)
+        self._key_block = key_block
         attends = self._firsts < self._ends
         most = jnp.iinfo(jnp.int32).max
-        self._first = jnp.where(attends, self._firsts, most).min(axis=1) // BLOCK
-        last = jnp.where(attends, self._ends - 1, -1).max(axis=1) // BLOCK
+        self._first = jnp.where(attends, self._firsts, most).min(axis=1) // key_block
+        last = jnp.where(attends, self._ends - 1, -1).max(axis=1) // key_block
         counts = jnp.maximum(last + 1 - self._first, 0)  # no pair where nothing is attended to
         self._up_to = jnp.cumsum(counts).astype(jnp.int32)
         self._before = self._up_to - counts
@@ -86,23 +95,28 @@ class BlockPairs:
         query = jnp.searchsorted(self._up_to, pair, side="right").astype(jnp.int32)
         query = jnp.minimum(query, len(self._first) - 1)
         key = jnp.where(there, self._first[query] + pair - self._before[query], 0)
-        place = key[:, None, None] * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
+        inside = jnp.arange(self._key_block, dtype=jnp.int32)
+        place = key[:, None, None] * self._key_block + inside
         seen = (self._firsts[query][:, :, None] <= place) & (place < self._ends[query][:, :, None])
         return Chunk(query, key, seen & there[:, None, None])
 
 
-def blocks(tokens: Shaped[Array, "T *_"]) -> Shaped[Array, "N b *_"]:
+def blocks(tokens: Shaped[Array, "T *_"], size: int = BLOCK) -> Shaped[Array, "N b *_"]:
     """Arrays of tokens in blocks.
 
+    Args:
+        tokens: an array of T tokens.
+        size: tokens of a block.
+
     Raises:
-        UserError: `BLOCK` doesn't divide the number of tokens.
+        UserError: the size doesn't divide the number of tokens.
     """
-    if len(tokens) % BLOCK:
+    if len(tokens) % size:
         raise UserError(
-            f"sequences: expected a multiple of {BLOCK} packed tokens on a device, got "
+            f"sequences: expected a multiple of {size} packed tokens on a device, got "
             f"{len(tokens)}; fill them up with tokens of no sequence"
         )
-    return tokens.reshape(-1, BLOCK, *tokens.shape[1:])
+    return tokens.reshape(-1, size, *tokens.shape[1:])
 
 
 class Products:

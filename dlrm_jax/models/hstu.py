@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.models.attention_bias import TIME_BUCKETS, Bias
+from dlrm_jax.models.history_encoder import Candidates
 from dlrm_jax.models.jagged import Sequences
 from dlrm_jax.models.pointwise_attention import pointwise_attention
 from dlrm_jax.models.sequence_encoder import (
@@ -69,15 +70,33 @@ class HSTULayer(nnx.Module):
 
     def __call__(self, x: Float[Array, "T d"], sequences: Sequences) -> Float[Array, "T d"]:
         """Returns the vectors behind the unit."""
+        u, value, query, key = self.project(x)
+        attended: Any = pointwise_attention(query, key, value, self.bias, sequences, self.scale)
+        return self.finish(x, u, attended, sequences)
+
+    def project(self, x: Float[Array, "n d"]) -> tuple[Array, Array, Array, Array]:
+        """Gates u, [n, H v]; values, queries and keys by head, [n, H, v], [n, H, a], [n, H, a]."""
         together = jax.nn.silu(normalized(x, _EPSILON) @ self.uvqk[...])
         ends = [self.heads * sum(self.sizes[: i + 1]) for i in range(3)]
-        u, value, query, key = jnp.split(together, ends, axis=1)
-        by_head = len(x), self.heads, -1
-        value, query, key = value.reshape(by_head), query.reshape(by_head), key.reshape(by_head)
-        bias = Bias(self.by_distance[...], self.by_time[...] if self.timed else None)
-        attended: Any = pointwise_attention(query, key, value, bias, sequences, self.scale)
+        u, *others = jnp.split(together, ends, axis=1)
+        value, query, key = (part.reshape(len(x), self.heads, -1) for part in others)
+        return u, value, query, key
+
+    @property
+    def bias(self) -> Bias:
+        """The bias of attention by distance and, where there are times, by time."""
+        return Bias(self.by_distance[...], self.by_time[...] if self.timed else None)
+
+    def finish(
+        self,
+        x: Float[Array, "n d"],
+        u: Float[Array, "n w"],
+        attended: Float[Array, "n H v"],
+        of: Sequences | Candidates,
+    ) -> Float[Array, "n d"]:
+        """The vectors behind the unit, given what was attended to; `of` is for dropout."""
         gated = normalized(attended.reshape(len(x), -1), _EPSILON) * u
-        return self.output(self.dropout.of_tokens(gated, sequences)) + x
+        return self.output(self.dropout.of_tokens(gated, of)) + x
 
 
 class HSTU(SequenceEncoder):

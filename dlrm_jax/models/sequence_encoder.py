@@ -7,9 +7,10 @@ import abc
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from dlrm_jax.errors import UserError
+from dlrm_jax.models.history_encoder import Candidates
 from dlrm_jax.models.jagged import Sequences
 
 
@@ -34,13 +35,13 @@ class SequenceEncoder(nnx.Module):
 class TokenDropout(nnx.Dropout):
     """Dropout whose mask for a token depends on its number, and not on where it is packed."""
 
-    def of_tokens(self, x: Float[Array, "T d"], sequences: Sequences) -> Float[Array, "T d"]:
+    def of_tokens(self, x: Float[Array, "T d"], of: Sequences | Candidates) -> Float[Array, "T d"]:
         """The vectors with some numbers left out, the others larger for it; see `nnx.Dropout`."""
         if self.deterministic or not self.rate or self.rngs is None:
             return x
         # Bypasses what makes streams of keys differ from device to device.
         key = nnx.RngStream.__call__(self.rngs)  # pyright: ignore[reportArgumentType]
-        numbers = sequences.numbers
+        numbers = of.numbers
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             key, jnp.arange(len(x)) if numbers is None else numbers
         )
@@ -71,10 +72,19 @@ class Positions(nnx.Module):
 
     def __call__(self, vectors: Float[Array, "T d"], sequences: Sequences) -> Float[Array, "T d"]:
         """Returns the sums; zeros for filling."""
-        own = self.vectors[...]
-        place = jnp.minimum(sequences.positions, len(own) - 1)
-        found = self.dropout.of_tokens(vectors * own.shape[1] ** 0.5 + own[place], sequences)
+        found = self.at(sequences.positions, vectors, sequences)
         return jnp.where(sequences.present[:, None], found, 0)
+
+    def at(
+        self,
+        places: Int32[Array, " n"],
+        vectors: Float[Array, "n d"],
+        of: Sequences | Candidates,
+    ) -> Float[Array, "n d"]:
+        """The sums of vectors at some places of their sequences."""
+        own = self.vectors[...]
+        place = jnp.minimum(places, len(own) - 1)
+        return self.dropout.of_tokens(vectors * own.shape[1] ** 0.5 + own[place], of)
 
 
 def normalized(x: Float[Array, "T d"], epsilon: float) -> Float[Array, "T d"]:
