@@ -62,7 +62,7 @@ class HistoryEncoder(nnx.Module):
         """Returns a vector for each candidate.
 
         Args:
-            kept: what `encode` has returned.
+            kept: result of `encode`.
             candidates: vectors of the candidates, [N, d].
             of: the history of each one.
         """

@@ -144,11 +144,19 @@ class HSTU(SequenceEncoder):
 
     def __call__(self, vectors: Float[Array, "T d"], sequences: Sequences) -> Float[Array, "T d"]:
         """Returns a vector for each token; see `SequenceEncoder`."""
-        if self.timed and sequences.times is None:
-            raise UserError(
-                "hstu: expected sequences with times, got none; give their times, or timed=False"
-            )
+        self.check_times(sequences.times)
         x = self.positions(vectors, sequences)
         for layer in self.layers:
             x = layer(x, sequences)
         return x
+
+    def check_times(self, times: Array | None) -> None:
+        """Checks that there are times where there is a bias by time.
+
+        Raises:
+            UserError: there are none.
+        """
+        if self.timed and times is None:
+            raise UserError(
+                "hstu: expected sequences with times, got none; give their times, or timed=False"
+            )

@@ -38,6 +38,11 @@ class Sequences(NamedTuple):
         place = jnp.arange(len(self.starts), dtype=jnp.int32)
         return jnp.maximum(place - self.starts, 0)
 
+    @property
+    def lasts(self) -> Int32[Array, " T"]:
+        """The place of the last token of each token's sequence, [T]; T - 1 for filling."""
+        return jnp.searchsorted(self.starts, self.starts, side="right").astype(jnp.int32) - 1
+
 
 def sequences_of(
     lengths: Int32[Array, " B"],
