@@ -139,7 +139,7 @@ def check_positive(**numbers: float) -> None:
     """
     for name, number in numbers.items():
         if number < 1:
-            raise UserError(f"model_options: expected {name} of at least 1, got {number}")
+            raise UserError(f"model_options: {name}: expected at least 1, got {number}")
 
 
 def check_share(**shares: float) -> None:
@@ -153,7 +153,9 @@ def check_share(**shares: float) -> None:
     """
     for name, share in shares.items():
         if not 0 <= share < 1:
-            raise UserError(f"model_options: expected {name} from 0 to less than 1, got {share}")
+            raise UserError(
+                f"model_options: {name}: expected 0 or more, and less than 1, got {share}"
+            )
 
 
 def check_divides(parts_name: str, parts: int, name: str, width: int) -> None:
@@ -170,7 +172,8 @@ def check_divides(parts_name: str, parts: int, name: str, width: int) -> None:
     """
     if parts < 1 or width % parts:
         raise UserError(
-            f"model_options: expected {parts_name} that divides {name}, {width}, got {parts}"
+            f"model_options: {parts_name}: expected a number that divides {name}, {width}, got "
+            f"{parts}"
         )
 
 

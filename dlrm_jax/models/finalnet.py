@@ -138,7 +138,7 @@ class FinalNet(Model):
         dtype: DTypeLike = jnp.float32,
     ):
         if blocks not in (1, 2):
-            raise UserError(f"model_options: expected blocks of 1 or 2, got {blocks}")
+            raise UserError(f"model_options: blocks: expected 1 or 2, got {blocks}")
         first = hidden(top_mlp)
         if not first:
             raise UserError(f"top_mlp: finalnet needs the width of a layer, got {tuple(top_mlp)}")

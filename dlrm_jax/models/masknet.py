@@ -63,15 +63,16 @@ class MaskNet(Model):
         top_mlp: widths of the blocks if they are serial, otherwise of the MLP on them; the last is
             1, the logit.
         structure: ``"serial"`` or ``"parallel"`` blocks.
-        blocks: number of parallel blocks.
-        block_width: width of the result of a parallel block.
+        blocks: number of parallel blocks; None for 3. Serial ones have no such option.
+        block_width: width of the result of a parallel block; None for 64.
         mask_ratio: width of a mask's hidden layer, as a multiple of the mask's.
         vector_norm: whether the first blocks read normalized vectors.
         rngs: random number generators of the initial values.
         dtype: type in which the layers compute; products with masks stay in at least float32.
 
     Raises:
-        UserError: there are no blocks, or a width isn't positive.
+        UserError: there are no blocks, a width isn't positive, or an option is one of the other
+            structure.
     """
 
     def __init__(
@@ -81,17 +82,24 @@ class MaskNet(Model):
         top_mlp: Sequence[int],
         *,
         structure: Literal["serial", "parallel"] = "serial",
-        blocks: int = 3,
-        block_width: int = 64,
+        blocks: int | None = None,
+        block_width: int | None = None,
         mask_ratio: float = 2.0,
         vector_norm: bool = True,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
+        if structure == "serial" and (blocks, block_width) != (None, None):
+            raise UserError(
+                "model_options: blocks and block_width have no effect with structure=serial, whose "
+                "blocks are those of top_mlp; leave them out, or give structure=parallel"
+            )
+        blocks = 3 if blocks is None else blocks
+        block_width = 64 if block_width is None else block_width
         check_positive(blocks=blocks, block_width=block_width)
         if not 0 < mask_ratio < float("inf"):
             raise UserError(
-                f"model_options: expected mask_ratio above 0 and finite, got {mask_ratio}"
+                f"model_options: mask_ratio: expected a finite number above 0, got {mask_ratio}"
             )
         self.structure = structure
         self.field_vectors = FieldVectors(dense_features, fields, rngs=rngs)

@@ -182,8 +182,8 @@ class SSR(Model):
         inputs = concatenated_width(dense_features, fields)
         if filters == "static" and view_width > inputs:
             raise UserError(
-                f"model_options: expected view_width of at most {inputs}, the numbers of an "
-                f"example, got {view_width}; or give filters=dynamic"
+                f"model_options: view_width: expected at most {inputs}, the numbers of an example, "
+                f"got {view_width}; or give filters=dynamic"
             )
 
         def filtering(layer: int) -> StaticFilter | DynamicFilter:
