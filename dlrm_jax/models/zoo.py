@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dlrm_jax.models.afn import AFN, AFNPlus
-from dlrm_jax.models.autoint import AutoInt
+from dlrm_jax.models.autoint import AutoInt, AutoIntPlus
 from dlrm_jax.models.dcn import DCN, DCNv2
 from dlrm_jax.models.deepfm import DeepFM
 from dlrm_jax.models.din import DIN
@@ -42,6 +42,7 @@ MODELS: dict[str, type[Model]] = {
     "mmoe": MMoE,
     "ple": PLE,
     "esmm": ESMM,
+    "autoint_plus": AutoIntPlus,
     "afn": AFN,
     "afn_plus": AFNPlus,
     "masknet": MaskNet,

@@ -19,6 +19,7 @@ from zoo_formulas import (
     example,
     f64,
     field_vectors,
+    first_order,
     mlp,
 )
 
@@ -29,11 +30,6 @@ from dlrm_jax.models.zoo import MODELS
 
 PAIR = FIELDS[:2]
 HISTORY = [Field("user", WIDTH), Field("item", WIDTH), Field("seen", WIDTH, max_ids=3)]
-
-
-def first_order(module, x, v):
-    weights = [v[f"{name}.weight"][0] for name in "abc"]
-    return sum(weights) + x @ f64(module.dense) + f64(module.bias)
 
 
 def all_pairs(vectors):
@@ -132,31 +128,6 @@ def test_dcn_v2(rank, structure, bottom):
 
     check(model, *example(), formula)
     assert all((3 in f[...].shape) == (rank == 3) for layer in model.cross for f in layer.factors)
-
-
-def test_autoint():
-    model = built("autoint", layers=2, heads=2, head_width=3)
-
-    def formula(x, v):
-        fields = field_vectors(model.field_vectors, x, v)
-        for layer in model.layers:
-            query, key, value, residual = (
-                f64(w).T for w in (layer.query, layer.key, layer.value, layer.residual)
-            )
-            out = []
-            for m in range(len(fields)):
-                heads = []
-                for h in (slice(0, 3), slice(3, 6)):
-                    scores = np.exp([(query[h] @ fields[m]) @ (key[h] @ e) for e in fields])
-                    shares = scores / scores.sum()
-                    heads.append(
-                        sum(a * (value[h] @ e) for a, e in zip(shares, fields, strict=True))
-                    )
-                out.append(np.maximum(np.concatenate(heads) + residual @ fields[m], 0))
-            fields = out
-        return np.concatenate(fields) @ f64(model.output)[:, 0] + f64(model.bias)
-
-    check(model, *example(), formula)
 
 
 def test_ncf():
@@ -313,8 +284,8 @@ def test_bfloat16_leaves_logits_in_float32(name):
         ("din", HISTORY, {"top_mlp": (4, 1), "target": "seen"}, "one id .*, got 'seen'"),
         ("din", [*HISTORY[:2], Field("seen", 3, 2)], {"top_mlp": (4, 1), "target": "item"},
          "as wide as their target"),
-        ("mmoe", FIELDS, {"top_mlp": (4, 1), "experts": 0}, "experts of at least 1, got 0"),
-        ("ple", FIELDS, {"top_mlp": (4, 1), "levels": 0}, "levels of at least 1, got 0"),
+        ("mmoe", FIELDS, {"top_mlp": (4, 1), "experts": 0}, "experts: expected at least 1, got 0"),
+        ("ple", FIELDS, {"top_mlp": (4, 1), "levels": 0}, "levels: expected at least 1, got 0"),
         ("dlrm", FIELDS, {"bottom_mlp": (), "top_mlp": (4, 1)}, "at least one layer, got none"),
     ],
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """Models with drawn parameters, and parts of their formulas, written with loops in NumPy."""
 
+import math
 from typing import Any
 
 import jax
@@ -12,8 +13,10 @@ from dlrm_jax.models.zoo import MODELS
 
 B, D, WIDTH = 5, 2, 4
 FIELDS = [Field(name, WIDTH) for name in ("a", "b", "c")]
-# Of models since 2019, for these fields.
+COUNT = D + len(FIELDS)
+# Of models since 2018, for these fields.
 OPTIONS: dict[str, dict[str, Any]] = {
+    "autoint_plus": {"top_mlp": (6, 1), "heads": 2, "head_width": 3},
     "afn": {"top_mlp": (6, 1), "neurons": 3},
     "afn_plus": {"top_mlp": (6, 1), "neurons": 3, "deep_mlp": (5,)},
     "masknet": {"top_mlp": (6, 5, 1)},
@@ -77,3 +80,50 @@ def check(model, dense, vectors, formula):
 def field_vectors(module, x, v, suffix=""):
     table = f64(module.dense)
     return [v[name + suffix] for name in "abc"] + [x[j] * table[j] for j in range(D)]
+
+
+def made(name: str, **changes) -> Any:
+    """A model that predicts, whose running variances are positive."""
+    model = built(name, **OPTIONS[name] | changes)
+    for _, layer in nnx.iter_modules(model):
+        if isinstance(layer, nnx.BatchNorm):
+            layer.var[...] = jnp.abs(layer.var[...]) + 0.1
+    model.eval()
+    return model
+
+
+def first_order(module, x, v):
+    weights = [v[f"{name}.weight"][0] for name in "abc"]
+    return sum(weights) + x @ f64(module.dense) + f64(module.bias)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def gelu(x):
+    return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
+
+def normalized(x, scale, bias, mean=None, var=None):
+    mean = np.mean(x) if mean is None else mean
+    var = np.var(x) if var is None else var
+    return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+
+
+def layer_norm(module, x):
+    return normalized(x, f64(module.scale), f64(module.bias))
+
+
+def by_channel(module, rows):
+    """Batch normalization in predictions, with a scale and a bias for each row."""
+    parts = [f64(x) for x in (module.scale, module.bias, module.mean, module.var)]
+    return [normalized(row, *(part[i] for part in parts)) for i, row in enumerate(rows)]
+
+
+def side_by_side(x, v):
+    return np.concatenate([x, v["a"], v["b"], v["c"]])
+
+
+def check_model(name: str, model, formula):
+    check(model, *example(kind=MODELS[name]), formula)

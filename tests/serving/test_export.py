@@ -54,6 +54,7 @@ CONFIGS = {
     "shared_bottom": {"labels": LABELS},
     "mmoe": {"labels": LABELS, "normalization": "batch"},
     "esmm": {"labels": LABELS, "pooling": "learned"},
+    "autoint_plus": {"pooling": "mean", "model_options": ("attention_dropout=0.5",)},
     "afn": {"pooling": "mean"},
     "afn_plus": {"normalization": "batch"},
     "masknet": {"model_options": ("structure=parallel",), "compute_dtype": "bfloat16"},

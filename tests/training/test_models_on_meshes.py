@@ -31,6 +31,7 @@ CONFIG = Config(
 CHANGES: dict[str, dict[str, Any]] = {
     "ncf": {"table_rows": (30, 40), "bag_lengths": (1,), "dense_features": 0},
     "din": {"model_options": ("target=C2",)},
+    "autoint_plus": {"model_options": ("attention_dropout=0.2", "layer_norm=true")},
     # The derivative of ln x is 1 / x: larger steps blow rounding up.
     "afn": {"learning_rate": 0.001},
     "afn_plus": {"learning_rate": 0.001},
