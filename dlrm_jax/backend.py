@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -45,6 +45,10 @@ class Backend:
             to compute with it.
         atomic_scatters: whether XLA sums scatters with atomics, in another order each time, unless
             it is told not to.
+        attention: compiler of the attention of sequences: XLA, Mosaic or Triton. The last two
+            compile kernels of Pallas, which keep the scores of a pair of blocks within the chip.
+            XLA's program of this is a loop that writes them to memory, and on a GPU each of its
+            turns launches kernels and waits for the host. None of it was timed yet.
     """
 
     platform: str
@@ -59,6 +63,7 @@ class Backend:
     host_memory: bool = False
     widens_short_floats: bool = False
     atomic_scatters: bool = False
+    attention: Literal["xla", "mosaic", "triton"] = "xla"
 
 
 CPU = Backend(
@@ -72,7 +77,8 @@ CPU = Backend(
     host_memory=True,
     widens_short_floats=True,
 )
-GPU = Backend("gpu", atomic_scatters=True)
+GPU = Backend("gpu", atomic_scatters=True, attention="triton")
+TPU = Backend("tpu", attention="mosaic")
 
 
 def is_accelerator(platform: str) -> bool:
@@ -82,7 +88,7 @@ def is_accelerator(platform: str) -> bool:
 
 def backend_named(platform: str) -> Backend:
     """The record of a platform whose devices, if they are CPUs, aren't emulated."""
-    return next((x for x in (CPU, GPU) if x.platform == platform), Backend(platform))
+    return next((x for x in (CPU, GPU, TPU) if x.platform == platform), Backend(platform))
 
 
 def backend_of(mesh: Mesh) -> Backend:

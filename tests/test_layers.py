@@ -27,7 +27,7 @@ BELOW = {
     "host_exchange": {"processes"},
     "signals": set(),
     "processor": set(),
-    "models": {"errors"},
+    "models": {"errors", "backend"},
     "workspaces": {"errors"},
     "copied_files": set(),
     "files": {"errors", "workspaces"},

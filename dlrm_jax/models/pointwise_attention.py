@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from dlrm_jax.models.attention_bias import Bias, add_bias_gradient, block_bias
 from dlrm_jax.models.block_pairs import BlockPairs, Chunk, Products, blocks
 from dlrm_jax.models.jagged import Sequences
+from dlrm_jax.models.pointwise_kernels import kernels_for
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -27,6 +28,7 @@ def pointwise_attention(
 
     As in HSTU (arXiv 2402.17152, equation 2) the weights aren't a softmax's: how often something
     occurs in a history tells, too. Filling gets zeros. The backward pass computes scores again.
+    GPUs and TPUs have kernels of their own, see `pointwise_kernels`.
 
     Args:
         query: queries of T tokens and H heads.
@@ -39,6 +41,8 @@ def pointwise_attention(
     Raises:
         UserError: `BLOCK` doesn't divide T.
     """
+    if (kernels := kernels_for(value.dtype)) is not None:
+        return kernels.forward(query, key, value, bias, sequences, scale)
     blocked = _Blocked(query, key, value, bias, sequences)
 
     def add(chunk: Chunk, out: Array) -> Array:
@@ -77,6 +81,8 @@ def _forward(query: Any, key: Any, value: Any, bias: Any, sequences: Any, scale:
 
 
 def _backward(scale: float, saved: Any, cotangent: Float[Array, "T H v"]) -> Any:
+    if (kernels := kernels_for(saved[2].dtype)) is not None:
+        return *kernels.backward(*saved, scale, cotangent), None
     blocked, (*given, bias, _) = _Blocked(*saved), saved
     of_out, product = blocks(cotangent), blocked.product
 
