@@ -47,6 +47,17 @@ PRESETS: dict[str, Config] = {
         batch_size=1024,
         examples=600_000,
     ),
+    # With a history, C7, of items such as C6; every teacher labels it, and every model reads it.
+    "comparison_history": Config(
+        table_rows=(3, 10, 24, 60, 105, 120, 120),
+        bag_lengths=(1, 1, 1, 1, 1, 1, 12),
+        embedding_dim=8,
+        dense_features=4,
+        bottom_mlp=(32, 8),
+        top_mlp=(64, 32, 1),
+        batch_size=512,
+        examples=300_000,
+    ),
     # For experiments.movielens: the data determine the tables and have no dense features. The
     # width is the best of 16, 24, 32 and 48 for DLRM on the validation split of 100K's clicks.
     "movielens": Config(
