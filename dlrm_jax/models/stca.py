@@ -72,9 +72,11 @@ class STCALayer(nnx.Module):
         self.heads = heads
         self.fusion = Fusion(width, number, hidden_width, rngs=rngs)
         self.history = SwiGLU(width, hidden_width, rngs=rngs)
-        self.query, self.key, self.value, self.output = (
-            nnx.Linear(width, width, rngs=rngs) for _ in range(4)
+        self.query, self.value, self.output = (
+            nnx.Linear(width, width, rngs=rngs) for _ in range(3)
         )
+        # A bias of keys would add the same to all scores of a query.
+        self.key = nnx.Linear(width, width, use_bias=False, rngs=rngs)
 
     def keep(self, history: Float[Array, "T d"]) -> tuple[Array, Array]:
         """Keys and values of the tokens, [T, H, a] each."""

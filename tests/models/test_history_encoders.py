@@ -155,7 +155,7 @@ def f64(parameter) -> np.ndarray:
 
 
 def linear(layer, x):
-    return x @ f64(layer.kernel) + f64(layer.bias)
+    return x @ f64(layer.kernel) + (0 if layer.bias is None else f64(layer.bias))
 
 
 def swiglu(layer, x):
