@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +30,13 @@ class Ranking:
     def __init__(self, mesh: Mesh, block: int):
         self._mesh, self._block = mesh, block
         per_user, whole = BATCH, PartitionSpec()
-        self._places = jax.jit(
-            jax.shard_map(
-                _places,
-                mesh=mesh,
-                in_specs=(per_user, whole, per_user, per_user),
-                out_specs=per_user,
-            )
-        )
+
+        def over_users(function: Callable[..., Array]) -> Callable[..., Array]:
+            specs = per_user, whole, per_user, per_user
+            return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=per_user))
+
+        self._places = over_users(_places)
+        self._first = functools.cache(lambda k: over_users(functools.partial(_first, count=k)))
 
     def __call__(
         self,
@@ -54,22 +54,48 @@ class Ranking:
             excluded: numbers of items that aren't ranked for a user, unless the chosen one is among
                 them; negative for none.
         """
+        found = self._over_blocks(self._places, users, items, chosen, excluded)
+        return np.concatenate([np.empty(0, np.int64), *found]).astype(np.int64)
+
+    def first(
+        self,
+        users: Float32[np.ndarray, "U d"],
+        items: Float32[np.ndarray, "I d"],
+        count: int,
+        excluded: Int[np.ndarray, "U E"],
+    ) -> Int[np.ndarray, "U k"]:
+        """The first items of each user, the best one first.
+
+        Args:
+            users: vectors of users.
+            items: vectors of items.
+            count: number of items for each user, at most I.
+            excluded: numbers of items that aren't ranked for a user; negative for none.
+        """
+        none = np.full(len(users), -1)
+        found = self._over_blocks(self._first(count), users, items, none, excluded)
+        return np.concatenate([np.empty((0, count), np.int32), *found])
+
+    def _over_blocks(
+        self,
+        function: Callable[..., Array],
+        users: Float32[np.ndarray, "U d"],
+        items: Float32[np.ndarray, "I d"],
+        *of_users: Int[np.ndarray, "U *_"],
+    ) -> Iterator[np.ndarray]:
+        """Yields a function's results for one block of users after the other."""
         devices = self._mesh.size
         size = max(1, min(self._block, _SCORES // len(items)) // devices) * devices
         placed_items = jax.device_put(items, NamedSharding(self._mesh, PartitionSpec()))
         split = NamedSharding(self._mesh, BATCH)
-        found = []
         for start in range(0, len(users), size):
             check()
-            rows = [x[start : start + size] for x in (users, chosen, excluded)]
+            rows = [x[start : start + size] for x in (users, *of_users)]
             count = len(rows[0])
             # Blocks of one size, so that one program serves all; the last is padded.
             fill = [np.pad(x, [(0, size - count)] + [(0, 0)] * (x.ndim - 1)) for x in rows]
-            of_users, own, others = jax.device_put(
-                [fill[0], fill[1].astype(np.int32), fill[2].astype(np.int32)], split
-            )
-            found.append(np.asarray(self._places(of_users, placed_items, own, others))[:count])
-        return np.concatenate([np.empty(0, np.int64), *found]).astype(np.int64)
+            own, *others = jax.device_put([fill[0], *(x.astype(np.int32) for x in fill[1:])], split)
+            yield np.asarray(function(own, placed_items, *others))[:count]
 
 
 def _places(
@@ -78,15 +104,35 @@ def _places(
     chosen: Int[Array, " u"],
     excluded: Int[Array, "u E"],
 ) -> Int[Array, " u"]:
-    scores = jnp.matmul(users, items.T, precision=jax.lax.Precision.HIGHEST)
+    scores = _scores(users, items, chosen, excluded)
     own = jnp.take_along_axis(scores, chosen[:, None], axis=1)
+    # Not "scores >= own": scores that aren't numbers must not look like a perfect ranking.
+    return jnp.sum(~(scores < own), axis=1) - 1
+
+
+def _first(
+    users: Float[Array, "u d"],
+    items: Float[Array, "I d"],
+    chosen: Int[Array, " u"],
+    excluded: Int[Array, "u E"],
+    count: int,
+) -> Int[Array, "u k"]:
+    return jax.lax.top_k(_scores(users, items, chosen, excluded), count)[1]
+
+
+def _scores(
+    users: Float[Array, "u d"],
+    items: Float[Array, "I d"],
+    chosen: Int[Array, " u"],
+    excluded: Int[Array, "u E"],
+) -> Float[Array, "u I"]:
+    """The products; -∞ for what isn't ranked, unless it is chosen."""
+    scores = jnp.matmul(users, items.T, precision=jax.lax.Precision.HIGHEST)
     kept = (excluded < 0) | (excluded == chosen[:, None])
     # Out of range, where nothing is set; negative numbers would count from the end.
     left_out = jnp.where(kept, len(items), excluded)
     rows = jnp.arange(len(users))[:, None]
-    scores = scores.at[rows, left_out].set(-jnp.inf, mode="drop")
-    # Not "scores >= own": scores that aren't numbers must not look like a perfect ranking.
-    return jnp.sum(~(scores < own), axis=1) - 1
+    return scores.at[rows, left_out].set(-jnp.inf, mode="drop")
 
 
 def ranking_metrics(

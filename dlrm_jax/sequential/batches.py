@@ -9,12 +9,13 @@ from jaxtyping import Float64, Int32, Int64
 
 from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.sequential.dealing import deal_batches, deal_devices
-from dlrm_jax.sequential.interactions import Interactions
+from dlrm_jax.sequential.interactions import Interactions, counts_in
 from dlrm_jax.sequential.packing import (
     SequenceBatch,
     Shapes,
     pack,
     relative_seconds,
+    rows_of_process,
     shapes_for,
 )
 from dlrm_jax.sequential.questions import Questions
@@ -56,7 +57,7 @@ class SequenceTraining:
         self.batch_size = settings.batch_size
         self.steps_per_epoch = len(self._lengths) // self.batch_size
         self._seconds = relative_seconds(interactions)
-        self._probabilities = _probabilities(interactions, train, settings)
+        self._probabilities = self._frequencies(train)
         self._up_to = np.cumsum(self._probabilities)
         self._epoch: tuple[int, np.ndarray] | None = None
 
@@ -66,7 +67,7 @@ class SequenceTraining:
         return float(self._lengths.mean()) * self.batch_size * self.steps_per_epoch
 
     def __getitem__(self, step: int) -> SequenceBatch:
-        """The batch of a global step."""
+        """The rows of this process of the batch of a global step."""
         epoch, number = divmod(step, self.steps_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             dealt = deal_batches(self._lengths, self.batch_size, self._settings.seed, epoch)
@@ -74,18 +75,24 @@ class SequenceTraining:
         chosen = self._epoch[1][number]
         dealt = deal_devices(self.batch_size, self.shapes.devices)
         firsts, ends = self._firsts[chosen], self._ends[chosen] - 1
-        candidates, log_q = self._candidates(step)
         packed = pack(self._data, self._seconds, firsts, ends, dealt, self.shapes)
-        return packed._replace(candidates=candidates, log_q=log_q)
+        return rows_of_process(self._with_candidates(packed, step))
 
-    def _candidates(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Candidates of a step and logarithms of their probabilities; all items without negatives.
+    def _with_candidates(self, batch: SequenceBatch, step: int) -> SequenceBatch:
+        """The batch with the candidates of its targets, and logarithms of their probabilities.
 
         All items have the probability 1: their sum is whole.
         """
-        count, shape = self._settings.negatives, (self.shapes.sequences, self.shapes.candidates)
+        settings = self._settings
+        if settings.in_batch:
+            there = batch.targets >= 0
+            expected = there.sum() * self._probabilities[batch.targets]
+            log_q = np.log(expected, out=np.full(there.shape, np.inf), where=there)
+            log_q = log_q.astype(np.float32)
+            return batch._replace(candidates=batch.targets, log_q=log_q)
+        count, shape = settings.negatives, (self.shapes.sequences, self.shapes.candidates)
         if count:
-            rng = np.random.default_rng([_NEGATIVES, self._settings.seed, step])
+            rng = np.random.default_rng([_NEGATIVES, settings.seed, step])
             drawn = np.searchsorted(self._up_to, rng.random(count) * self._up_to[-1], "right")
             log_q = np.log(count * self._probabilities[drawn])
         else:
@@ -93,7 +100,18 @@ class SequenceTraining:
         candidates = np.full(shape, ABSENT, np.int32)
         logs = np.full(shape, np.inf, np.float32)
         candidates.ravel()[: len(drawn)], logs.ravel()[: len(drawn)] = drawn, log_q
-        return candidates, logs
+        return batch._replace(candidates=candidates, log_q=logs)
+
+    def _frequencies(self, train: Int64[np.ndarray, "U 2"]) -> Float64[np.ndarray, " V"]:
+        """The probability of each item to be drawn, or to be a target of the batch."""
+        count = len(self._data.values)
+        if self._settings.sampler == "uniform":
+            return np.full(count, 1 / count)
+        if self._settings.in_batch:
+            seen = counts_in(self._data, self._firsts + 1, self._ends)
+        else:
+            seen = counts_in(self._data, *train.T)
+        return seen / seen.sum()
 
 
 def _pieces(
@@ -108,19 +126,6 @@ def _pieces(
     back = np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)
     ends = train[user, 1] - back * settings.max_length
     return np.maximum(train[user, 0], ends - settings.max_length - 1), ends
-
-
-def _probabilities(
-    interactions: Interactions, train: Int64[np.ndarray, "U 2"], settings: SequentialSettings
-) -> Float64[np.ndarray, " V"]:
-    """The probability of each item to be drawn as a negative."""
-    count = len(interactions.values)
-    if settings.sampler == "uniform":
-        return np.full(count, 1 / count)
-    place = np.arange(len(interactions))
-    user = np.repeat(np.arange(len(train)), interactions.lengths)
-    seen = np.bincount(interactions.items[place < train[user, 1]], minlength=count)
-    return seen / seen.sum()
 
 
 def question_batches(

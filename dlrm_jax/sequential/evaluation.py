@@ -13,13 +13,13 @@ from jaxtyping import Array, Float, Float32, Int32, Int64
 from dlrm_jax.retrieval.ranking import Ranking
 from dlrm_jax.sequential.batches import question_batches
 from dlrm_jax.sequential.interactions import Interactions
+from dlrm_jax.sequential.metrics import by_stratum, coverage, metrics, strata_of
 from dlrm_jax.sequential.model import ITEMS
-from dlrm_jax.sequential.packing import SequenceBatch, Shapes
+from dlrm_jax.sequential.packing import SequenceBatch, Shapes, rows_of_process
 from dlrm_jax.sequential.questions import Questions
 from dlrm_jax.sequential.settings import SequentialSettings
 from dlrm_jax.sequential.step import ids_of, packed, tokens_of
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.ranking import hit_ratio, mean_reciprocal_rank, ndcg
 
 _RANKED = 1024
 """Histories that are ranked at a time."""
@@ -44,7 +44,8 @@ class Evaluation:
     ):
         self._learner, self._data = learner, interactions
         self._shapes, self._settings = shapes, settings
-        self._ranking = Ranking(learner.mesh, _RANKED)
+        # Each process ranks all: vectors are small beside what it takes to make them.
+        self._ranking = Ranking(learner.mesh.local_mesh, _RANKED)
         collection, axes, negatives = learner.collection, learner.axes, bool(settings.negatives)
 
         def of_device(params: Any, model_state: Any, pooled: Any, batch: Any) -> Any:
@@ -69,26 +70,70 @@ class Evaluation:
         self._histories = jax.jit(of_batch, out_shardings=learner.replicated)
 
     def __call__(self, state: TrainState, questions: Questions) -> dict[str, float]:
-        """``hr@k``, ``ndcg@k`` and ``mrr``, the mean of 1 / place, of a state.
+        """``hr@k``, ``ndcg@k`` and ``mrr`` of a state.
 
         Args:
             state: state.
             questions: questions.
         """
-        return metrics(self.places(state, questions), self._settings)
+        histories, items = self.histories(state, questions), self.items(state)
+        return metrics(self._places(histories, items, questions), self._settings.at)
 
-    def places(self, state: TrainState, questions: Questions) -> Int64[np.ndarray, " Q"]:
-        """The number of items that are ranked before the chosen one, ties included, [Q]."""
-        histories = self.histories(state, questions)
+    def in_full(
+        self, state: TrainState, questions: Questions, counts: Int64[np.ndarray, " V"]
+    ) -> dict[str, Any]:
+        """The metrics of a state and those of a ranking by popularity, with what they recommend.
+
+        Args:
+            state: state.
+            questions: questions.
+            counts: interactions of each item for training.
+
+        Returns:
+            By ``model`` and ``popularity``: metrics, ``coverage@k``, and ``strata``, the metrics of
+            the questions whose item is of the head, the middle and the tail of the items.
+        """
+        histories, items = self.histories(state, questions), self.items(state)
+        same = np.ones((len(questions.asked), 1), np.float32)
+        by_count = counts[:, None].astype(np.float32)
+        return {
+            "model": self._report(histories, items, questions, counts),
+            "popularity": self._report(same, by_count, questions, counts),
+        }
+
+    def _report(
+        self,
+        histories: Float32[np.ndarray, "Q d"],
+        items: Float32[np.ndarray, "V d"],
+        questions: Questions,
+        counts: Int64[np.ndarray, " V"],
+    ) -> dict[str, Any]:
+        places, at = self._places(histories, items, questions), self._settings.at
+        excluded = self._excluded(questions)
+        recommended = self._ranking.first(histories, items, max(at), excluded)
+        strata = strata_of(counts)[self._data.items[questions.asked]]
+        return {
+            **metrics(places, at),
+            **coverage(recommended, len(items), at),
+            "strata": by_stratum(places, strata, at),
+        }
+
+    def _places(
+        self,
+        histories: Float32[np.ndarray, "Q d"],
+        items: Float32[np.ndarray, "V d"],
+        questions: Questions,
+    ) -> Int64[np.ndarray, " Q"]:
+        """The number of items that are ranked before the chosen one, ties included."""
         chosen = self._data.items[questions.asked]
-        return self._ranking(histories, self.items(state), chosen, self._excluded(questions))
+        return self._ranking(histories, items, chosen, self._excluded(questions))
 
     def histories(self, state: TrainState, questions: Questions) -> Float32[np.ndarray, "Q d"]:
         """The vectors of the questions' histories."""
         found = np.zeros((len(questions.asked), self._settings.width), np.float32)
         length = self._settings.max_length
         for numbers, batch, places in question_batches(self._data, questions, self._shapes, length):
-            placed = self._learner.put_evaluation(batch)
+            placed = self._learner.put_evaluation(rows_of_process(batch))
             found[numbers] = np.asarray(self._histories(state, placed))[places]
         return found
 
@@ -107,10 +152,3 @@ class Evaluation:
         place = questions.firsts[:, None] + np.arange(lengths.max())
         there = place < questions.asked[:, None]
         return np.where(there, self._data.items[np.where(there, place, 0)], -1).astype(np.int32)
-
-
-def metrics(places: Int64[np.ndarray, " Q"], settings: SequentialSettings) -> dict[str, float]:
-    """``hr@k`` and ``ndcg@k`` for each k of the settings, and ``mrr``."""
-    found = {f"hr@{k}": hit_ratio(places, k) for k in settings.at}
-    found |= {f"ndcg@{k}": ndcg(places, k) for k in settings.at}
-    return found | {"mrr": mean_reciprocal_rank(places)}

@@ -80,6 +80,24 @@ def interactions_of(log: pl.DataFrame, user: str, item: str, time: str) -> Inter
     )
 
 
+def counts_in(
+    interactions: Interactions, firsts: Int64[np.ndarray, " n"], ends: Int64[np.ndarray, " n"]
+) -> Int64[np.ndarray, " V"]:
+    """The number of interactions with each item in some ranges, those in two of them twice, [V].
+
+    Args:
+        interactions: interactions.
+        firsts: place of the first interaction of each range.
+        ends: place behind its last one, not before ``firsts``.
+    """
+    changes = np.zeros(len(interactions) + 1, np.int64)
+    np.add.at(changes, firsts, 1)
+    np.add.at(changes, ends, -1)
+    times = np.cumsum(changes)[:-1]
+    found = np.bincount(interactions.items, times, len(interactions.values))
+    return found.astype(np.int64)
+
+
 def _seconds(times: pl.Series, name: str) -> pl.Series:
     if times.dtype.is_temporal():
         times = times.cast(pl.Datetime("us")).dt.epoch("s")

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from dlrm_jax.embedding import Adam, EmbeddingCollection, Feature, Lookup, Table
 from dlrm_jax.mesh import check_batch_size
+from dlrm_jax.models.bag_of_items import BagOfItems
 from dlrm_jax.models.hstu import HSTU
 from dlrm_jax.models.jagged import Sequences
 from dlrm_jax.models.sasrec import SASRec
@@ -24,6 +25,7 @@ from dlrm_jax.training.learner import Learner
 ITEMS, CANDIDATES, TARGETS = "items", "candidates", "targets"
 """The features, which all read the table of items: tokens, and what may follow them."""
 
+_DEEP = ("layers", "heads")  # options of encoders but the mean of the items
 _SMALL = 0.02  # standard deviation of the items' vectors, as in HSTU's reference
 _EPSILON = 1e-12
 
@@ -37,14 +39,10 @@ class NextItem(nnx.Module):
     """
 
     def __init__(self, settings: SequentialSettings, *, rngs: nnx.Rngs):
-        kinds: dict[str, Any] = {"hstu": HSTU, "sasrec": SASRec}
+        kinds: dict[str, Any] = {"hstu": HSTU, "sasrec": SASRec, "bag": BagOfItems}
+        options = {} if settings.encoder == "bag" else {x: getattr(settings, x) for x in _DEEP}
         self.encoder: SequenceEncoder = kinds[settings.encoder](
-            settings.width,
-            settings.max_length,
-            layers=settings.layers,
-            heads=settings.heads,
-            dropout=settings.dropout,
-            rngs=rngs,
+            settings.width, settings.max_length, dropout=settings.dropout, rngs=rngs, **options
         )
         self.normalize = settings.normalize
 
@@ -81,7 +79,7 @@ def learner_for(
     """
     check_batch_size(mesh, "batch_size", settings.batch_size)
     widths = {ITEMS: shapes.row, CANDIDATES: shapes.candidates}
-    if settings.negatives:
+    if settings.negatives:  # targets that are candidates are looked up once
         widths[TARGETS] = shapes.row
     init = jax.nn.initializers.normal(_SMALL)
     collection = EmbeddingCollection(
@@ -89,7 +87,7 @@ def learner_for(
         [Feature(name, max_ids=width) for name, width in widths.items()],
         [Lookup(name, name, "items", pooling="none") for name in widths],
         mesh,
-        Adam(settings.learning_rate),
+        Adam(settings.learning_rate, b2=settings.beta2),
     )
-    adam = optax.adam(settings.learning_rate)
+    adam = optax.adam(settings.learning_rate, b2=settings.beta2)
     return Learner(collection, lambda rngs: NextItem(settings, rngs=rngs), adam)

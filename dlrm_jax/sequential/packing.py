@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Int32, Int64
 
 from dlrm_jax.data.arrays import ABSENT
+from dlrm_jax.data.batches import own_examples
 from dlrm_jax.errors import UserError
 from dlrm_jax.models.block_pairs import BLOCK
 from dlrm_jax.sequential.dealing import tokens_for
@@ -30,7 +32,8 @@ class SequenceBatch(NamedTuple):
         targets: the item that follows, [B, K] int32; `ABSENT` for filling.
         numbers: number of each token in the batch, [B, K] int32, the same on every mesh.
         candidates: items that the targets compete with, [B, M] int32; `ABSENT` for none.
-        log_q: logarithm of the probability by which each was drawn, [B, M] float32; +∞ for none.
+        log_q: logarithm of the number of times that each is expected among the batch's candidates,
+            [B, M] float32; +∞ for none.
         sample_weights: weight of each token in the loss, [B, K] float32; 0 for filling.
     """
 
@@ -103,7 +106,8 @@ def shapes_for(
     row = -(-tokens // own)
     while own * row % BLOCK:
         row += 1
-    return Shapes(batch, devices, row, -(-(settings.negatives or items) // batch))
+    candidates = row if settings.in_batch else -(-(settings.negatives or items) // batch)
+    return Shapes(batch, devices, row, candidates)
 
 
 def pack(
@@ -155,6 +159,12 @@ def pack(
         log_q=np.full(shape, np.inf, np.float32),
         sample_weights=shapes.rows(there.astype(np.float32)),
     )
+
+
+def rows_of_process(batch: SequenceBatch) -> SequenceBatch:
+    """The rows of a batch whose devices are this process's, [B/P, ...]."""
+    own = own_examples(len(batch.lengths), jax.process_index(), jax.process_count())
+    return jax.tree.map(lambda x: x[own], batch)
 
 
 def relative_seconds(interactions: Interactions) -> Int32[np.ndarray, " N"]:

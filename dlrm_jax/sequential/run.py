@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import xxhash
 from jax.sharding import Mesh
-from jaxtyping import Int64
 
 from dlrm_jax.config import Config
+from dlrm_jax.processes import on_process_0
 from dlrm_jax.sequential.batches import SequenceTraining
-from dlrm_jax.sequential.evaluation import Evaluation, metrics
-from dlrm_jax.sequential.interactions import Interactions
+from dlrm_jax.sequential.evaluation import Evaluation
+from dlrm_jax.sequential.interactions import Interactions, counts_in
 from dlrm_jax.sequential.model import learner_for
-from dlrm_jax.sequential.questions import Questions, Split
+from dlrm_jax.sequential.questions import Split
 from dlrm_jax.sequential.settings import SequentialSettings
 from dlrm_jax.sequential.step import make_sequential_step
 from dlrm_jax.training.checkpoint import Checkpoints
@@ -31,6 +31,9 @@ from dlrm_jax.training.stopping import Stopping
 _LOG_EVERY = 50  # steps
 _MAY_CHANGE = ("epochs", "patience", "evaluate_every", "at", "metric", "exclude_seen")
 """Settings that may differ when a run is resumed."""
+
+_ADDED = {"beta2": 0.999}
+"""Settings that runs of earlier versions don't know, with the values that they had."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +78,7 @@ def run(
     evaluation = Evaluation(learner, interactions, batches.shapes, settings)
     every = settings.evaluate_every or batches.steps_per_epoch
     steps = settings.epochs * batches.steps_per_epoch
-    fixed = {x: y for x, y in dataclasses.asdict(settings).items() if x not in _MAY_CHANGE}
-    identity = {"data": fingerprint(interactions, split), "sequential": fixed}
+    identity = {"data": fingerprint(interactions, split), "sequential": fixed_settings(settings)}
     checkpoints = Checkpoints(workdir / "checkpoints", identity, best_metric=settings.metric)
     with contextlib.ExitStack() as opened:
         opened.enter_context(owned(workdir))
@@ -132,16 +134,22 @@ def run(
             "sequences_per_second": speed,
             "tokens_of_filling": _filling(batches),
             **{
-                name: {
-                    "model": evaluation(state, asked),
-                    "popularity": popularity(interactions, split.train, asked, settings),
-                }
+                name: evaluation.in_full(state, asked, counts_in(interactions, *split.train.T))
                 for name, asked in (("validation", split.validation), ("test", split.test))
                 if len(asked.asked)
             },
         }
-        write_result(workdir / "summary.json", to_json(summary, indent=1))
+        on_process_0(lambda: write_result(workdir / "summary.json", to_json(summary, indent=1)))
         return Outcome(summary, evaluation, state)
+
+
+def fixed_settings(settings: SequentialSettings) -> dict[str, Any]:
+    """The settings that a run keeps when it is resumed."""
+    return {
+        name: value
+        for name, value in dataclasses.asdict(settings).items()
+        if name not in _MAY_CHANGE and _ADDED.get(name) != value
+    }
 
 
 def _notes(learner: Learner, settings: SequentialSettings) -> dict[str, Any]:
@@ -159,30 +167,6 @@ def _filling(batches: SequenceTraining) -> float:
     shapes = batches.shapes
     there = batches.steps_per_epoch * shapes.sequences * shapes.row
     return 1 - batches.tokens_per_epoch / there
-
-
-def popularity(
-    interactions: Interactions,
-    train: Int64[np.ndarray, "U 2"],
-    questions: Questions,
-    settings: SequentialSettings,
-) -> dict[str, float]:
-    """Metrics of a ranking by the number of interactions for training.
-
-    Args:
-        interactions: interactions.
-        train: interactions of each user for training.
-        questions: questions.
-        settings: settings, which say at which places.
-    """
-    user = np.repeat(np.arange(len(train)), interactions.lengths)
-    trained = interactions.items[np.arange(len(interactions)) < train[user, 1]]
-    counts = np.bincount(trained, minlength=len(interactions.values))
-    own = counts[interactions.items[questions.asked]]
-    ascending = np.sort(counts)
-    # Ties count as ranked before, as in `Ranking`.
-    places = len(counts) - np.searchsorted(ascending, own, "left") - 1
-    return metrics(places, settings)
 
 
 def fingerprint(interactions: Interactions, split: Split) -> str:

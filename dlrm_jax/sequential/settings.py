@@ -13,8 +13,10 @@ from dlrm_jax.errors import UserError
 class SequentialSettings:
     """What is learned, and how. Every field is a flag of ``experiments.next_item``."""
 
-    encoder: Literal["hstu", "sasrec"] = field(
-        "hstu", "How a history is read: HSTU's units or SASRec's Transformer."
+    encoder: Literal["hstu", "sasrec", "bag"] = field(
+        "hstu",
+        "How a history is read: HSTU's units, SASRec's Transformer, or the mean of its items as a "
+        "baseline that doesn't know the order.",
     )
     max_length: int = field(
         200, "Longest history that is read, its latest interactions; such as 50.", 1
@@ -41,11 +43,14 @@ class SequentialSettings:
         "an exact softmax; such as 512.",
         0,
     )
-    sampler: Literal["uniform", "frequency"] = field(
-        "uniform", "How negatives are drawn: all items alike, or by their interactions."
+    sampler: Literal["uniform", "frequency", "in_batch"] = field(
+        "uniform",
+        "How negatives are drawn: all items alike, by their interactions, or none but the targets "
+        "of the batch, each other's negatives.",
     )
     batch_size: int = field(128, "Pieces of histories of a batch; such as 1024.", 1)
     learning_rate: float = field(0.001, "Learning rate of Adam, of tables, too; such as 0.003.")
+    beta2: float = field(0.999, "Decay of Adam's means of squared gradients; such as 0.98.")
     epochs: int = field(50, "Times that each interaction is trained on; such as 100.", 1)
     evaluate_every: int = field(
         0, "Steps between validations; 0 for one after each epoch; such as 100.", 0
@@ -60,6 +65,16 @@ class SequentialSettings:
     exclude_seen: bool = field(False, "Whether items of the history are left out of the ranking.")
     seed: int = field(0, "Seed of initial values, order, dropout and negatives; such as 1.", 0)
 
+    @property
+    def in_batch(self) -> bool:
+        """Whether the targets of a batch are the candidates."""
+        return self.sampler == "in_batch"
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether a target competes with some items, and not with all."""
+        return self.in_batch or self.negatives > 0
+
     def __post_init__(self) -> None:
         hints = get_type_hints(SequentialSettings)
         for each in dataclasses.fields(self):
@@ -67,7 +82,15 @@ class SequentialSettings:
         for name in ("temperature", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name}: expected a positive number, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout: expected a share from 0 to below 1, got {self.dropout}")
+        for name in ("dropout", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(
+                    f"{name}: expected a share from 0 to below 1, got {getattr(self, name)}"
+                )
+        if self.in_batch and self.negatives:
+            raise UserError(
+                f"negatives: expected 0 with sampler=in_batch, whose negatives are the targets of "
+                f"the batch, got {self.negatives}"
+            )
         if not self.at:
             raise UserError("at: expected at least one number, got none")

@@ -70,9 +70,11 @@ def make_sequential_step(learner: Learner, settings: SequentialSettings) -> Sequ
                 batch.log_q.reshape(-1),
             )
             own = None
-            if negatives:
-                products = histories * model.items(tokens_of(pooled[TARGETS]))
-                own = products.sum(1) / settings.temperature
+            if settings.is_sampled:
+                of_targets = candidates.vectors
+                if negatives:
+                    of_targets = model.items(tokens_of(pooled[TARGETS]))
+                own = (histories * of_targets).sum(1) / settings.temperature
             losses = softmax_loss(
                 histories, targets, own, candidates, settings.temperature, axes.split
             )

@@ -2,16 +2,17 @@
 
     python -m experiments.next_item --data=ml-100k --encoder=sasrec --workdir=runs/sasrec
     python -m experiments.next_item --log=views.parquet --user=user_id --item=item_id --time=at
+    python -m experiments.next_item --preset=hstu_ml1m --data=ml-1m
     python -m experiments.next_item --mesh=2x4
 
 ``--data`` is a MovieLens directory as GroupLens publishes it, or in RecBole's form; ``--log`` is a
 Parquet or CSV file of your own with a row for each interaction. Each user's last item is asked for
 among all items, and the last but one for validation; or what comes after a point in time. It prints
-HR@k, NDCG@k and MRR beside those of a ranking by popularity. If the program is interrupted, run the
-same command again to resume.
+HR@k, NDCG@k, MRR and coverage beside those of a ranking by popularity, and the metrics of frequent
+and of rare items. If the program is interrupted, run the same command again to resume.
 
 Without either it generates histories whose order decides what follows, so that the best ranking is
-known.
+known. ``--encoder=bag`` is blind to the order.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ from dlrm_jax.console import status
 from dlrm_jax.data.movielens.formats import read_tables
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size
-from dlrm_jax.sequential.evaluation import metrics
 from dlrm_jax.sequential.interactions import Interactions, interactions_of
+from dlrm_jax.sequential.metrics import STRATA, metrics
+from dlrm_jax.sequential.presets import PRESETS
 from dlrm_jax.sequential.questions import SPLITS, split_of
 from dlrm_jax.sequential.run import run as run_sequences
 from dlrm_jax.sequential.settings import SequentialSettings
@@ -58,6 +60,9 @@ flags.DEFINE_string(
     "time", "timestamp", "Column of the log with times, as seconds or dates; such as at."
 )
 flags.DEFINE_enum("split", "leave_one_out", list(SPLITS), "What is asked for.")
+flags.DEFINE_enum(
+    "preset", None, list(PRESETS), "Published settings, which the other flags change."
+)
 for _field in dataclasses.fields(SequentialSettings):
     define_field(_field, get_type_hints(SequentialSettings)[_field.name], _field.default)
 define_workdir("Directory of metrics and checkpoints", "runs/sequences")
@@ -89,7 +94,7 @@ def main() -> None:
     outcome = run_sequences(interactions, split, settings, mesh, workdir, status)
     summary = dict(outcome.summary)
     if order:
-        best = metrics(planted_places(order, interactions, split.test), settings)
+        best = metrics(planted_places(order, interactions, split.test), settings.at)
         summary["test"] = {**summary["test"], "planted order": best}
     report(summary, workdir)
 
@@ -102,17 +107,22 @@ def check_flags() -> None:
         refuse(_OF_LOG, "without --log")
     if FLAGS.data or FLAGS.log:
         refuse(_GENERATED, "with --data or --log, which has users and items")
-    if not FLAGS.negatives:
+    settings = settings_of_flags()
+    if not settings.is_sampled:
         refuse(["sampler"], "without --negatives")
+    if settings.encoder == "bag":
+        refuse(["layers", "heads"], "with --encoder=bag, which has neither")
 
 
 def settings_of_flags() -> SequentialSettings:
-    """The settings, which are flags each."""
+    """The settings of the preset, changed by the flags that are given."""
     given: dict[str, Any] = {}
     for name in (x.name for x in dataclasses.fields(SequentialSettings)):
-        value = FLAGS[name].value
-        given[name] = tuple(value) if isinstance(value, list) else value
-    return SequentialSettings(**given)
+        if FLAGS[name].present:
+            value = FLAGS[name].value
+            given[name] = tuple(value) if isinstance(value, list) else value
+    preset = PRESETS[FLAGS.preset] if FLAGS.preset else SequentialSettings()
+    return dataclasses.replace(preset, **given)
 
 
 def read_log(path: Path) -> pl.DataFrame:
@@ -152,16 +162,25 @@ def describe(interactions: Interactions, split: Any) -> str:
 
 
 def report(summary: dict[str, Any], workdir: Path) -> None:
-    """Prints the metrics of each split."""
+    """Prints the metrics of each split, and those of the test by popularity of the item."""
     for split in ("validation", "test"):
         if split not in summary:
             continue
-        names = list(summary[split]["model"])
+        found = summary[split]
+        names = [name for name in found["model"] if name != "strata"]
         rows = [
-            [ranking, *(f"{found[name]:.4f}" for name in names)]
-            for ranking, found in summary[split].items()
+            [ranking, *(f"{x[name]:.4f}" if name in x else "" for name in names)]
+            for ranking, x in found.items()
         ]
         status(text_table([split, *names], rows))
+    strata = summary["test"]["model"]["strata"]
+    columns = list(next(iter(strata.values())))
+    rows = [
+        [name, *(f"{x:.4f}" if isinstance(x, float) else f"{x:,}" for x in strata[name].values())]
+        for name in STRATA
+        if name in strata
+    ]
+    status(text_table(["test by popularity", *columns], rows))
     status(
         f"best of {summary['steps']} steps is {summary['best_step']}; "
         f"{summary['tokens_of_filling']:.0%} of the tokens are filling; see {workdir}/summary.json"

@@ -29,6 +29,18 @@ def test_places_are_among_what_is_not_excluded(mesh: str, block: int):
     assert found.tolist() == expected
 
 
+@pytest.mark.parametrize(("mesh", "block"), [("1x1", 100), ("2x4", 16)])
+def test_first_items_are_not_excluded(mesh: str, block: int):
+    rng = np.random.default_rng(0)
+    users, items = rng.normal(size=(37, 3)), rng.normal(size=(23, 3))
+    excluded = rng.integers(-1, 23, (37, 4))
+    rank = Ranking(make_mesh(mesh), block)
+    found = rank.first(users.astype("f4"), items.astype("f4"), 5, excluded)
+    for own, scores, left_out in zip(found, users @ items.T, excluded, strict=True):
+        order = [x for x in np.argsort(-scores) if x not in left_out]
+        assert own.tolist() == order[:5]
+
+
 def test_scores_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ranking, "_SCORES", 25)
     rank = Ranking(make_mesh("1x1"), 100)

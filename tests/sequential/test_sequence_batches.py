@@ -103,6 +103,20 @@ def test_candidates_are_all_items_or_drawn_ones():
     assert not np.array_equal(drawn, batches[4].candidates.ravel())
 
 
+def test_the_targets_of_a_batch_are_the_candidates():
+    settings = dataclasses.replace(SETTINGS, sampler="in_batch", pieces=0, max_length=20)
+    batches = SequenceTraining(LOG, SPLIT.train, settings, 2)
+    batch = batches[1]
+    np.testing.assert_array_equal(batch.candidates, batch.targets)
+    # Each interaction but a user's first one is a target once in an epoch.
+    targets = np.concatenate([LOG.items[start + 1 : end] for start, end in SPLIT.train])
+    shares = np.bincount(targets, minlength=ITEMS) / len(targets)
+    there = batch.targets >= 0
+    expected = np.log(there.sum() * shares[batch.targets[there]])
+    np.testing.assert_allclose(batch.log_q[there], expected, rtol=1e-6)
+    assert (batch.log_q[~there] == np.inf).all()
+
+
 @pytest.mark.parametrize("devices", [1, 4])
 def test_every_question_comes_once_with_its_history(devices: int):
     shapes = Shapes(sequences=8, devices=devices, row=8 * 4, candidates=1)

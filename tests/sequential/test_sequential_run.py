@@ -12,7 +12,7 @@ import pytest
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import as_mesh
 from dlrm_jax.sequential.questions import split_of
-from dlrm_jax.sequential.run import popularity, run
+from dlrm_jax.sequential.run import fixed_settings, run
 from dlrm_jax.sequential.settings import SequentialSettings
 from dlrm_jax.training.record import read_record
 from experiments.next_item.planted_order import generate, planted_order, planted_places
@@ -71,15 +71,45 @@ def test_the_order_is_learned(encoder, tmp_path: Path):
     outcome = run(log, split, settings, as_mesh("1x1"), tmp_path / "run", silent)
     found = outcome.summary["test"]["model"]["hr@5"]
     best = np.mean(planted_places(order, log, split.test) < 5)
-    assert popularity(log, split.train, split.test, settings)["hr@5"] < best / 2
+    assert outcome.summary["test"]["popularity"]["hr@5"] < best / 2
     assert found > 0.8 * best
 
 
-def test_popularity_counts_ties_as_ranked_before():
+def test_popularity_counts_ties_as_ranked_before(tmp_path: Path):
+    outcome = run(
+        LOG, SPLIT, dataclasses.replace(SETTINGS, epochs=1), as_mesh("2x2"), tmp_path, silent
+    )
+    test = outcome.summary["test"]
     counts = np.bincount(
         np.concatenate([LOG.items[start:end] for start, end in SPLIT.train]), minlength=30
     )
-    places = np.asarray([(counts >= counts[x]).sum() - 1 for x in LOG.items[SPLIT.test.asked]])
-    found = popularity(LOG, SPLIT.train, SPLIT.test, SETTINGS)
-    assert found["hr@5"] == np.mean(places < 5)
-    assert found["mrr"] == pytest.approx(np.mean(1 / (1 + places)))
+    chosen = LOG.items[SPLIT.test.asked]
+    places = np.asarray([(counts >= counts[x]).sum() - 1 for x in chosen])
+    assert test["popularity"]["hr@5"] == np.mean(places < 5)
+    assert test["popularity"]["mrr"] == pytest.approx(np.mean(1 / (1 + places)))
+    assert test["popularity"]["coverage@5"] == pytest.approx(5 / 30)  # the same ones for all
+    assert 5 / 30 <= test["model"]["coverage@5"] <= 1
+    strata = test["model"]["strata"]
+    assert sum(x["questions"] for x in strata.values()) == len(chosen)
+    hits = sum(x["questions"] * x["hr@5"] for x in strata.values())
+    assert hits / len(chosen) == pytest.approx(test["model"]["hr@5"])
+
+
+def test_items_of_the_history_are_ranked_by_neither(tmp_path: Path):
+    settings = dataclasses.replace(SETTINGS, epochs=1, exclude_seen=True)
+    outcome = run(LOG, SPLIT, settings, as_mesh("1x1"), tmp_path, silent)
+    counts = np.bincount(
+        np.concatenate([LOG.items[start:end] for start, end in SPLIT.train]), minlength=30
+    )
+    places = []
+    for first, asked in zip(*SPLIT.test, strict=True):
+        own = int(LOG.items[asked])
+        rivals = set(range(30)) - set(LOG.items[first:asked].tolist()) - {own}
+        places.append(sum(counts[x] >= counts[own] for x in rivals))
+    found = outcome.summary["test"]["popularity"]["hr@5"]
+    assert found == pytest.approx(np.mean(np.asarray(places) < 5))
+
+
+def test_runs_of_earlier_versions_know_fewer_settings():
+    assert "beta2" not in fixed_settings(SETTINGS)
+    assert fixed_settings(dataclasses.replace(SETTINGS, beta2=0.9))["beta2"] == 0.9
