@@ -8,22 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sequential_job import LOG, MESH, SETTINGS, SPLIT
+from started_jobs import started
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import as_mesh
 from dlrm_jax.sequential.questions import split_of
 from dlrm_jax.sequential.run import fixed_settings, run
-from dlrm_jax.sequential.settings import SequentialSettings
 from dlrm_jax.training.record import read_record
 from experiments.next_item.planted_order import generate, planted_order, planted_places
-
-ORDER = planted_order(30, 0)
-LOG = generate(ORDER, users=64, longest=20, seed=1)
-SPLIT = split_of(LOG, "leave_one_out")
-SETTINGS = SequentialSettings(
-    encoder="sasrec", width=16, layers=1, max_length=20, batch_size=16, epochs=4, dropout=0.1,
-    learning_rate=0.02, patience=0, at=(5,), metric="ndcg@5",
-)  # fmt: skip
 
 
 def rows_of(outcome) -> np.ndarray:
@@ -57,6 +50,22 @@ def test_a_run_that_goes_on_has_the_bits_of_an_unbroken_one(tmp_path: Path):
     other = dataclasses.replace(SETTINGS, width=8)
     with pytest.raises(UserError, match="width"):
         run(LOG, SPLIT, other, mesh, tmp_path / "parts", silent)
+
+
+@pytest.mark.thorough
+def test_two_processes_have_the_numbers_of_one(tmp_path: Path):
+    settings = dataclasses.replace(SETTINGS, epochs=2)
+    one = run(LOG, SPLIT, settings, as_mesh(MESH), tmp_path / "one", silent)
+    with started(Path(__file__).with_name("sequential_job.py"), 2, tmp_path) as processes:
+        processes.wait(600)
+    with np.load(tmp_path / "rows.npz") as saved:
+        np.testing.assert_allclose(saved["rows"], rows_of(one), rtol=1e-4, atol=1e-5)
+    summaries = [json.loads((tmp_path / x / "summary.json").read_text()) for x in ("one", "run")]
+    assert summaries[0]["test"] == summaries[1]["test"]
+    records = [read_record(tmp_path / x / "metrics.jsonl") for x in ("one", "run")]
+    losses = [[x["loss"] for x in lines if x["split"] == "train"] for lines in records]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert len(losses[0])
 
 
 @pytest.mark.thorough
