@@ -7,7 +7,8 @@ environment of its own. All is RecBole's default but the questions, which are th
 ``experiments.next_item``: each user's last interaction among all items, the last but one for
 validation. So: two layers and heads, width 64, dropout 0.5, a softmax over all items, batches of
 2048 targets, each with the 50 interactions before it, and an end after ten epochs without a better
-MRR@10. It prints the metrics of the best epoch. An epoch takes minutes on a CPU.
+MRR@10, which counts 0 behind place 10. It prints the metrics of the best epoch, and writes them to
+``summary.json`` of the workdir. An epoch takes a minute of a CPU.
 """
 
 from __future__ import annotations
@@ -65,7 +66,14 @@ def main() -> None:
     trainer = of["utils"].get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     _, validation = trainer.fit(train, valid, show_progress=False)
     found = trainer.evaluate(test, show_progress=False)
-    print(json.dumps({"seed": arguments.seed, "validation": validation, "test": found}))
+    results = {"validation": validation, "test": found}
+    summary = {
+        split: {"model": {name.replace("hit", "hr"): x for name, x in metrics.items()}}
+        for split, metrics in results.items()
+    }
+    text = json.dumps({"seed": arguments.seed, **summary}, indent=1)
+    (arguments.workdir / "summary.json").write_text(text, encoding="utf-8")
+    print(text)
 
 
 def prepared_recbole() -> Any:
