@@ -125,9 +125,9 @@ class Config(TableSettings):
     # Optimization.
     loss: str = field(
         "bce",
-        "Loss: bce, mse, fake_negative_weighted, focal:GAMMA:ALPHA, pairwise:COLUMN or "
-        "listwise:COLUMN within groups of examples, or MODULE:FUNCTION of logits and labels; such "
-        "as listwise:request.",
+        "Loss: bce, mse, fake_negative_weighted, focal:GAMMA:ALPHA, tri_bce or self_distillation "
+        "with fcn or finalnet, pairwise:COLUMN or listwise:COLUMN within groups of examples, or "
+        "MODULE:FUNCTION of logits and labels; such as listwise:request.",
     )
     class_weights: tuple[float, ...] = field(
         (1.0, 1.0), "Weights of label 0 and of label 1 in the loss; such as 1,4.", 0

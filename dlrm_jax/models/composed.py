@@ -112,5 +112,12 @@ class ComposedEmbeddings(nnx.Module):
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, "B *_"]:
         """Returns the logits."""
+        return self.model(dense, self._composed(vectors))
+
+    def members(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, "B P"]:
+        """Returns the logits of each member of an `Ensemble`."""
+        return self.model.members(dense, self._composed(vectors))
+
+    def _composed(self, vectors: Vectors) -> Vectors:
         made = {name: self.parts[name.replace(".", "_")](vectors) for name in self.names}
-        return self.model(dense, {**vectors, **made})
+        return {**vectors, **made}

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
+from dlrm_jax.models.ensemble import Ensemble
 from dlrm_jax.models.fields import (
     Field,
     FieldVectors,
-    Model,
     Vectors,
     check_divides,
     check_positive,
@@ -90,13 +90,12 @@ class CrossNetwork(nnx.Module):
         return self.output(x)[:, 0]
 
 
-class FCN(Model):
+class FCN(Ensemble):
     """The mean of the logits of an exponential and a linear cross network.
 
     A head has a part of each vector, and the networks' parameters are the same for all heads,
     whose logits are averaged. The first halves of all parts come before all second halves, so that
-    the mask falls on each field. The paper's Tri-BCE loss, with losses of both networks' own, isn't
-    here: a loss sees one logit.
+    the mask falls on each field. The paper trains it with the loss ``tri_bce``.
 
     Args:
         dense_features: number of dense features, D.
@@ -135,6 +134,7 @@ class FCN(Model):
         check_share(linear_dropout=shares[1])
         check_divides("2 · heads", 2 * heads, "the width of the vectors", common_width(fields))
         self.heads = heads
+        self.size = 2
         self.field_vectors = FieldVectors(dense_features, fields, rngs=rngs)
         width = (dense_features + len(fields)) * common_width(fields) // heads
         layers = (exponential_layers, linear_layers)
@@ -143,13 +143,13 @@ class FCN(Model):
             for i in range(2)
         )
 
-    def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
-        """Returns the logits."""
+    def members(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, "B 2"]:
+        """Returns the logits of the exponential and of the linear network."""
         fields = self.field_vectors(dense, vectors)
         count = fields.shape[0]
         # [B, F, heads, half, d / (2 heads)]
         parts = fields.reshape(*fields.shape[:2], self.heads, 2, -1).transpose(0, 2, 3, 1, 4)
         with jax.named_scope("interaction"):
             x = parts.reshape(count * self.heads, -1)
-            both = (self.exponential(x) + self.linear(x)) / 2
-        return jnp.mean(both.reshape(count, self.heads), axis=1)
+            both = [self.exponential(x), self.linear(x)]
+        return jnp.stack([jnp.mean(x.reshape(count, self.heads), axis=1) for x in both], axis=1)

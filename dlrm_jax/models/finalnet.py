@@ -12,10 +12,10 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
 from dlrm_jax.errors import UserError
+from dlrm_jax.models.ensemble import Ensemble
 from dlrm_jax.models.fields import (
     Field,
     FieldVectors,
-    Model,
     Vectors,
     check_share,
     common_width,
@@ -93,11 +93,11 @@ class FieldGate(nnx.Module):
         return jnp.concatenate([fields, fields * gates], axis=1)
 
 
-class FinalNet(Model):
+class FinalNet(Ensemble):
     """The mean of the logits of one or two stacks of factorized interactions.
 
-    The first stack reads gated vectors, the second, if there is one, plain ones. The paper's
-    distillation, in which both learn from their mean, isn't here: a loss sees one logit. FuxiCTR
+    The first stack reads gated vectors, the second, if there is one, plain ones. The paper trains
+    two stacks with the loss ``self_distillation``, in which both learn from their mean. FuxiCTR
     uses it with batch normalization, here ``--normalization=batch``.
 
     Args:
@@ -164,12 +164,13 @@ class FinalNet(Model):
                 for pair in itertools.pairwise(widths)
             )
 
+        self.size = blocks
         self.blocks = nnx.List(stack(i) for i in range(blocks))
         ends = (first[-1], second[-1])[:blocks]
         self.outputs = nnx.List(MLP((end, 1), last_relu=False, rngs=rngs) for end in ends)
 
-    def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
-        """Returns the logits."""
+    def members(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, "B P"]:
+        """Returns the logits of each stack."""
         fields = self.field_vectors(dense, vectors)
         gated = self.gate(fields) if hasattr(self, "gate") else fields
         logits = []
@@ -180,4 +181,4 @@ class FinalNet(Model):
                 for layer in block:
                     x = layer(x)
                 logits.append(output(x)[:, 0])
-        return sum(logits) / len(logits)  # pyright: ignore[reportReturnType]
+        return jnp.stack(logits, axis=1)

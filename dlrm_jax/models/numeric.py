@@ -58,13 +58,20 @@ class NumericEmbedding(nnx.Module):
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
+        return self.model(dense[:, :0], self._with_numbers(dense, vectors))
+
+    def members(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, "B P"]:
+        """Returns the logits of each member of an `Ensemble`."""
+        return self.model.members(dense[:, :0], self._with_numbers(dense, vectors))
+
+    def _with_numbers(self, dense: Float[Array, "B D"], vectors: Vectors) -> Vectors:
         made = {}
         for read in self.reads:
             products = dense[:, :, None] * getattr(self, VECTORS)[_part(read)][...]
             for i, name in enumerate(self.names):
                 vector = products[:, i]
                 made[name + read.suffix] = vector[:, None] if read.sequence else vector
-        return self.model(dense[:, :0], {**vectors, **made})
+        return {**vectors, **made}
 
 
 def _part(read: Read) -> str:

@@ -28,6 +28,7 @@ from dlrm_jax.embedding.planning.workload import bags_of
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import numbered, renamed_hint
 from dlrm_jax.mesh import DATA, MODEL, check_batch_size
+from dlrm_jax.models.ensemble import Ensemble
 from dlrm_jax.models.zoo import MODELS
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.training.dense import dense_optimizer
@@ -35,6 +36,7 @@ from dlrm_jax.training.label_settings import weight_of_label
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.losses import Loss, class_weighted, group_column, make_loss
 from dlrm_jax.training.measures import check_metrics
+from dlrm_jax.training.member_losses import MemberLoss
 from dlrm_jax.training.model import make_model, model_class
 from dlrm_jax.training.penalty import Penalty
 from dlrm_jax.training.ranking_losses import RankingLoss
@@ -187,19 +189,21 @@ def check_config(config: Config, mesh: Mesh) -> None:
     check_batch_size(mesh, "evaluation_batch_size", config.evaluation_batch_size)
 
 
-def _loss(config: Config) -> Loss | RankingLoss:
+def _loss(config: Config) -> Loss | RankingLoss | MemberLoss:
     """The loss of a config.
 
     Raises:
         UserError: there is none of this name, or other settings contradict it.
     """
     loss = make_loss(config.loss)
-    if not isinstance(loss, RankingLoss):
+    if isinstance(loss, MemberLoss):
+        loss.check(2 if issubclass(model_class(config), Ensemble) else 0)
+    if not isinstance(loss, RankingLoss | MemberLoss):
         return class_weighted(loss, *config.class_weights)
     if config.class_weights != (1, 1):
         raise UserError(
-            f"class_weights: expected 1,1 for loss={config.loss}, which compares examples of both "
-            f"labels, got {','.join(f'{x:g}' for x in config.class_weights)}"
+            f"class_weights: expected 1,1 for loss={config.loss}, which isn't a sum over examples, "
+            f"got {','.join(f'{x:g}' for x in config.class_weights)}"
         )
     return loss
 

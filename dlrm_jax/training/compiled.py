@@ -17,6 +17,7 @@ from dlrm_jax.embedding.planning.temporaries import temporaries
 from dlrm_jax.mesh import DATA, MODEL
 from dlrm_jax.training import dense_split
 from dlrm_jax.training.learner import Learner
+from dlrm_jax.training.member_losses import MemberLoss
 from dlrm_jax.training.pipelined import abstract_routed, make_pipelined_step
 from dlrm_jax.training.ranking_losses import RankingLoss
 from dlrm_jax.training.step import make_train_step
@@ -111,6 +112,10 @@ def planned_collectives(
         nbytes = 4 * 4 * batch_size  # logit, label, weight and group
         what = "logits, labels, weights, groups"
         found += (Collective("all-gather", (DATA, MODEL), what, nbytes, float(nbytes)),)
+    if isinstance(learner.loss, MemberLoss):
+        nbytes = 4 * (1 + learner.members + 1)
+        what = "losses of members, weight"
+        found += (Collective("all-reduce", (DATA, MODEL), what, nbytes, float(nbytes)),)
     if len(learner.labels) > 1:
         nbytes = len(learner.labels) * jnp.dtype(jnp.float32).itemsize
         purpose = "weights of labels"

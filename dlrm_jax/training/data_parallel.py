@@ -18,6 +18,7 @@ from dlrm_jax.data.batches import Batch
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.batch_layers import agree, split_model
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.member_losses import MemberLoss
 from dlrm_jax.training.ranking_losses import Ranked, RankingLoss
 
 
@@ -75,7 +76,12 @@ def gradients(
         params: Any, pooled: Any, model_state: Any, micro_batch: Any, batch: Batch
     ) -> tuple[Float[Array, ""], Any]:
         model = learner.model(params, model_state, True, micro_batch)
-        answers = _answers(learner, model, batch.dense, pooled)
+        members: Any = None
+        if isinstance(learner.loss, MemberLoss):
+            members = model.members(batch.dense, pooled)
+            answers = jnp.mean(members, axis=1)
+        else:
+            answers = _answers(learner, model, batch.dense, pooled)
         if "statistics" in model_state:
             nnx.pop(model, nnx.Intermediate)  # values that layers record for direct callers
             *_, statistics = split_model(model)
@@ -84,7 +90,11 @@ def gradients(
             if isinstance(learner.loss, RankingLoss):
                 loss, weight = _ranked(learner, learner.loss, answers, batch)
                 return loss, (model_state, weight, answers if with_logits else None)
-            loss = jnp.sum(batch.sample_weights * _losses(learner, answers, batch))
+            if isinstance(learner.loss, MemberLoss):
+                of_batch = batch.labels, batch.sample_weights
+                loss = learner.loss.share(members, *of_batch, learner.axes.split)
+            else:
+                loss = jnp.sum(batch.sample_weights * _losses(learner, answers, batch))
         return loss, (model_state, None, answers if with_logits else None)
 
     value_and_grad = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
@@ -92,8 +102,8 @@ def gradients(
     def run(
         params: Any, model_state: Any, micro_batch: Any, pooled: Any, batch: Batch
     ) -> tuple[Any, Any, Any, Any]:
-        # A model with batch statistics and a loss of groups must see all samples at once.
-        at_once = learner.has_model_state or isinstance(learner.loss, RankingLoss)
+        # Batch statistics, and losses that aren't a sum over samples, need all samples at once.
+        at_once = learner.has_model_state or isinstance(learner.loss, RankingLoss | MemberLoss)
         size = None if at_once else learner.dense_chunk
         chunks = _chunks((pooled, batch), size)
 
@@ -158,7 +168,7 @@ def _losses(learner: Learner, answers: Float[Array, "B *_"], batch: Batch) -> Fl
             raise UserError(
                 f"{name}: expected one for each of {len(answers)} samples, got shape {shape}"
             )
-    assert not isinstance(learner.loss, RankingLoss)
+    assert not isinstance(learner.loss, RankingLoss | MemberLoss)
     losses = (
         learner.loss(answers, batch.labels)
         if answers.ndim == 1

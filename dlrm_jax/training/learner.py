@@ -30,6 +30,7 @@ from dlrm_jax.training.batch_layers import (
     use_batch_layers,
 )
 from dlrm_jax.training.losses import Loss, bce
+from dlrm_jax.training.member_losses import MemberLoss, member_count
 from dlrm_jax.training.native_model import has_native_layers, is_native, use_native_layers
 from dlrm_jax.training.penalty import NO_PENALTY, Penalty
 from dlrm_jax.training.ranking_losses import RankingLoss
@@ -71,7 +72,8 @@ class Learner:
             there are several, and ignore the weights of samples.
         dense_optimizer: optax optimizer of the model's parameters.
         loss: function of logits and labels; it gives one value per sample, which depends on that
-            sample alone. Or a loss of groups of samples, which batches then must have.
+            sample alone. Or a loss of groups of samples, which batches then must have, or of the
+            members of an `Ensemble`, which the model then must be.
         clip_norm: largest global norm of all gradients; 0 for any.
         accumulation_steps: number of micro-batches of a batch.
         penalty: L2 regularization of tables and layers.
@@ -88,8 +90,8 @@ class Learner:
 
     Raises:
         UserError: the mesh's axes are Explicit, a number is out of range, no parameter can be split
-            that should be, or the model has random keys of another kind than `jax.random.key`
-            makes.
+            that should be, the loss is of members that the model hasn't, or the model has random
+            keys of another kind than `jax.random.key` makes.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class Learner:
         collection: EmbeddingCollection,
         make_model: Callable[[nnx.Rngs], nnx.Module],
         dense_optimizer: optax.GradientTransformation,
-        loss: Loss | RankingLoss = bce,
+        loss: Loss | RankingLoss | MemberLoss = bce,
         clip_norm: float = 0,
         accumulation_steps: int = 1,
         penalty: Penalty = NO_PENALTY,
@@ -119,10 +121,10 @@ class Learner:
             raise UserError(
                 f"accumulation_steps: expected an integer of at least 1, got {accumulation_steps!r}"
             )
-        if accumulation_steps > 1 and isinstance(loss, RankingLoss):
+        if accumulation_steps > 1 and isinstance(loss, RankingLoss | MemberLoss):
             raise UserError(
-                f"accumulation_steps: expected 1 for a loss that compares the samples of a whole "
-                f"batch, got {accumulation_steps}"
+                f"accumulation_steps: expected 1 for a loss that needs all samples of a batch at "
+                f"once, got {accumulation_steps}"
             )
         self.collection = collection
         self.axes = collection.axes
@@ -143,6 +145,9 @@ class Learner:
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
         self._rng_specs = nnx.to_pure_dict(nnx.state(model, nnx.RngState))
         check_keys(self._rng_specs)
+        self.members = member_count(model)
+        if isinstance(loss, MemberLoss):
+            loss.check(self.members)
         if self.shard_dense_optimizer:
             params = jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
             dense_split.check_split(self.axes.groups, self.axes.shards, [x.shape for x in params])

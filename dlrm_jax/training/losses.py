@@ -1,6 +1,7 @@
 """Losses of logits and labels: one value per sample, which depends on that sample alone.
 
-Losses of a group of samples, such as a request, are in `ranking_losses`.
+Losses of a group of samples, such as a request, are in `ranking_losses`, those of the members of an
+ensemble in `member_losses`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import optax
 from jaxtyping import Array, Float
 
 from dlrm_jax.errors import UserError
+from dlrm_jax.training.member_losses import MEMBER_LOSSES, MemberLoss
 from dlrm_jax.training.named_functions import named_function
 from dlrm_jax.training.ranking_losses import RANKING_LOSSES, RankingLoss
 
@@ -73,7 +75,7 @@ LOSSES: dict[str, Loss] = {
 """The losses without arguments."""
 
 
-def make_loss(text: str) -> Loss | RankingLoss:
+def make_loss(text: str) -> Loss | RankingLoss | MemberLoss:
     """The loss that a config names.
 
     Args:
@@ -87,6 +89,8 @@ def make_loss(text: str) -> Loss | RankingLoss:
     kind, separator, argument = text.partition(":")
     if text in LOSSES:
         return LOSSES[text]
+    if text in MEMBER_LOSSES:
+        return MEMBER_LOSSES[text]
     if kind == "focal":
         return _focal_of(text, argument if separator else None)
     if kind in RANKING_LOSSES:
@@ -98,8 +102,8 @@ def make_loss(text: str) -> Loss | RankingLoss:
         return RANKING_LOSSES[kind](argument)
     if not own_function(text) or not argument:
         raise UserError(
-            f"loss: expected {', '.join(LOSSES)}, focal, focal:GAMMA:ALPHA, pairwise:COLUMN, "
-            f"listwise:COLUMN or MODULE:FUNCTION; got {text!r}"
+            f"loss: expected {', '.join([*LOSSES, *MEMBER_LOSSES])}, focal, focal:GAMMA:ALPHA, "
+            f"pairwise:COLUMN, listwise:COLUMN or MODULE:FUNCTION; got {text!r}"
         )
     return _own(text)
 
@@ -113,7 +117,7 @@ def group_column(text: str) -> str | None:
 def own_function(text: str) -> bool:
     """Whether a loss is MODULE:FUNCTION."""
     kind, separator, _ = text.partition(":")
-    return bool(separator) and kind not in (*RANKING_LOSSES, *LOSSES, "focal")
+    return bool(separator) and kind not in (*RANKING_LOSSES, *LOSSES, *MEMBER_LOSSES, "focal")
 
 
 def class_weighted(loss: Loss, negative: float, positive: float) -> Loss:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlrm_jax.config import Config
+from dlrm_jax.training.member_losses import MEMBER_LOSSES
 
 KEPT_NEGATIVES = "kept_negatives"
 """The name under which a checkpoint notes the share of the negative examples it was trained on."""
@@ -54,7 +55,7 @@ def correction_of(config: Config, kept: float) -> str | None:
 
 def why_uncorrected(config: Config) -> str | None:
     """Why predictions stay as they are; None if they are corrected."""
-    if config.loss not in ("bce", "mse"):
+    if config.loss not in ("bce", "mse", *MEMBER_LOSSES):
         return f"loss={config.loss} gives no probabilities of the training examples"
     negative, positive = config.class_weights
     if negative != positive:

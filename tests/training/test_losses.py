@@ -16,6 +16,7 @@ from dlrm_jax.training.losses import (
     make_loss,
     mse,
 )
+from dlrm_jax.training.member_losses import MemberLoss
 from dlrm_jax.training.ranking_losses import Listwise, RankingLoss
 
 LOGITS = jnp.array([-3.0, -0.5, 0.0, 0.5, 3.0] * 2)
@@ -44,7 +45,7 @@ def test_focal_loss_is_that_of_the_paper(text: str, gamma: float, of_labels: tup
     right = np.where(y == 1, p, 1 - p)
     weight = np.where(y == 1, of_labels[1], of_labels[0])
     loss = make_loss(text)
-    assert not isinstance(loss, RankingLoss)
+    assert not isinstance(loss, RankingLoss | MemberLoss)
     expected = -weight * (1 - right) ** gamma * np.log(right)
     np.testing.assert_allclose(loss(LOGITS, LABELS), expected, rtol=1e-5)
     extreme, labels = jnp.array([1e4, -1e4, 200.0, -200.0]), jnp.array([0.0, 0.0, 1.0, 1.0])
@@ -61,7 +62,7 @@ def test_losses_by_name(monkeypatch: pytest.MonkeyPatch):
     )
     monkeypatch.setitem(sys.modules, "own_losses", own)
     hinge = make_loss("own_losses:hinge")
-    assert not isinstance(hinge, RankingLoss)
+    assert not isinstance(hinge, RankingLoss | MemberLoss)
     np.testing.assert_allclose(hinge(LOGITS, LABELS)[:3], [0, 0.5, 1])
     assert make_loss("bce") is bce
     assert make_loss("listwise:a:b") == Listwise("a:b")

@@ -19,6 +19,7 @@ from dlrm_jax.cli.start import start
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.dense import reference_adagrad
+from dlrm_jax.training.member_losses import MemberLoss
 from dlrm_jax.training.ranking_losses import RankingLoss
 from experiments.benchmarks.peers.problem import Problem
 from experiments.benchmarks.peers.workers.ours import (
@@ -76,7 +77,7 @@ def jax_dense(problem: Problem, mesh: Mesh) -> JaxContestant:
         return learner.model(params["mlps"], training=training)(batch.dense, pooled)
 
     def loss_of(params: Any, batch: Batch) -> jax.Array:
-        assert not isinstance(learner.loss, RankingLoss)
+        assert not isinstance(learner.loss, RankingLoss | MemberLoss)
         return jnp.mean(learner.loss(logits(params, batch, training=True), batch.labels))
 
     @functools.partial(jax.jit, donate_argnames="state")
