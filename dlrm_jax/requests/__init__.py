@@ -1,0 +1,1 @@
+"""Ranking of a request's candidates by the long history of its user."""
