@@ -92,15 +92,17 @@ BELOW["run"] = {*BELOW["run_start"], "run_start", "run_training", "run_data"}
 BELOW["job"] = {*BELOW["run"], "run", "run_data", "presets"}
 BELOW["retrieval"] = {*BELOW["run_start"], "run_start", "serving"}
 BELOW["sequential"] = {*BELOW["retrieval"], "retrieval"}
+BELOW["requests"] = {*BELOW["sequential"], "sequential"}
 BELOW["search"] = BELOW["daily"] = {*BELOW["job"], "job"}
 BELOW["simulation"] = {*BELOW["training"], "training"}
 BELOW["cli"] = {*BELOW["search"], "search", "daily", "retrieval", "presets", "text_table"}
 BELOW["cli"] |= {"serving", "publishing", "conversion", "processor", "simulation", "stream"}
 BELOW["__main__"] = {"cli"}
-BELOW["experiments"] = {*BELOW["cli"], "cli", "sequential"}
+BELOW["experiments"] = {*BELOW["cli"], "cli", "sequential", "requests"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")
 KNOWS_SHARDING = {
     "embedding", "mesh", "processes", "training", "inference", "retrieval", "sequential",
+    "requests",
 }  # fmt: skip
 
 

@@ -15,9 +15,11 @@ from jaxtyping import Array, Float
 from dlrm_jax.embedding import Adam, EmbeddingCollection, Feature, Lookup, Table
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.models.history_encoder import Candidates, HistoryEncoder
+from dlrm_jax.models.hstu_candidates import HSTUCandidates
 from dlrm_jax.models.jagged import Sequences, sequences_of
 from dlrm_jax.models.mean_history import MeanHistory
 from dlrm_jax.models.mlp import MLP
+from dlrm_jax.models.stca import STCA
 from dlrm_jax.requests.columns import Columns
 from dlrm_jax.requests.packing import RequestBatch, Shapes
 from dlrm_jax.requests.settings import RequestSettings
@@ -154,13 +156,14 @@ def learner_for(
 
 
 def _encoder(columns: Columns, settings: RequestSettings, rngs: nnx.Rngs) -> HistoryEncoder:
+    sizes = settings.width, settings.max_length
     if settings.encoder == "mean":
-        return MeanHistory(settings.width, settings.max_length, rngs=rngs)
-    kinds: dict[str, Any] = {}
-    options = {"layers": settings.layers, "heads": settings.heads, "dropout": settings.dropout}
-    return kinds[settings.encoder](
-        settings.width, settings.max_length, timed=columns.is_timed, rngs=rngs, **options
-    )
+        return MeanHistory(*sizes, rngs=rngs)
+    options: dict[str, Any] = {"layers": settings.layers, "heads": settings.heads}
+    options["timed"] = columns.is_timed
+    if settings.encoder == "stca":
+        return STCA(*sizes, **options, rngs=rngs)
+    return HSTUCandidates(*sizes, **options, dropout=settings.dropout, rngs=rngs)
 
 
 def _flat(vectors: Float[Array, "b K d"]) -> Float[Array, "T d"]:

@@ -70,7 +70,7 @@ class Requests:
         named |= {f"candidates {x}": y for x, y in self.candidates.items()}
         named |= {f"context {x}": y for x, y in self.context.items()}
         named |= {"lengths": self.lengths, "counts": self.counts, "labels": self.labels}
-        named |= {name: y for name, y in split._asdict().items()}
+        named |= split._asdict()
         if self.history_times is not None:
             named["history times"] = self.history_times
         if self.times is not None:

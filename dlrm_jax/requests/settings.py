@@ -38,7 +38,7 @@ class RequestSettings:
     layers: int = field(2, "Layers of the encoder; such as 4.", 1)
     heads: int = field(2, "Heads of each layer's attention; such as 4.", 1)
     dropout: float = field(
-        0.0, "Share of the numbers in the encoder that are left out in training; such as 0.2."
+        0.0, "Share of the numbers in HSTU that are left out in training; such as 0.2."
     )
     mlp: tuple[int, ...] = field((64, 32), "Widths of the last layers; such as 128,64.", 1)
     batch_size: int = field(64, "Requests of a batch; such as 256.", 1)
@@ -62,11 +62,14 @@ class RequestSettings:
         for each in dataclasses.fields(self):
             check_field(each, getattr(self, each.name), hints[each.name])
         if not self.learning_rate > 0:
-            raise UserError(
-                f"learning_rate: expected a positive number, got {self.learning_rate}"
-            )
+            raise UserError(f"learning_rate: expected a positive number, got {self.learning_rate}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout: expected a share from 0 to below 1, got {self.dropout}")
+        if self.dropout and self.encoder != "hstu":
+            raise UserError(
+                f"dropout: expected 0 with encoder={self.encoder}, which has none; got "
+                f"{self.dropout}"
+            )
         if self.history_sampling >= self.max_length:
             raise UserError(
                 f"history_sampling: expected less than max_length, {self.max_length}, whose rest "

@@ -57,9 +57,7 @@ def test_every_candidate_reads_its_own_history(
 ):
     requests = random_requests(24, longest, most, seed)
     settings = dataclasses.replace(SETTINGS, one_by_one=one_by_one)
-    training, single = (
-        RequestTraining(requests, np.arange(24), settings, x) for x in (devices, 1)
-    )
+    training, single = (RequestTraining(requests, np.arange(24), settings, x) for x in (devices, 1))
     origin = min(requests.times.min(), *requests.history_times[:], 2**40)
     found = []
     for step in range(training.steps_per_epoch):

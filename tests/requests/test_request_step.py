@@ -89,7 +89,9 @@ class Oracle:
 
     def forward(self, request: int, place: int, tokens: np.ndarray):
         item, action = self.tables["item"], self.tables["action"]
-        seen = [item[REQUESTS.history["seen"][t]] + action[REQUESTS.history["did"][t]] for t in tokens]
+        seen = [
+            item[REQUESTS.history["seen"][t]] + action[REQUESTS.history["did"][t]] for t in tokens
+        ]
         mean = sum(seen) / len(seen) if seen else np.zeros(self.settings.width)
         own = item[REQUESTS.candidates["item"][place]]
         x = np.concatenate(
@@ -198,3 +200,24 @@ def test_each_candidate_is_evaluated_once():
     for _, found in evaluation_batches(REQUESTS, numbers, batches.shapes, MEAN):
         places += found[found >= 0].tolist()
     np.testing.assert_array_equal(np.sort(places), REQUESTS.candidates_of(numbers))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "mesh"),
+    [
+        ("stca", "2x4"),
+        ("hstu", "2x4"),
+        *(
+            pytest.param(encoder, mesh, marks=pytest.mark.thorough)
+            for encoder in ("stca", "hstu")
+            for mesh in ("4x2", "1x8")
+        ),
+    ],
+)
+def test_encoders_are_the_same_on_every_mesh(encoder: str, mesh: str):
+    settings = dataclasses.replace(MEAN, encoder=encoder)
+    one, other = trained(settings, "1x1"), trained(settings, mesh)
+    np.testing.assert_allclose(other[0], one[0], rtol=1e-9)
+    for name, table in one[1].items():
+        np.testing.assert_allclose(other[1][name], table, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(other[2], one[2], rtol=1e-9, atol=1e-9)

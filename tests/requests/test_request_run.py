@@ -1,0 +1,88 @@
+"""Runs of models of requests: gone on with bit for bit, and what they leave."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_requests import random_requests
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import as_mesh
+from dlrm_jax.requests.requests import split_of
+from dlrm_jax.requests.run import run
+from dlrm_jax.requests.settings import RequestSettings
+from dlrm_jax.training.record import read_record
+
+REQUESTS = random_requests(60, longest=20, most=4)
+assert REQUESTS.times is not None
+SPLIT = split_of(REQUESTS.times)
+SETTINGS = RequestSettings(
+    encoder="mean", width=4, max_length=15, history_sampling=5, batch_size=16, epochs=4, mlp=(8,),
+    eval_length=20, learning_rate=0.01,
+)  # fmt: skip
+
+
+def silent(text: str) -> None:
+    del text
+
+
+def test_a_run_that_goes_on_has_the_bits_of_an_unbroken_one(tmp_path: Path):
+    mesh = as_mesh("2x1")
+    whole = run(REQUESTS, SPLIT, SETTINGS, mesh, tmp_path / "whole", silent)
+    half = dataclasses.replace(SETTINGS, epochs=2)
+    run(REQUESTS, SPLIT, half, mesh, tmp_path / "parts", silent)
+    said = []
+    parts = run(REQUESTS, SPLIT, SETTINGS, mesh, tmp_path / "parts", said.append)
+    assert any("resuming from step 6" in line for line in said)
+    numbers = np.arange(len(REQUESTS))
+    np.testing.assert_array_equal(
+        whole.evaluation.logits(whole.state, numbers), parts.evaluation.logits(parts.state, numbers)
+    )
+    summaries = [
+        json.loads((tmp_path / x / "summary.json").read_text()) for x in ("whole", "parts")
+    ]
+    assert summaries[0]["test"] == summaries[1]["test"]
+    assert summaries[0]["steps"] == summaries[1]["steps"] == 12
+    assert summaries[1]["resumed_from"] == 6
+    records = [read_record(tmp_path / x / "metrics.jsonl") for x in ("whole", "parts")]
+    validated = [[x for x in lines if x["split"] == "validation"] for lines in records]
+    assert validated[0] == validated[1]
+    assert len(validated[0]) == 4
+
+    # On another mesh, too; and not with other settings.
+    other = run(REQUESTS, SPLIT, SETTINGS, as_mesh("2x2"), tmp_path / "parts", silent)
+    found = other.evaluation.logits(other.state, numbers)
+    expected = whole.evaluation.logits(whole.state, numbers)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="width"):
+        wider = dataclasses.replace(SETTINGS, width=8)
+        run(REQUESTS, SPLIT, wider, mesh, tmp_path / "parts", silent)
+
+
+def test_the_split_is_by_time():
+    assert REQUESTS.times is not None
+    sizes = [len(x) for x in SPLIT]
+    assert sizes == [48, 6, 6]
+    latest = [REQUESTS.times[x].max() for x in SPLIT]
+    assert latest == sorted(latest)
+    with pytest.raises(UserError, match="expected a log whose times can be cut"):
+        split_of(np.zeros(20, np.int64))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"history_sampling": 512}, "history_sampling: expected less than max_length, 512"),
+        ({"dropout": 0.1}, "dropout: expected 0 with encoder=stca"),
+        ({"encoder": "hstu", "dropout": 1.0}, "dropout: expected a share from 0 to below 1"),
+        ({"learning_rate": 0.0}, "learning_rate: expected a positive number"),
+        ({"metric": "mrr"}, "metric: expected one of auc, "),
+    ],
+)
+def test_settings_that_are_refused(settings: dict, text: str):
+    with pytest.raises(UserError, match=text):
+        RequestSettings(**settings)
