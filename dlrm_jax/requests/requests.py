@@ -86,8 +86,8 @@ class Split(NamedTuple):
 
     Attributes:
         train: numbers of the requests that are trained on.
-        validation: those by which a checkpoint is chosen.
-        test: those of the results.
+        validation: numbers of the requests by which a checkpoint is chosen.
+        test: numbers of the requests of the results.
     """
 
     train: Int64[np.ndarray, " a"]

@@ -50,7 +50,7 @@ def run(
 
     Args:
         requests: requests.
-        split: those for training, validation and test.
+        split: numbers of the requests for training, validation and test.
         settings: settings of the run.
         mesh: mesh, whose devices divide the batch size.
         workdir: directory of metrics, checkpoints and summary, from which a run resumes.

@@ -72,11 +72,11 @@ def best_of_run(
         learner: learner of the state.
         step: train step.
         batches: batches by step, with a ``batch_size``.
-        plan: how long the run trains.
+        plan: length of the run, and the choice of its best state.
         validate: function that gives the metrics of a state; None for the last state being best.
         workdir: directory of metrics and checkpoints.
-        identity: what may not change when a run is resumed, as JSON.
-        settings: what checkpoints note of the run, as JSON.
+        identity: JSON that may not change when a run is resumed.
+        settings: JSON that checkpoints note of the run.
         say: function that shows a line of text to the user.
 
     Yields:

@@ -80,7 +80,6 @@ def test_the_split_is_by_time():
         ({"dropout": 0.1}, "dropout: expected 0 with encoder=stca"),
         ({"encoder": "hstu", "dropout": 1.0}, "dropout: expected a share from 0 to below 1"),
         ({"learning_rate": 0.0}, "learning_rate: expected a positive number"),
-        ({"metric": "mrr"}, "metric: expected one of auc, "),
     ],
 )
 def test_settings_that_are_refused(settings: dict, text: str):
