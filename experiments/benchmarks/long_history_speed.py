@@ -122,7 +122,7 @@ def compiled(encoder: HistoryEncoder, given: Packed) -> Compiled:
 
     programs = [jax.jit(each).lower(state, given).compile() for each in (score, train)]
     calls = [functools.partial(_finished, program, state, given) for program in programs]
-    return Compiled(*calls, tuple(_temporaries(program) for program in programs))
+    return Compiled(calls[0], calls[1], (_temporaries(programs[0]), _temporaries(programs[1])))
 
 
 def _finished(program: Callable[..., Any], *given: Any) -> Any:
