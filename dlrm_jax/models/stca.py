@@ -13,7 +13,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.models.attention_bias import TIME_BUCKETS, time_bucket
 from dlrm_jax.models.history_encoder import Candidates, HistoryEncoder
 from dlrm_jax.models.jagged import Sequences
-from dlrm_jax.models.sequence_encoder import at_least_one, normalized
+from dlrm_jax.models.sequence_encoder import TokenDropout, at_least_one, normalized
 from dlrm_jax.models.target_attention import target_attention
 
 _EPSILON = 1e-6
@@ -134,6 +134,7 @@ class STCA(HistoryEncoder):
         heads: number of heads of each layer, which divides d.
         hidden_width: width inside the SwiGLUs; 0 for 2 d.
         timed: whether there are vectors for times.
+        dropout: share of the inputs' numbers that are left out in training.
         rngs: random number generators.
 
     Raises:
@@ -150,6 +151,7 @@ class STCA(HistoryEncoder):
         heads: int = 1,
         hidden_width: int = 0,
         timed: bool = True,
+        dropout: float = 0.0,
         rngs: nnx.Rngs,
     ):
         at_least_one(width=width, max_length=max_length, layers=layers, heads=heads)
@@ -157,6 +159,7 @@ class STCA(HistoryEncoder):
             raise UserError(f"heads: expected a divisor of the width {width}, got {heads}")
         hidden = hidden_width or 2 * width
         self.max_length, self.timed = max_length, timed
+        self.dropout = TokenDropout(dropout, rngs=rngs)
         buckets = TIME_BUCKETS + 1, width
         self.by_place = nnx.Param(_INIT(rngs.params(), buckets))
         if timed:
@@ -177,6 +180,7 @@ class STCA(HistoryEncoder):
         if times is not None:
             passed = time_bucket(times[last] - times)
             x = x + self.by_time[...][passed].astype(history.dtype)
+        x = self.dropout.of_tokens(x, sequences)
         kept = [layer.keep(x) for layer in self.layers]
         return Kept(tuple(key for key, _ in kept), tuple(value for _, value in kept), times)
 
@@ -189,7 +193,7 @@ class STCA(HistoryEncoder):
             passed = time_bucket(times - kept.times[jnp.maximum(of.ends - 1, 0)])
             known = (of.lengths > 0)[:, None]
             x = x + jnp.where(known, self.since_last[...][passed], 0).astype(x.dtype)
-        found = [x]
+        found = [self.dropout.of_tokens(x, of)]
         for layer, key, value in zip(self.layers, kept.keys, kept.values, strict=True):
             found.append(layer.attend(found, key, value, of))
         return self.result(found)
