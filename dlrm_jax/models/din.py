@@ -10,8 +10,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
-from dlrm_jax.errors import UserError
-from dlrm_jax.models.fields import VECTOR, Field, Model, Read, Vectors, concatenated_width, hidden
+from dlrm_jax.models.fields import (
+    VECTOR,
+    Field,
+    Model,
+    Read,
+    Vectors,
+    concatenated_width,
+    hidden,
+    split_histories,
+)
 from dlrm_jax.models.mlp import MLP, at_least_float32
 
 
@@ -51,15 +59,7 @@ class DIN(Model):
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
-        widths = {field.name: field.width for field in fields if field.max_ids == 1}
-        histories = [field for field in fields if field.max_ids > 1]
-        if not histories:
-            raise UserError("din needs a history: a field with several ids; all have one")
-        if target not in widths:
-            known = ", ".join(widths) or "there is none"
-            raise UserError(f"target: expected a field of one id ({known}), got {target!r}")
-        if any(field.width != widths[target] for field in histories):
-            raise UserError("din needs histories as wide as their target")
+        widths, histories = split_histories("din", fields, target)
         self.names = tuple(widths)
         self.histories = tuple(field.name for field in histories)
         self.target = target

@@ -128,6 +128,31 @@ def common_width(fields: Sequence[Field]) -> int:
     return fields[0].width
 
 
+def split_histories(
+    model: str, fields: Sequence[Field], target: str
+) -> tuple[dict[str, int], tuple[Field, ...]]:
+    """The widths of the fields of one id, by name, and the histories, those of several.
+
+    Args:
+        model: name of the model, for messages.
+        fields: the categorical inputs.
+        target: name of the field of one id that histories are asked about.
+
+    Raises:
+        UserError: there is no history, or no such target of the same width.
+    """
+    widths = {field.name: field.width for field in fields if field.max_ids == 1}
+    histories = tuple(field for field in fields if field.max_ids > 1)
+    if not histories:
+        raise UserError(f"{model} needs a history: a field with several ids; all have one")
+    if target not in widths:
+        known = ", ".join(widths) or "there is none"
+        raise UserError(f"target: expected a field of one id ({known}), got {target!r}")
+    if any(field.width != widths[target] for field in histories):
+        raise UserError(f"{model} needs histories as wide as their target")
+    return widths, histories
+
+
 def check_positive(**numbers: float) -> None:
     """Checks options that are numbers of layers, widths and the like.
 

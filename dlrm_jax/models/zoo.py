@@ -15,6 +15,7 @@ from dlrm_jax.models.finalmlp import FinalMLP
 from dlrm_jax.models.finalnet import FinalNet
 from dlrm_jax.models.fm import FM
 from dlrm_jax.models.gdcn import GDCN
+from dlrm_jax.models.history_ranking import HSTURanking, STCARanking
 from dlrm_jax.models.logistic_regression import LogisticRegression
 from dlrm_jax.models.masknet import MaskNet
 from dlrm_jax.models.mmoe import MMoE
@@ -38,6 +39,8 @@ MODELS: dict[str, type[Model]] = {
     "autoint": AutoInt,
     "ncf": NCF,
     "din": DIN,
+    "hstu": HSTURanking,
+    "stca": STCARanking,
     "shared_bottom": SharedBottom,
     "mmoe": MMoE,
     "ple": PLE,

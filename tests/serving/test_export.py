@@ -12,6 +12,7 @@ import pytest
 from in_memory import InMemory
 from saved_run import examples
 
+from dlrm_jax.artifact.dense_program import BATCH_SIZES
 from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples
@@ -41,6 +42,8 @@ CONFIGS = {
     "din": {
         "model_options": ("target=C1",), "table_rows": (30, 30, 7), "shared_tables": ("C2=C1",),
     },
+    "hstu": {"model_options": ("target=C1", "latest=last"), "shared_tables": ("C3=C2",)},
+    "stca": {"model_options": ("target=C1",), "compute_dtype": "bfloat16"},
     "ple": {"labels": LABELS, "compression": "mixed_dimensions", "compress_above": 10},
     "deepfm": {"pooling": "learned", "table_dtype": "bfloat16"},
     "logistic_regression": {},
@@ -94,8 +97,11 @@ def test_it_predicts_what_the_trained_model_does(model: str, tmp_path: Path):
     np.testing.assert_allclose(found, expected, rtol=tolerance)
     assert predictor.labels == (config.labels or ("label",))
     assert predictor.shift == np.log(0.25)
-    (program,) = done.manifest.programs
-    assert program.batch_size is None, "one program for any number of rows"
+    sizes = tuple(program.batch_size for program in done.manifest.programs)
+    if model in ("hstu", "stca"):  # their blocks of tokens need the number of rows
+        assert sizes == BATCH_SIZES
+    else:
+        assert sizes == (None,), "one program for any number of rows"
 
 
 @pytest.mark.thorough

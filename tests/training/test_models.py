@@ -38,6 +38,8 @@ CONFIG = Config(
 CHANGES: dict[str, dict[str, Any]] = {
     "ncf": {"table_rows": (30, 40), "bag_lengths": (1,), "dense_features": 0},
     "din": {"model_options": ("target=C2", "attention=6-4")},
+    "hstu": {"model_options": ("target=C2",)},
+    "stca": {"model_options": ("target=C2",)},
     "ssr": {"model_options": ("view_width=16", "filters=dynamic")},
 }
 

@@ -32,6 +32,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "ncf": {"table_rows": (30, 40), "bag_lengths": (1,), "dense_features": 0},
     "din": {"model_options": ("target=C2",)},
     "autoint_plus": {"model_options": ("attention_dropout=0.2", "layer_norm=true")},
+    "hstu": {"model_options": ("target=C2", "heads=2")},
+    "stca": {"model_options": ("target=C2", "heads=2")},
     # The derivative of ln x is 1 / x: larger steps blow rounding up.
     "afn": {"learning_rate": 0.001},
     "afn_plus": {"learning_rate": 0.001},
@@ -40,7 +42,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "finalnet": {"normalization": "batch", "dropout": 0.2},
     "ssr": {"model_options": ("view_width=16",)},
 }
-QUICK = ("finalnet",)
+QUICK = ("finalnet", "stca")
 
 
 @pytest.mark.parametrize(
