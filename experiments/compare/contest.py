@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,10 +20,11 @@ from dlrm_jax.files import write_text
 from dlrm_jax.models.zoo import MODELS
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import check_table_settings, make_learner
-from dlrm_jax.training.model import takes_several
+from dlrm_jax.training.model import options
 from dlrm_jax.training.record import owned, to_json
 from dlrm_jax.training.source_hash import source_hashes
-from experiments.compare.results_page import columns, rows_of, write_page
+from experiments.compare.bounds import bounds
+from experiments.compare.results_page import Limits, columns, rows_of, write_page
 from experiments.compare.tasks import Task
 from experiments.compare.trials import RATES, Contender, Result, Study
 
@@ -38,7 +40,7 @@ _NO_EFFECT = {
         "--evaluations decides",
     ),
 }  # fmt: skip
-_NEED_OTHER_INPUTS = ("ncf", "din")
+_EVERY_OTHER = "all"
 
 
 def define_comparison_flags(
@@ -53,8 +55,8 @@ def define_comparison_flags(
     flags.DEFINE_list(
         "models",
         models,
-        "Models, with options behind colons; all leaves out ncf and din, which need other inputs; "
-        "such as dlrm,dcn_v2:rank=8.",
+        "Models, with options behind colons; all adds every other one, but ncf, which needs two "
+        "features, and those of a history if there is none; such as dlrm,dcn_v2:rank=8.",
     )
     flags.DEFINE_list(
         "optimizers", "rowwise_adagrad", "Optimizers of tables and dense models; such as sgd,adam."
@@ -73,13 +75,8 @@ def asked(base: Config) -> tuple[list[Contender], Config]:
         UserError: a flag has no effect because the contenders decide or no contender reads it, or
             a name is unknown.
     """
-    models = FLAGS.models
-    if models == ["all"]:
-        models = [
-            name
-            for name, kind in MODELS.items()
-            if name not in _NEED_OTHER_INPUTS and not takes_several(kind)
-        ]
+    plain = dataclasses.replace(base, model="logistic_regression", model_options=())
+    models = _named(FLAGS.models, overridden(plain))
     unknown = [name for name in FLAGS.optimizers if name not in RATES]
     if unknown or not FLAGS.optimizers or not models:
         raise UserError(
@@ -94,6 +91,31 @@ def asked(base: Config) -> tuple[list[Contender], Config]:
     return contenders, config
 
 
+def _named(names: Sequence[str], config: Config) -> list[str]:
+    """The names of models with ``all`` written out for the features of a config."""
+    if _EVERY_OTHER not in names:
+        return list(names)
+    given = {name.partition(":")[0] for name in names}
+    target = _target(config)
+    others = []
+    for name, kind in MODELS.items():
+        needs_target = "target" in options(kind)
+        if name in given or name == "ncf" or (needs_target and target is None):
+            continue
+        others.append(f"{name}:target={target}" if needs_target else name)
+    named = (others if name == _EVERY_OTHER else [name] for name in names)
+    return list(itertools.chain.from_iterable(named))
+
+
+def _target(config: Config) -> str | None:
+    """The feature that the first history is asked about: of one id, and of as many rows."""
+    fields = list(zip(config.table_names, config.table_rows, config.table_bag_lengths, strict=True))
+    for _, rows, length in fields:
+        if length > 1:
+            return next((name for name, *own in fields if own == [rows, 1]), None)
+    return None
+
+
 @contextlib.contextmanager
 def locked_workdir(program: str) -> Iterator[Path]:
     """Makes and locks the workdir of the flags, by default a new one of the program's name."""
@@ -105,8 +127,12 @@ def locked_workdir(program: str) -> Iterator[Path]:
 
 def compare(
     contenders: Sequence[Contender], config: Config, task: Task, mesh: Mesh, directory: Path
-) -> None:
-    """Runs the missing trials, prints the table, and writes the page and all numbers."""
+) -> tuple[list[Result], Limits]:
+    """Runs the missing trials, prints the table, and writes the page and all numbers.
+
+    Returns:
+        The results, and what bounds them.
+    """
     check_table_settings(config)  # now that it has the tables of the data
     print(task.data.source)
     for name, split in task.data.splits.items():
@@ -120,17 +146,19 @@ def compare(
     study = Study(config, task, mesh, FLAGS.evaluations, directory / "trials")
     rates = {name: FLAGS.learning_rates or RATES[name] for name in FLAGS.optimizers}
     results = study.run(contenders, rates, FLAGS.seeds)
-    print(text_table(columns(task), rows_of(results, task), left=(0, 1)))
-    best = task.data.teacher_auc
-    if best:
-        print(f"best possible test AUC, that of the teacher: {best['test']:.4f}")
+    limits = bounds(config, task)
+    print(text_table(columns(task), rows_of(results, task, limits), left=(0, 1)))
+    for name, metrics in limits.items():
+        ranked, entropy = metrics[task.ranked_by], metrics["normalized_entropy"]
+        print(f"best possible test AUC, that of {name}: {ranked:.4f}, with an NE of {entropy:.4f}")
     _print_distances(results, task)
     everything = {"data": task.data.source, "results": [dataclasses.asdict(r) for r in results]}
     text = to_json(everything, indent=1)
     _print_replaced(directory / "results.json", text)
     write_text(directory / "results.json", text)
-    write_page(results, task, directory / "comparison.html")
+    write_page(results, task, limits, directory / "comparison.html")
     print(f"see {directory}/comparison.html, results.json")
+    return results, limits
 
 
 def _print_replaced(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ stopped there. The test split chooses nothing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -166,6 +167,28 @@ def _finished(path: Path) -> Mapping[str, Any] | None:
     return None
 
 
+class _Programs:
+    """What is compiled for a config, whatever the seed: it decides no more than initial values."""
+
+    def __init__(self, config: Config, mesh: Mesh):
+        self.learner = make_learner(config, mesh)
+        self.predict = make_predict(self.learner)
+        self._step: tuple[Any, float] | None = None
+
+    def step(self, state: TrainState, placed: Any) -> tuple[Any, float]:
+        """The compiled step for arguments like these, and its FLOPs of matrix products."""
+        if self._step is None:
+            jitted = make_train_step(self.learner)
+            compiled = jitted.lower(state, placed).compile()  # pyright: ignore[reportFunctionMemberAccess]
+            self._step = compiled, matrix_flops(jitted, state, placed)
+        return self._step
+
+
+@functools.lru_cache(maxsize=4)  # the learning rates of a contender
+def _programs(config: Config, mesh: Mesh) -> _Programs:
+    return _Programs(config, mesh)
+
+
 def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[str, Any]:
     """Trains one model, with so many evaluations, the one at the end included.
 
@@ -176,18 +199,17 @@ def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[
         per example of a step; ``milliseconds`` of a step; ``bytes``, of tables, parameters and
         optimizer state; ``temporary_bytes`` of a step.
     """
-    learner = make_learner(config, mesh)
     data, batches = task.data, task.batches(config)
     steps = config.steps or config.epochs * batches.steps_per_epoch
-    state = learner.init(config.seed)
-    predict = make_predict(learner)
-    jitted, placed = make_train_step(learner), learner.put(batches[0])
-    step = jitted.lower(state, placed).compile()  # pyright: ignore[reportFunctionMemberAccess]
+    programs = _programs(dataclasses.replace(config, seed=0), mesh)
+    learner, predict = programs.learner, programs.predict
+    state = programs.learner.init(config.seed)
+    step, flops = programs.step(state, learner.put(batches[0]))
     memory = step.memory_analysis()
     result: dict[str, Any] = {
         "parameters": sum(t.rows * t.dim for t in learner.collection.tables.values())
         + sum(x.size for x in jax.tree.leaves(state.params)),
-        "flops": matrix_flops(jitted, state, placed) / config.batch_size,
+        "flops": flops / config.batch_size,
         "bytes": device_bytes(state),
         "temporary_bytes": memory.temp_size_in_bytes * mesh.size if memory else None,
         "train": None,

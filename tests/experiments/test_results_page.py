@@ -25,11 +25,11 @@ def test_nothing_is_markup(tmp_path: Path):
     costs = dict.fromkeys(("milliseconds", "parameters", "flops", "bytes", "temporary_bytes"), 1)
     trial = {"test": metrics, "curve": [point, point], **costs}
     contender = Contender(f"mine:{NAME}:text={NAME}", "sgd")
-    write_page([Result(contender, 0.1, [trial, trial])], Clicks(data), tmp_path / "page.html")
+    write_page([Result(contender, 0.1, [trial, trial])], Clicks(data), {}, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert page.count("&lt;script&gt;") == 5  # of the data, and twice in each table
     assert "standard deviation over 2 seeds" in page
-    write_page([Result(contender, 0.1, [trial])], Clicks(data), tmp_path / "page.html")
+    write_page([Result(contender, 0.1, [trial])], Clicks(data), {}, tmp_path / "page.html")
     assert "split; of 1 seed." in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert dataclasses.asdict(contender)["name"] not in page

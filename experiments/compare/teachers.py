@@ -1,0 +1,132 @@
+"""Compares models on data of each planted teacher, in one table and one picture.
+
+    python -m experiments.compare.teachers --models=all --workdir=runs/teachers
+
+Each teacher labels the same features: ``pairs`` by products of them, ``additive`` by effects of
+single ones, ``sequential`` by what the latest ids of a history say of a candidate. Trials, and what
+a comparison leaves, are in a directory of the teacher's name; see `experiments.compare`. If it is
+interrupted, run the same command with the same workdir again to resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dlrm_jax.cli.flags import FLAGS
+from dlrm_jax.cli.pictures import compact, new_grid, save
+from dlrm_jax.cli.run import run
+from dlrm_jax.cli.shown import metric_name
+from dlrm_jax.cli.start import start
+from dlrm_jax.data.generated.teacher import TeacherKind
+from dlrm_jax.files import write_text
+from dlrm_jax.presets import preset
+from dlrm_jax.text_table import text_table
+from dlrm_jax.training.build import check_config, generate_data
+from dlrm_jax.training.record import to_json
+from experiments.compare.contest import asked, compare, define_comparison_flags, locked_workdir
+from experiments.compare.ranks import rank_ranges, shown
+from experiments.compare.results_page import Limits, draw_limits, draw_points, mean_and_deviation
+from experiments.compare.tasks import Clicks
+from experiments.compare.trials import Result
+
+TEACHERS: tuple[str, ...] = typing.get_args(TeacherKind)
+
+Found = Mapping[str, tuple[Sequence[Result], Limits]]
+"""Results and limits by teacher; all have the same contenders in the same order."""
+
+define_comparison_flags(
+    "comparison_history", {"teacher": "every teacher has its own comparison"}, "all"
+)
+
+
+def main() -> None:
+    """Compares on the data of each teacher, then shows all of them together."""
+    mesh = start(FLAGS.mesh)
+    contenders, base = asked(preset(FLAGS.preset))
+    with locked_workdir("teachers") as directory:
+        check_config(base, mesh)
+        found = {}
+        for teacher in TEACHERS:
+            config = dataclasses.replace(base, teacher=teacher)
+            task = Clicks(generate_data(config))
+            own = directory / teacher
+            own.mkdir(exist_ok=True)
+            found[teacher] = compare(contenders, config, task, mesh, own)
+        show(found, Clicks.ranked_by, directory)
+
+
+def show(found: Found, metric: str, directory: Path) -> None:
+    """Prints the table of all teachers, and writes it with the picture."""
+    rows = table(found, metric)
+    print(text_table(rows[0], rows[1:], left=(0,)))
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    text = "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+    write_text(directory / "teachers.md", text)
+    save(draw(found, metric), str(directory / "teachers.png"))
+    write_text(directory / "results.json", to_json({"directories": list(found)}, indent=1))
+    print(f"see {directory}/teachers.md")
+
+
+def table(found: Found, metric: str) -> list[tuple[str, ...]]:
+    """The header and the rows of models, by their mean rank, and of limits.
+
+    The mean is that of the middles of the ranges; a model's cells are the metric and its ranks.
+    """
+    ranks = {
+        teacher: rank_ranges([each.test(metric) for each in results])
+        for teacher, (results, _) in found.items()
+    }
+    first = next(iter(found.values()))[0]
+    order = sorted(range(len(first)), key=lambda i: sum(sum(own[i]) for own in ranks.values()))
+    header = ["model", "parameters", "matrix FLOPs per example"]
+    for teacher in found:
+        header += [f"{metric_name(metric)}, {teacher}", "rank"]
+    rows = [tuple(header)]
+    for i in order:
+        trial = first[i].trials[0]
+        row = [_name(first[i], found), compact(trial["parameters"]), compact(trial["flops"])]
+        for teacher, (results, _) in found.items():
+            row += [mean_and_deviation(results[i].test(metric)), shown(ranks[teacher][i])]
+        rows.append(tuple(row))
+    names = dict.fromkeys(name for _, limits in found.values() for name in limits)
+    for name in names:
+        row = [name, "", ""]
+        for _, limits in found.values():
+            row += [f"{limits[name][metric]:.4f}" if name in limits else "", ""]
+        rows.append(tuple(row))
+    return rows
+
+
+def draw(found: Found, metric: str) -> Figure:
+    """Draws the metric of all models for each teacher, in the order of the table."""
+    first = next(iter(found.values()))[0]
+    names = [row[0] for row in table(found, metric)[1 : len(first) + 1]][::-1]
+    figure, grid = new_grid(0.9 + 0.22 * len(names), 1, len(found))
+    for axes, (teacher, (results, limits)) in zip(grid, found.items(), strict=True):
+        by_name = {_name(each, found): each.test(metric) for each in results}
+        draw_points(axes, [by_name[name] for name in names])
+        draw_limits(axes, limits, metric)
+        axes.set_yticks(range(len(names)), names if axes is grid[0] else [], parse_math=False)
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.set_xlabel(f"{teacher}: test {metric_name(metric)}", loc="left")
+        # Far outliers would leave no room for the others.
+        lowest = np.sort([min(values) for values in by_name.values()])
+        axes.set_xlim(left=float(np.nanquantile(lowest, 0.04)) - 0.005)
+    return figure
+
+
+def _name(result: Result, found: Found) -> str:
+    """The name of a contender without its options, and its optimizer where there are several."""
+    optimizers = {each.contender.optimizer for results, _ in found.values() for each in results}
+    named = result.contender.model
+    return f"{named}, {result.contender.optimizer}" if len(optimizers) > 1 else named
+
+
+if __name__ == "__main__":
+    run(main)
