@@ -110,7 +110,7 @@ def draw_ranks(results: Sequence[Result], task: Task, limits: Limits) -> Figure:
     metric = task.ranked_by
     # Results without a metric, NaN, are at the bottom.
     ranked = sorted(results, key=lambda each: np.nan_to_num(each.mean(metric), nan=-np.inf))
-    figure, axes = new_axes(0.8 + 0.24 * len(ranked))
+    figure, axes = new_axes(max(2.4, 0.8 + 0.24 * len(ranked)))
     draw_points(axes, [result.test(metric) for result in ranked])
     draw_limits(axes, limits, metric)
     names = [str(each.contender) for each in ranked]

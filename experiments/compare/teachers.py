@@ -107,7 +107,7 @@ def draw(found: Found, metric: str) -> Figure:
     """Draws the metric of all models for each teacher, in the order of the table."""
     first = next(iter(found.values()))[0]
     names = [row[0] for row in table(found, metric)[1 : len(first) + 1]][::-1]
-    figure, grid = new_grid(0.9 + 0.22 * len(names), 1, len(found))
+    figure, grid = new_grid(max(2.4, 0.9 + 0.22 * len(names)), 1, len(found))
     for axes, (teacher, (results, limits)) in zip(grid, found.items(), strict=True):
         by_name = {_name(each, found): each.test(metric) for each in results}
         draw_points(axes, [by_name[name] for name in names])
