@@ -45,10 +45,12 @@ class Backend:
             to compute with it.
         atomic_scatters: whether XLA sums scatters with atomics, in another order each time, unless
             it is told not to.
-        attention: compiler of the attention of sequences: XLA, Mosaic or Triton. The last two
+        attention: compiler of HSTU's attention: XLA, Mosaic, Triton or native. Mosaic and Triton
             compile kernels of Pallas, which keep the scores of a pair of blocks within the chip.
             XLA's program of this is a loop that writes them to memory, and on a GPU each of its
-            turns launches kernels and waits for the host. None of it was timed yet.
+            turns launches kernels and waits for the host; neither has been timed. Native kernels
+            of `dlrm_jax.native`, if they are built, keep the scores in a CPU's caches, too, and
+            stop at the diagonal.
     """
 
     platform: str
@@ -63,7 +65,7 @@ class Backend:
     host_memory: bool = False
     widens_short_floats: bool = False
     atomic_scatters: bool = False
-    attention: Literal["xla", "mosaic", "triton"] = "xla"
+    attention: Literal["xla", "mosaic", "triton", "native"] = "xla"
 
 
 CPU = Backend(
@@ -74,6 +76,7 @@ CPU = Backend(
     flat_all_reduce=True,
     unroll_micro_batches=True,
     native_kernels=True,
+    attention="native",
     host_memory=True,
     widens_short_floats=True,
 )

@@ -27,7 +27,7 @@ BELOW = {
     "host_exchange": {"processes"},
     "signals": set(),
     "processor": set(),
-    "models": {"errors", "backend"},
+    "models": {"errors", "backend", "native"},
     "workspaces": {"errors"},
     "copied_files": set(),
     "files": {"errors", "workspaces"},

@@ -111,12 +111,21 @@ def blocks(tokens: Shaped[Array, "T *_"], size: int = BLOCK) -> Shaped[Array, "N
     Raises:
         UserError: the size doesn't divide the number of tokens.
     """
-    if len(tokens) % size:
+    check_blocks(len(tokens), size)
+    return tokens.reshape(-1, size, *tokens.shape[1:])
+
+
+def check_blocks(tokens: int, size: int = BLOCK) -> None:
+    """Checks that a number of tokens comes in whole blocks.
+
+    Raises:
+        UserError: the size doesn't divide it.
+    """
+    if tokens % size:
         raise UserError(
             f"sequences: expected a multiple of {size} packed tokens on a device, got "
-            f"{len(tokens)}; fill them up with tokens of no sequence"
+            f"{tokens}; fill them up with tokens of no sequence"
         )
-    return tokens.reshape(-1, size, *tokens.shape[1:])
 
 
 class Products:

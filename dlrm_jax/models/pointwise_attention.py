@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dlrm_jax.models.attention_bias import Bias, add_bias_gradient, block_bias
-from dlrm_jax.models.block_pairs import BlockPairs, Chunk, Products, blocks
+from dlrm_jax.models.block_pairs import BlockPairs, Chunk, Products, blocks, check_blocks
 from dlrm_jax.models.jagged import Sequences
 from dlrm_jax.models.pointwise_kernels import kernels_for
 
@@ -28,7 +28,7 @@ def pointwise_attention(
 
     As in HSTU (arXiv 2402.17152, equation 2) the weights aren't a softmax's: how often something
     occurs in a history tells, too. Filling gets zeros. The backward pass computes scores again.
-    GPUs and TPUs have kernels of their own, see `pointwise_kernels`.
+    This is XLA's form; most devices have kernels of their own, see `pointwise_kernels`.
 
     Args:
         query: queries of T tokens and H heads.
@@ -41,6 +41,7 @@ def pointwise_attention(
     Raises:
         UserError: `BLOCK` doesn't divide T.
     """
+    check_blocks(len(value))
     if (kernels := kernels_for(value.dtype)) is not None:
         return kernels.forward(query, key, value, bias, sequences, scale)
     blocked = _Blocked(query, key, value, bias, sequences)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from dlrm_jax.backend import backend_named
+from dlrm_jax.models import pointwise_native
+from dlrm_jax.native import library
 
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)  # kernels sum in float32
 
@@ -16,16 +18,19 @@ _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)  # kernels sum in float32
 def kernels_for(dtype: Any) -> ModuleType | None:
     """The module of the kernels for these devices; None if XLA makes the program of them.
 
-    The devices are those of the mesh around what is traced: a program may be compiled for others
-    than JAX has.
+    The devices are those of the mesh around what is traced, or else of JAX's default backend: a
+    program may be compiled for others than JAX has.
 
     Args:
         dtype: dtype of the values.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is None or dtype not in _DTYPES:
+    if dtype not in _DTYPES:
         return None
-    attention = backend_named(device.platform).attention
+    platform = jax.default_backend() if device is None else device.platform
+    attention = backend_named(platform).attention
+    if attention == "native":
+        return pointwise_native if library.load() else None
     # They import Pallas, which takes a second.
     if attention == "mosaic":
         from dlrm_jax.models import pointwise_tpu

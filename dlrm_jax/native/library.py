@@ -38,6 +38,8 @@ TARGETS = {
     "dlrm_jax_transposed": "DlrmJaxTransposed",
     "dlrm_jax_uniform_rows": "DlrmJaxUniformRows",
     "dlrm_jax_threefry": "DlrmJaxThreefry",
+    "dlrm_jax_pointwise_attention": "DlrmJaxPointwiseAttention",
+    "dlrm_jax_pointwise_attention_back": "DlrmJaxPointwiseAttentionBack",
 }
 
 
