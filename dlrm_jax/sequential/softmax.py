@@ -60,7 +60,6 @@ def softmax_loss(
     count, size = len(every), max(1, _CHUNK // max(1, len(candidates.items)))
     chunks = next(n for n in range(-(-count // size), count + 1) if count % n == 0)
 
-    @jax.checkpoint
     def of_chunk(part: tuple[Array, Array]) -> tuple[Array, Array]:
         vectors, target = part
         scores = jnp.matmul(vectors, candidates.vectors.T, precision=jax.lax.Precision.HIGHEST)
@@ -71,6 +70,8 @@ def softmax_loss(
         return jax.nn.logsumexp(logits, axis=1), of_target
 
     parts = every.reshape(chunks, -1, every.shape[1]), wanted.reshape(chunks, -1)
+    if chunks > 1:  # scores that are kept for the way back are no more than those of a chunk
+        of_chunk = jax.checkpoint(of_chunk)
     logs, of_target = (x.reshape(-1) for x in jax.lax.map(of_chunk, parts))
     # logsumexp over the devices. Each device's loss is of its own tokens alone, so what others say
     # of a partial sum is added up on the way back, as `psum` does.

@@ -78,7 +78,7 @@ def main() -> None:
 
 def prepared_recbole() -> Any:
     """RecBole, for today's NumPy and PyTorch."""
-    torch = importlib.import_module("torch")
+    torch: Any = importlib.import_module("torch")
     for old, new in {"float": float, "int": int, "bool": bool, "long": np.int64}.items():
         setattr(np, old, new)
     torch.load = functools.partial(torch.load, weights_only=False)

@@ -10,13 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 from dlrm_jax.mesh import as_mesh
 from dlrm_jax.models.jagged import sequences_of
+from dlrm_jax.sequential import softmax
 from dlrm_jax.sequential.batches import SequenceTraining
 from dlrm_jax.sequential.model import learner_for
 from dlrm_jax.sequential.questions import split_of
 from dlrm_jax.sequential.settings import SequentialSettings
+from dlrm_jax.sequential.softmax import Candidates, softmax_loss
 from dlrm_jax.sequential.step import make_sequential_step
 from experiments.next_item.planted_order import generate, planted_order
 
@@ -143,6 +146,33 @@ def test_the_step_is_the_oracles(encoder: str, negatives: int | str, mesh: str):
     expected, table = oracle(settings)
     np.testing.assert_allclose(losses, expected, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(rows, table, rtol=1e-9, atol=1e-9)
+
+
+def test_scores_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch):
+    rng, mesh = np.random.default_rng(0), as_mesh("2x2")
+    tokens, items = (jnp.asarray(rng.normal(size=(count, 3))) for count in (24, 8))
+    targets, split = jnp.asarray(rng.integers(0, 8, 24), "int32"), PartitionSpec(mesh.axis_names)
+
+    def loss(tokens, items, targets):
+        first = 2 * jax.lax.axis_index(mesh.axis_names)
+        candidates = Candidates(items, jnp.arange(2) + first, jnp.zeros(2))
+        return softmax_loss(tokens, targets, None, candidates, 0.5, mesh.axis_names)
+
+    def found():
+        per_device = jax.shard_map(
+            loss, mesh=mesh, in_specs=(split,) * 3, out_specs=split, check_vma=False
+        )
+        of = jax.value_and_grad(lambda *x: per_device(*x, targets).mean(), (0, 1))
+        return jax.jit(of)(tokens, items)
+
+    def expected(tokens, items):
+        logits = jax.nn.log_softmax(tokens @ items.T / 0.5)
+        return -jnp.take_along_axis(logits, targets[:, None], axis=1).mean()
+
+    wanted = jax.value_and_grad(expected, (0, 1))(tokens, items)
+    for size in (softmax._CHUNK, 10):  # 24 tokens in a chunk, and 5 at most
+        monkeypatch.setattr(softmax, "_CHUNK", size)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-12), found(), wanted)
 
 
 @pytest.mark.thorough
