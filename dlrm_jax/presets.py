@@ -159,6 +159,18 @@ PRESETS: dict[str, Config] = {
 # github.com/reczoo/BARS, ranking/ctr/MODEL/MODEL_criteo_x1.
 _X1 = functools.partial(dataclasses.replace, PRESETS["ctr_x1"])
 PRESETS |= {
+    "ctr_x1_autoint_plus": _X1(
+        model="autoint_plus",
+        model_options=("layers=3", "head_width=128", "layer_norm=true", "attention_dropout=0.1"),
+        top_mlp=(400, 400, 400, 1),
+        normalization="batch",
+    ),
+    "ctr_x1_afn": _X1(
+        model="afn",
+        model_options=("neurons=400",),
+        top_mlp=(800, 1),
+        dropout=0.5,
+    ),
     "ctr_x1_afn_plus": _X1(
         model="afn_plus",
         model_options=("neurons=100", "deep_mlp=400-400-400", "deep_dropout=0.1"),
@@ -191,6 +203,39 @@ PRESETS |= {
         model_options=("activation=relu", "second_dropout=0"),
         top_mlp=(400, 400, 1),
         normalization="batch",
+        loss="self_distillation",
+    ),
+}
+
+# BARS has no results of these. FCN has the settings of the best result of its authors on the other
+# split of Criteo, github.com/salmon1802/FCN; GDCN and Wukong those of FuxiCTR's templates. Those of
+# RankMixer, whose tokens have three fields each, and SSR are of this project, and not tuned.
+PRESETS |= {
+    "ctr_x1_fcn": _X1(
+        model="fcn",
+        model_options=("exponential_layers=4", "linear_layers=5", "linear_dropout=0.2"),
+        loss="tri_bce",
+    ),
+    "ctr_x1_gdcn": _X1(
+        model="gdcn",
+        model_options=("layers=3",),
+        top_mlp=(1024, 512, 256, 1),
+        dropout=0.0,
+    ),
+    "ctr_x1_wukong": _X1(
+        model="wukong",
+        model_options=("layers=3", "fmb=40", "lcb=40", "rank=8", "fmb_mlp=512-256"),
+        top_mlp=(512, 256, 1),
+        dropout=0.0,
+        normalization="batch",
+    ),
+    "ctr_x1_rankmixer": _X1(
+        model="rankmixer",
+        model_options=("layers=2", "tokens=13", "token_width=208"),
+    ),
+    "ctr_x1_ssr": _X1(
+        model="ssr",
+        model_options=("layers=2", "views=8", "view_width=64"),
     ),
 }
 

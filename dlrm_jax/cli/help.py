@@ -25,6 +25,7 @@ _SECTIONS = {
     "examples": "Data",
 }
 _INDENT = 26  # of the sentences
+_RECIPE = "ctr_x1_"
 _MOST_VALUES = 6  # that are shown of a default
 
 
@@ -89,7 +90,15 @@ def _default(flag: flags.Flag) -> str:
     for name, config in PRESETS.items():
         presets.setdefault(_shown(getattr(config, flag.name)), []).append(name)
     first, *others = presets
-    return "; ".join([first, *(f"{value} in {', '.join(presets[value])}" for value in others)])
+    return "; ".join([first, *(f"{value} in {_named(presets[value])}" for value in others)])
+
+
+def _named(presets: list[str]) -> str:
+    """The names of presets; those of all models of one recipe together."""
+    recipe = [name for name in PRESETS if name.startswith(_RECIPE)]
+    if set(recipe) <= set(presets):
+        presets = [name for name in presets if name not in recipe] + [f"{_RECIPE}*"]
+    return ", ".join(presets)
 
 
 def _shown(value: Any) -> str:

@@ -102,8 +102,9 @@ def make_loss(text: str) -> Loss | RankingLoss | MemberLoss:
         return RANKING_LOSSES[kind](argument)
     if not own_function(text) or not argument:
         raise UserError(
-            f"loss: expected {', '.join([*LOSSES, *MEMBER_LOSSES])}, focal, focal:GAMMA:ALPHA, "
-            f"pairwise:COLUMN, listwise:COLUMN or MODULE:FUNCTION; got {text!r}"
+            f"loss: expected {', '.join(LOSSES)}, focal, focal:GAMMA:ALPHA, "
+            f"{', '.join(MEMBER_LOSSES)}, pairwise:COLUMN, listwise:COLUMN or MODULE:FUNCTION; got "
+            f"{text!r}"
         )
     return _own(text)
 
