@@ -58,8 +58,8 @@ def test_a_run_that_goes_on_has_the_bits_of_an_unbroken_one(tmp_path: Path):
     found = other.evaluation.logits(other.state, numbers)
     expected = whole.evaluation.logits(whole.state, numbers)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    wider = dataclasses.replace(SETTINGS, width=8)
     with pytest.raises(UserError, match="width"):
-        wider = dataclasses.replace(SETTINGS, width=8)
         run(REQUESTS, SPLIT, wider, mesh, tmp_path / "parts", silent)
 
 

@@ -1,0 +1,184 @@
+"""The rows of a log of requests, chunk by chunk, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float32, Int64
+
+from dlrm_jax.data.formats import parquet
+from dlrm_jax.errors import UserError
+from dlrm_jax.requests.columns import Columns
+
+_CHUNK_ROWS = 2048  # with histories of 10,000, 160 MB a column of 64 bits
+
+
+class LogRows(NamedTuple):
+    """Some rows of a log.
+
+    Attributes:
+        values: values of each column with ids, those of lists one row after the other.
+        lengths: number of tokens of each row.
+        counts: number of candidates of each row.
+        history_times: time of each token in seconds; None without.
+        times: time of each row in seconds; None without.
+        labels: label of each candidate.
+    """
+
+    values: dict[str, pl.Series]
+    lengths: Int64[np.ndarray, " r"]
+    counts: Int64[np.ndarray, " r"]
+    history_times: Int64[np.ndarray, " t"] | None
+    times: Int64[np.ndarray, " r"] | None
+    labels: Float32[np.ndarray, " n"]
+
+
+def rows_of(path: Path, columns: Columns) -> Iterator[LogRows]:
+    """Reads a Parquet file in bounded memory.
+
+    Args:
+        path: the file.
+        columns: columns to read.
+
+    Raises:
+        UserError: the file can't be read, lacks a column, or has one of another type, a missing
+            value, or lists of different lengths; the message names file, row and column.
+    """
+    types, first = check_types(path, columns), 0
+    wanted = list(types)
+    with parquet.reading(str(path)):
+        frame = pl.scan_parquet(path, glob=False).select(wanted)
+        for chunk in frame.collect_batches(chunk_size=_CHUNK_ROWS, maintain_order=True):
+            yield _rows(_Chunk(path, first, chunk), columns)
+            first += len(chunk)
+
+
+def check_types(path: Path, columns: Columns) -> Mapping[str, Any]:
+    """The types of a file's columns that are read.
+
+    Args:
+        path: the file.
+        columns: columns to read.
+
+    Raises:
+        UserError: see `rows_of`.
+    """
+    with parquet.reading(str(path)):
+        found = pl.read_parquet_schema(path)
+    lists = [*columns.history, *([columns.history_time] if columns.history_time else [])]
+    single = [*columns.context, *([columns.time] if columns.time else [])]
+    shown = [*columns.candidates, columns.label]
+    for name in (*lists, *single, *shown):
+        if name not in found:
+            raise UserError(f"{path} has no column {name!r}; it has {', '.join(found)}")
+    # Candidates are lists, or all of them single values.
+    (lists if isinstance(found[shown[0]], pl.List) else single).extend(shown)
+    for names, wanted in ((lists, "lists"), (single, "single values")):
+        for name in names:
+            if isinstance(found[name], pl.List) != (wanted == "lists"):
+                raise UserError(f"{path}, column {name}: expected {wanted}, got {found[name]}")
+    for name in (columns.history_time, columns.time):
+        if name:
+            seconds(pl.col(name), name, path, _inner(found[name]))
+    return {name: found[name] for name in (*lists, *single)}
+
+
+def seconds(column: pl.Expr, name: str, path: Path, kind: Any) -> pl.Expr:
+    """Times as whole seconds.
+
+    Args:
+        column: column of times.
+        name: its name, for the message.
+        path: its file, for the message.
+        kind: its type, that of an element for lists.
+
+    Raises:
+        UserError: it has no times.
+    """
+    if kind.is_temporal():
+        return column.cast(pl.Datetime("us")).dt.epoch("s")
+    if not kind.is_numeric():
+        raise UserError(f"{path}, column {name}: expected dates, or seconds as numbers, got {kind}")
+    return column.cast(pl.Int64)
+
+
+class _Chunk(NamedTuple):
+    """Rows of a file from a number on."""
+
+    path: Path
+    first: int
+    frame: pl.DataFrame
+
+    def error(self, row: int, column: str, what: str) -> UserError:
+        """An error in a row of the chunk."""
+        return UserError(f"{self.path}, row {self.first + row + 1}, column {column}: {what}")
+
+    def lengths(self, name: str) -> np.ndarray:
+        """The number of values of each row."""
+        column = self.frame[name]
+        if column.null_count():
+            raise self.error(column.is_null().arg_max() or 0, name, self._missing(column))
+        if not isinstance(column.dtype, pl.List):
+            return np.ones(len(column), np.int64)
+        return column.list.len().cast(pl.Int64).to_numpy()
+
+    def flat(self, name: str, lengths: np.ndarray, like: str) -> pl.Series:
+        """The values, none of them missing, with as many in each row as another column has."""
+        own, column = self.lengths(name), self.frame[name]
+        if (own != lengths).any():
+            row = int(np.argmax(own != lengths))
+            raise self.error(
+                row, name, f"expected as many values as {like} has, {lengths[row]}, got {own[row]}"
+            )
+        if isinstance(column.dtype, pl.List):
+            column = column.filter(own > 0).explode()
+        if column.null_count():
+            place = column.is_null().arg_max() or 0
+            row = int(np.searchsorted(np.cumsum(own), place, "right"))
+            raise self.error(row, name, "expected a value, got none; leave it out of all lists")
+        return column
+
+    def times(self, column: pl.Series) -> np.ndarray:
+        """Times in seconds."""
+        if column.dtype.is_float() and not column.is_finite().all():
+            raise UserError(f"{self.path}, column {column.name}: expected finite times")
+        expression = seconds(pl.col(column.name), column.name, self.path, column.dtype)
+        return column.to_frame().select(expression).to_series().to_numpy()
+
+    def _missing(self, column: pl.Series) -> str:
+        if isinstance(column.dtype, pl.List):
+            return "expected a list, got none; give an empty one for no history"
+        return "expected a value, got none"
+
+
+def _rows(chunk: _Chunk, columns: Columns) -> LogRows:
+    seen, shown = next(iter(columns.history)), next(iter(columns.candidates))
+    lengths, counts = chunk.lengths(seen), chunk.lengths(shown)
+    values = {name: chunk.flat(name, lengths, seen) for name in columns.history}
+    values |= {name: chunk.flat(name, counts, shown) for name in columns.candidates}
+    values |= {name: chunk.frame[name] for name in columns.context}
+    name = columns.label
+    labels = chunk.flat(name, counts, shown).cast(pl.Float32, strict=False)
+    wrong = ~labels.is_in([0.0, 1.0]).fill_null(False)
+    if wrong.any():
+        place = wrong.arg_max() or 0
+        row = int(np.searchsorted(np.cumsum(counts), place, "right"))
+        given = chunk.flat(name, counts, shown)[place]
+        raise chunk.error(row, name, f"expected 0 or 1, got {given!r}")
+    timed, at = columns.history_time, columns.time
+    return LogRows(
+        values,
+        lengths,
+        counts,
+        chunk.times(chunk.flat(timed, lengths, seen)) if timed else None,
+        chunk.times(chunk.flat(at, np.ones(len(lengths), np.int64), at)) if at else None,
+        labels.to_numpy(),
+    )
+
+
+def _inner(kind: Any) -> Any:
+    return kind.inner if isinstance(kind, pl.List) else kind
