@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -66,11 +66,35 @@ class RequestRanker(nnx.Module):
             batch: the device's part of a batch.
         """
         sequences, candidates, owner = places(batch)
-        vectors = _sum([pooled[name] for name in self.candidates])
-        encoded = self.encoder(
-            _sum([pooled[name] for name in self.history]), sequences, vectors, candidates
-        )
         context = [_flat(pooled[name])[owner] for name in self.context]
+        return self.score(self.encode(pooled, sequences), pooled, context, candidates)
+
+    def encode(self, pooled: Mapping[str, Float[Array, "b K d"]], sequences: Sequences) -> Any:
+        """Returns what `score` keeps of histories.
+
+        Args:
+            pooled: looked-up vectors of the columns of histories.
+            sequences: where the histories are.
+        """
+        return self.encoder.encode(_sum([pooled[name] for name in self.history]), sequences)
+
+    def score(
+        self,
+        kept: Any,
+        pooled: Mapping[str, Float[Array, "b M d"]],
+        context: Sequence[Float[Array, "N d"]],
+        candidates: Candidates,
+    ) -> Float[Array, " N"]:
+        """Returns the logit of each candidate.
+
+        Args:
+            kept: result of `encode`.
+            pooled: looked-up vectors of the columns of candidates.
+            context: vectors of the context of each candidate, by column.
+            candidates: history of each candidate.
+        """
+        vectors = _sum([pooled[name] for name in self.candidates])
+        encoded = self.encoder.score(kept, vectors, candidates)
         together = [encoded, vectors, encoded * vectors, *context]
         return self.head(jnp.concatenate(together, axis=1))[:, 0]
 

@@ -1,0 +1,126 @@
+"""Scores outside of training are those of the evaluation, and few sizes are compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from random_requests import COLUMNS, ROWS, random_requests
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import as_mesh
+from dlrm_jax.requests.batches import RequestTraining
+from dlrm_jax.requests.evaluation import Evaluation
+from dlrm_jax.requests.model import learner_for
+from dlrm_jax.requests.scorer import Encoded, RequestScorer
+from dlrm_jax.requests.settings import RequestSettings
+from dlrm_jax.requests.step import make_request_step
+
+REQUESTS = random_requests(40, longest=80, most=30)
+SETTINGS = RequestSettings(
+    encoder="mean", width=8, max_length=20, mlp=(6,), batch_size=8, learning_rate=0.05,
+    eval_length=70,
+)  # fmt: skip
+
+
+def trained(encoder: str, mesh: str) -> tuple[RequestScorer, np.ndarray]:
+    """The scorer of a model after some steps, and the logits of all candidates."""
+    devices = as_mesh(mesh)
+    settings = dataclasses.replace(SETTINGS, encoder=encoder)
+    batches = RequestTraining(REQUESTS, np.arange(40), settings, devices.size)
+    learner = learner_for(COLUMNS, ROWS, batches.shapes, settings, devices)
+    state, step = learner.init(0), make_request_step(learner)
+    for number in range(3):
+        state, _ = step(state, learner.put(batches[number]))
+    logits = Evaluation(learner, REQUESTS, batches.shapes, settings).logits(state, np.arange(40))
+    return RequestScorer.of_state(learner, COLUMNS, settings, state), logits
+
+
+def encoded(scorer: RequestScorer, request: int) -> Encoded:
+    own = slice(*REQUESTS.history_offsets[request : request + 2])
+    assert REQUESTS.history_times is not None
+    assert REQUESTS.times is not None
+    history = {name: x[own] for name, x in REQUESTS.history.items()}
+    return scorer.encode(history, REQUESTS.history_times[own], int(REQUESTS.times[request]))
+
+
+def scores(scorer: RequestScorer, request: int, part: slice = slice(None)) -> np.ndarray:
+    own = slice(*REQUESTS.candidate_offsets[request : request + 2])
+    candidates = {name: x[own][part] for name, x in REQUESTS.candidates.items()}
+    context = {name: int(x[request]) for name, x in REQUESTS.context.items()}
+    return scorer.score(encoded(scorer, request), candidates, context)
+
+
+@pytest.mark.parametrize(("encoder", "mesh"), [("mean", "2x4"), ("stca", "2x4"), ("hstu", "1x1")])
+def test_scores_are_those_of_the_evaluation(encoder: str, mesh: str):
+    scorer, logits = trained(encoder, mesh)
+    assert logits.std() > 0.01
+    for request in range(40):
+        own = slice(*REQUESTS.candidate_offsets[request : request + 2])
+        np.testing.assert_allclose(scores(scorer, request), logits[own], rtol=1e-5, atol=1e-5)
+
+
+def test_a_history_serves_candidates_that_come_later_and_any_number_of_them(monkeypatch):
+    scorer, _ = trained("stca", "1x1")
+    request = int(np.argmax(REQUESTS.counts))
+    wanted = scores(scorer, request)
+    kept = encoded(scorer, request)
+    items = REQUESTS.candidates["item"][slice(*REQUESTS.candidate_offsets[request : request + 2])]
+    country = {"country": int(REQUESTS.context["country"][request])}
+    found = [scorer.score(kept, {"item": items[i : i + 1]}, country) for i in range(len(items))]
+    np.testing.assert_allclose(np.concatenate(found), wanted, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr("dlrm_jax.requests.scorer._MOST", 16)
+    np.testing.assert_allclose(scores(scorer, request), wanted, rtol=1e-5, atol=1e-6)
+    assert scorer.score(kept, {"item": items[:0]}, country).shape == (0,)
+    assert REQUESTS.times is not None
+    later = scorer.score(kept, {"item": items}, country, int(REQUESTS.times[request]) + 10**6)
+    assert not np.allclose(later, wanted)
+
+
+def test_requests_of_any_size_compile_few_programs():
+    scorer, _ = trained("stca", "1x1")
+    for request in range(40):
+        scores(scorer, request)
+    assert max(REQUESTS.lengths) > 64  # two sizes of histories, and two of candidates
+    assert scorer._encode._cache_size() == 2  # pyright: ignore[reportAttributeAccessIssue]
+    assert scorer._score._cache_size() == 4  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("history", "times", "time", "text"),
+    [
+        ({"seen": [1]}, [5], 9, "history: expected the columns did, seen, got seen"),
+        ({"seen": [1, 2], "did": [1]}, [5, 6], 9, "as many ids in all columns, got 2 of 'seen'"),
+        ({"seen": [1], "did": [4]}, [5], 9, "expected ids below 4, the rows of table 'action'"),
+        ({"seen": [1.5], "did": [1]}, [5], 9, "expected a list of integers in 'seen', got float64"),
+        ({"seen": [1], "did": [1]}, None, 9, "times: expected those of the history and of the"),
+        ({"seen": [1], "did": [1]}, [5, 6], 9, "times: expected 1, one a token, got 2"),
+        ({"seen": [1], "did": [1]}, [5], 2**40, "times: expected seconds less than 68 years"),
+    ],
+)
+def test_histories_that_the_model_does_not_take(history, times, time, text: str):
+    scorer = scorer_without_training()
+    given = {name: np.asarray(x) for name, x in history.items()}
+    with pytest.raises(UserError, match=text):
+        scorer.encode(given, None if times is None else np.asarray(times), time)
+
+
+def test_candidates_that_the_model_does_not_take():
+    scorer = scorer_without_training()
+    none = {name: np.zeros(0, np.int32) for name in ("seen", "did")}
+    kept = scorer.encode(none, np.zeros(0, np.int64), 5)
+    with pytest.raises(UserError, match="context: expected the columns country, got none"):
+        scorer.score(kept, {"item": np.zeros(1, np.int32)}, {})
+    with pytest.raises(UserError, match="candidates: expected ids below 30, the rows of table 'it"):
+        scorer.score(kept, {"item": np.asarray([30])}, {"country": 1})
+    # Values that aren't known are those of no row.
+    found = scorer.score(kept, {"item": np.asarray([-1, -7])}, {"country": -1})
+    assert found[0] == found[1]
+
+
+def scorer_without_training() -> RequestScorer:
+    mesh = as_mesh("1x1")
+    shapes = RequestTraining(REQUESTS, np.arange(40), SETTINGS, 1).shapes
+    learner = learner_for(COLUMNS, ROWS, shapes, SETTINGS, mesh)
+    return RequestScorer.of_state(learner, COLUMNS, SETTINGS, learner.init(0))
