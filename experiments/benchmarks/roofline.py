@@ -123,17 +123,18 @@ def _product_seconds(product: Callable[[], Any]) -> float:
     return fastest_seconds(lambda: jax.block_until_ready(product()))
 
 
-def matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
+def matrix_flops(function: Callable[..., Any], *arguments: Any, times: int = 1) -> float:
     """Floating-point operations of matrix products and native calls in a function.
 
     They are counted on all devices, in the jaxpr, as XLA counts the body of a loop once. Unused
-    results don't count. A product of [m, k] and [k, n] has 2 m n k.
+    results don't count. A product of [m, k] and [k, n] has 2 m n k. The body of a loop that the
+    data end counts so many ``times``.
     """
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
-    return _flops(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+    return _flops(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0], times)
 
 
-def _flops(jaxpr: Any) -> float:
+def _flops(jaxpr: Any, of_while: int) -> float:
     total = 0.0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
@@ -147,9 +148,11 @@ def _flops(jaxpr: Any) -> float:
         times = 1
         if eqn.primitive.name == "scan":
             times = eqn.params["length"]
+        elif eqn.primitive.name == "while":
+            times = of_while
         elif eqn.primitive.name == "shard_map":
             times = eqn.params["mesh"].size
-        total += times * sum(map(_flops, jaxprs_in_params(eqn.params)))
+        total += times * sum(_flops(each, of_while) for each in jaxprs_in_params(eqn.params))
     return total
 
 

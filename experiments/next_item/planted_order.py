@@ -103,6 +103,21 @@ def generate(order: PlantedOrder, users: int, longest: int, seed: int) -> Intera
     )
 
 
+def planted_probabilities(
+    order: PlantedOrder, interactions: Interactions, questions: Questions
+) -> Float64[np.ndarray, "Q V"]:
+    """The probability of each item to be what each question asks for.
+
+    Args:
+        order: cause of what has followed.
+        interactions: result of `generate`.
+        questions: questions.
+    """
+    asked, items = questions.asked, interactions.items
+    back = np.where(asked - questions.firsts >= _BACK, items[asked - _BACK], -1)
+    return order.probabilities(items[asked - 1], back.astype(np.int32))
+
+
 def planted_places(
     order: PlantedOrder, interactions: Interactions, questions: Questions
 ) -> Int64[np.ndarray, " Q"]:
@@ -113,8 +128,6 @@ def planted_places(
         interactions: result of `generate`.
         questions: questions.
     """
-    asked, items = questions.asked, interactions.items
-    back = np.where(asked - questions.firsts >= _BACK, items[asked - _BACK], -1)
-    found = order.probabilities(items[asked - 1], back.astype(np.int32))
-    own = found[np.arange(len(asked)), items[asked]]
+    found = planted_probabilities(order, interactions, questions)
+    own = found[np.arange(len(found)), interactions.items[questions.asked]]
     return (found >= own[:, None]).sum(axis=1) - 1

@@ -1,0 +1,1 @@
+"""Quality against compute: models of several sizes on data whose best result is known."""
