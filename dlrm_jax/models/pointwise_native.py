@@ -44,10 +44,13 @@ def backward(
     return of_query, of_key, of_value, Bias(*of_bias)
 
 
-def _float32(query: Any, key: Any, value: Any, bias: Bias, sequences: Sequences) -> Any:
+def _float32(
+    query: Array, key: Array, value: Array, bias: Bias, sequences: Sequences
+) -> tuple[Array, Array, Array, Array, Array, list[Any]]:
     """The arguments of the native calls up to the scale."""
-    arrays = (x.astype(jnp.float32) for x in (query, key, value))
-    by_time = []
+    query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
+    by_time: list[Any] = []
     if bias.by_time is not None:
         by_time = [bias.by_time.astype(jnp.float32), sequences.times, sequences.next_times]
-    return *arrays, sequences.starts, bias.by_distance.astype(jnp.float32), by_time
+    by_distance = bias.by_distance.astype(jnp.float32)
+    return query, key, value, sequences.starts, by_distance, by_time

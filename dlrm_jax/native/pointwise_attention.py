@@ -48,7 +48,7 @@ def attend_back(
     """The cotangents of queries, keys, values, ``by_distance`` and the first one of ``by_time``.
 
     Args:
-        query: as for `attend`, like all up to ``scale``.
+        query: queries, and all up to ``scale`` as for `attend`.
         key: keys.
         value: values.
         starts: places of the sequences' first tokens.

@@ -85,12 +85,24 @@ def measure(
     ids = np.random.default_rng(0).integers(0, rows, (_IDS // 64, 1, 64), dtype=np.int32)
     pool = ops.pool if native else pooling.pool
     read = jax.jit(lambda table, ids: pool(table, ids, None))
+    flops = product_flops(native, dtype, product_seconds)
+    read_seconds = fastest_seconds(lambda: read(table, ids).block_until_ready())
+    return Machine(flops, ids.size * 4 * dim / read_seconds)
+
+
+def product_flops(native: bool, dtype: str, product_seconds: float = math.inf) -> float:
+    """Floating-point operations a second of the fastest matrix product; see `Machine.flops`.
+
+    Args:
+        native: whether native kernels are used.
+        dtype: type of the operands, float32 or bfloat16.
+        product_seconds: seconds of another library's product of matrices of `SIDE`.
+    """
     products = map(_product_seconds, _products(native, dtype))
     flops = 2 * SIDE**3 / min(product_seconds, *products)
     if native and _multiplies_natively(dtype):
         flops = max(flops, _loop_flops(dtype))
-    read_seconds = fastest_seconds(lambda: read(table, ids).block_until_ready())
-    return Machine(flops, ids.size * 4 * dim / read_seconds)
+    return flops
 
 
 def _products(native: bool, dtype: str) -> list[Callable[[], Any]]:

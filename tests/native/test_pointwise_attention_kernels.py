@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,10 +74,10 @@ def test_results_and_cotangents(lengths, heads, width, distances, times):
 def test_bfloat16_is_that_of_rounded_inputs():
     (*arrays, bias), _, sequences = drawn([70, 100], 2, 8, 8, 50, "any")
     short = [x.astype("bfloat16") for x in arrays]
-    found = pointwise_attention(*short, bias, sequences, 0.01)
+    found: Any = pointwise_attention(*short, bias, sequences, 0.01)
     assert found.dtype == jnp.bfloat16
     wide, wide_bias = jax.tree.map(lambda x: x.astype("float64"), (short, bias))
-    exact = pointwise_attention(*wide, wide_bias, sequences, 0.01)
+    exact: Any = pointwise_attention(*wide, wide_bias, sequences, 0.01)
     np.testing.assert_allclose(found.astype("float64"), exact, rtol=0.01, atol=1e-4)
 
 
@@ -104,7 +106,7 @@ def test_what_is_not_finite_shows():
     (*arrays, bias), _, sequences = drawn([70], 1, 3, 3, 5, "")
     for i in range(3):
         wrong = [x.at[20].set(np.nan) if i == j else x for j, x in enumerate(arrays)]
-        found = pointwise_attention(*wrong, bias, sequences, 0.01)
+        found: Any = pointwise_attention(*wrong, bias, sequences, 0.01)
         assert np.isnan(found[20]).all()
         assert np.isfinite(found[:12]).all()
 

@@ -32,6 +32,11 @@ class _Linear(torch.autograd.Function):
         return back, _product(grad.t(), x.t()), grad.sum(0)
 
 
+def onednn_product(x: Tensor, kernel: Tensor) -> Tensor:
+    """The product of [B, in] and [in, out], which autograd differentiates."""
+    return _Linear.apply(x, kernel.t(), kernel.new_zeros(kernel.shape[1]))
+
+
 class OneDnnLinear(nn.Linear):
     """`nn.Linear` for a matrix [B, in]."""
 
