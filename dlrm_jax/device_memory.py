@@ -14,8 +14,16 @@ from dlrm_jax.errors import UserError
 
 
 def memory_limit(device: Any) -> int | None:
-    """Bytes that a JAX device has for arrays; None if it doesn't say so, as CPUs don't."""
-    return (device.memory_stats() or {}).get("bytes_limit")
+    """Bytes that a JAX device has for arrays.
+
+    None if it doesn't say so, as CPUs don't, nor those of `targets`, which aren't there.
+    """
+    try:
+        return (device.memory_stats() or {}).get("bytes_limit")
+    except jax.errors.JaxRuntimeError as error:
+        if "addressable" not in str(error):
+            raise
+        return None
 
 
 def check_memory(name: str, specs: Any, mesh: Mesh, details: str) -> None:

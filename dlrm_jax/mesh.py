@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -143,7 +144,12 @@ def make_mesh(shape: str | tuple[int, int]) -> Mesh:
         )
     # In the order of processes: each then has consecutive samples of a batch.
     found = sorted(found, key=lambda device: (device.process_index, device.id))
-    grid = np.array(found[:count]).reshape(shape)
+    return mesh_of(found[:count], shape)
+
+
+def mesh_of(devices: Sequence[Any], shape: tuple[int, int]) -> Mesh:
+    """The mesh of some devices: data-parallel groups × model shards."""
+    grid = np.array(devices).reshape(shape)
     return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
@@ -161,7 +167,7 @@ def host_mesh() -> Mesh:
             f"expected a CPU device of JAX beside its accelerators: {error}; add cpu to "
             f"JAX_PLATFORMS, such as cuda,cpu, or leave it unset"
         ) from error
-    return Mesh(np.array([[device]]), (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
+    return mesh_of([device], (1, 1))
 
 
 def as_mesh(mesh: Mesh | str) -> Mesh:

@@ -23,6 +23,7 @@ BELOW = {
     "backend": {"errors"},
     "device_memory": {"errors", "backend"},
     "mesh": {"errors", "backend"},
+    "targets": {"errors", "mesh"},
     "processes": {"errors", "backend"},
     "host_exchange": {"processes"},
     "signals": set(),
@@ -97,6 +98,7 @@ BELOW["search"] = BELOW["daily"] = {*BELOW["job"], "job"}
 BELOW["simulation"] = {*BELOW["training"], "training"}
 BELOW["cli"] = {*BELOW["search"], "search", "daily", "retrieval", "presets", "text_table"}
 BELOW["cli"] |= {"serving", "publishing", "conversion", "processor", "simulation", "stream"}
+BELOW["cli"].add("targets")
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli", "sequential", "requests"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")

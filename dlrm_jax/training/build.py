@@ -10,6 +10,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from dlrm_jax.backend import backend_of
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.batches import Batch, Batches, TrainBatches
@@ -289,9 +290,10 @@ def _devices_of(mesh: Mesh) -> tuple[Device, Limits]:
     """The planner's model of a mesh: its devices, and limits from their memory."""
     first = mesh.local_devices[0]
     device = device_like(first.device_kind)
-    # The same in all processes, which must make the same plan. CPUs report no limit.
+    # The same in all processes, which must make the same plan.
     memory = on_process_0(lambda: memory_limit(first))
-    if memory is None:
+    if memory is not None:
+        device = dataclasses.replace(device, memory=memory)
+    elif backend_of(mesh).host_memory:
         return device, Limits()
-    device = dataclasses.replace(device, memory=memory)
     return device, Limits(memory=device.memory_for_tables)
