@@ -53,11 +53,10 @@ def test_counts_of_devices_that_are_not_sold(
 
 
 def test_operations_of_a_program():
-    def program(x, places):
-        return jax.lax.fori_loop(0, 9, lambda i, y: jnp.sort(y).at[places].add(1.0), x)
+    def program(x):
+        return jax.lax.fori_loop(0, 9, lambda _, y: jnp.sort(y * 2), x)
 
-    places = jnp.asarray([1, 1, 2])
-    found = operations(jax.jit(program).lower(jnp.arange(8.0), places).compile())
+    found = operations(jax.jit(program).lower(jnp.arange(8.0)).compile())
     assert found["sort"] == found["while"] == 1
     assert found["dot"] == 0
 
