@@ -69,7 +69,8 @@ class HistoryRanking(Model):
     ):
         widths, histories = split_histories(name, fields, target)
         self.names, self.histories = tuple(widths), tuple(field.name for field in histories)
-        self.target, self.latest = target, latest
+        self.target = target
+        self.latest: Latest = latest
         self.encoders = nnx.Dict({x.name: make(x.width, x.max_ids) for x in histories})
         sizes = concatenated_width(dense_features, fields), *hidden(top_mlp), 1
         self.top = MLP(sizes, last_relu=False, rngs=rngs, dtype=dtype)

@@ -112,7 +112,8 @@ def test_formula(name: str, latest: str):
         said = FORMULAS[name](model.encoders["seen"], history, v["item"])
         return mlp(model.top, np.concatenate([x, v["user"], v["item"], said]))[0]
 
-    check(model, *jax.tree.map(np.asarray, drawn(name)), formula)
+    dense, vectors = jax.tree.map(np.asarray, drawn(name))
+    check(model, dense, vectors, formula)
 
 
 @pytest.mark.parametrize("name", ["stca", "hstu"])
