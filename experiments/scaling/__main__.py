@@ -41,7 +41,7 @@ flags.DEFINE_integer("seeds", 2, "Trainings of each size, with other initial val
 flags.DEFINE_integer(
     "examples", 200_000, "Training examples of the ranking models; such as 1000000.", 1024
 )
-flags.DEFINE_integer("users", 6000, "Users whose sessions HSTU is trained on; such as 20000.", 64)
+flags.DEFINE_integer("users", 12_000, "Users whose sessions HSTU is trained on; such as 20000.", 64)
 flags.DEFINE_bool("quick", False, "Trains the two smallest sizes of each model alone.")
 define_workdir("Directory of results and picture", "runs/scaling")
 

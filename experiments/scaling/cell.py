@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dlrm_jax.errors import UserError
 from dlrm_jax.files import read_json, write_json
 from dlrm_jax.training.record import to_json
 from experiments.scaling.sizes import Size
@@ -72,7 +73,13 @@ def measured(cell: Cell, run: Callable[[Cell], Measured], directory: Path) -> Me
     key = hashlib.blake2b(to_json(content).encode(), digest_size=8).hexdigest()
     path = directory / f"{cell.model}-{key}.json"
     if path.exists():
-        return Measured(**read_json(path)["measured"])
+        try:
+            return Measured(**read_json(path)["measured"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"cell {path}: expected the result of a training, got something else; delete the "
+                f"file to train again"
+            ) from error
     directory.mkdir(parents=True, exist_ok=True)
     found = run(cell)
     write_json(path, {"cell": content, "measured": dataclasses.asdict(found)})

@@ -30,7 +30,7 @@ from experiments.next_item.planted_order import (
 from experiments.scaling.cell import Cell, Measured
 
 _SEED = 0  # of the data
-_ITEMS, _LONGEST, _QUESTIONS = 100, 60, 2000
+_ITEMS, _LONGEST, _QUESTIONS = 50, 60, 2000
 _TOKENS = 512  # of a batch, about, whatever the longest history
 
 

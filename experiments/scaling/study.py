@@ -12,8 +12,12 @@ from experiments.scaling.cell import Cell, Measured, measured
 from experiments.scaling.findings import Finding
 from experiments.scaling.sizes import LADDER, Size, is_of_sequences, middle_of, sizes_of
 
-RATES = (0.01, 0.03)
-"""Peaks of the learning rate to choose from."""
+_RATES, _RATES_OF_SEQUENCES = (0.003, 0.01, 0.03), (0.001, 0.003, 0.01)
+
+
+def rates_of(model: str) -> tuple[float, ...]:
+    """The peaks of the learning rate that are tried for a model's middle size."""
+    return _RATES_OF_SEQUENCES if is_of_sequences(model) else _RATES
 
 
 def find(model: str, samples: int, seeds: int, quick: bool, mesh: Mesh, directory: Path) -> Finding:
@@ -30,12 +34,13 @@ def find(model: str, samples: int, seeds: int, quick: bool, mesh: Mesh, director
     Raises:
         UserError: a model diverges, or a file is damaged.
     """
+    rates = rates_of(model)
     train = sequences.run if is_of_sequences(model) else ranking.run
     along = sizes_of(model)
     if quick:
         along = {LADDER: along[LADDER][:2]}
     sizes = list(dict.fromkeys(size for each in along.values() for size in each))
-    with tqdm.tqdm(total=len(RATES) + len(sizes) * seeds, unit="cell") as bar:
+    with tqdm.tqdm(total=len(rates) + len(sizes) * seeds, unit="cell") as bar:
 
         def result(size: Size, rate: float, seed: int) -> Measured:
             bar.set_description(f"{model} {size.width} x {size.layers}, seed {seed}")
@@ -44,7 +49,7 @@ def find(model: str, samples: int, seeds: int, quick: bool, mesh: Mesh, director
             bar.update()
             return found
 
-        searched = {rate: result(middle_of(model), rate, 0).validation for rate in RATES}
+        searched = {rate: result(middle_of(model), rate, 0).validation for rate in rates}
         rate = min(searched, key=lambda each: searched[each])
         results = {size: [result(size, rate, seed) for seed in range(seeds)] for size in sizes}
     return Finding(model, rate, along, results)

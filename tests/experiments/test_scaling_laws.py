@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from main_job import run
 
+from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.sequential.batches import SequenceTraining
 from dlrm_jax.sequential.model import learner_for
@@ -17,7 +18,7 @@ from dlrm_jax.training.build import make_learner, train_batches
 from dlrm_jax.training.step import make_train_step
 from experiments.benchmarks.roofline import matrix_flops
 from experiments.scaling import ranking, sequences
-from experiments.scaling.cell import Cell
+from experiments.scaling.cell import Cell, Measured, measured
 from experiments.scaling.planted_products import generate, planted_products
 from experiments.scaling.power_law import PowerLaw, fit, line
 from experiments.scaling.sizes import LADDER, MODELS, Size, is_of_sequences, sizes_of
@@ -113,8 +114,8 @@ def test_the_program_trains_each_size_once_and_resumes(tmp_path: Path):
     first = run(*flags, program=PROGRAM)
     assert first.returncode == 0, first.stderr[-3000:]
     cells = sorted((tmp_path / "cells").iterdir())
-    # Two rates of the middle size, two sizes with two seeds.
-    assert len(cells) == 2 * (2 + 2 * 2)
+    # Three rates of the middle size, two sizes with two seeds.
+    assert len(cells) == 2 * (3 + 2 * 2)
     cells[0].unlink()
     written = {path: path.stat().st_mtime_ns for path in cells[1:]}
     with (tmp_path / "cells.csv").open(encoding="utf-8") as file:
@@ -127,6 +128,16 @@ def test_the_program_trains_each_size_once_and_resumes(tmp_path: Path):
     assert cells[0].exists()
     assert again.stdout == first.stdout
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+def test_a_damaged_result_is_named(tmp_path: Path):
+    cell = Cell("dlrm", Size(4, 1, 16), 0.01, 0, 1024)
+    known = Measured(10, 2.0, 0.6, 0.2, 0.1, 1.0)
+    assert measured(cell, lambda _: known, tmp_path) == known
+    (path,) = tmp_path.iterdir()
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=f"cell {path}: expected the result of a training"):
+        measured(cell, lambda _: known, tmp_path)
 
 
 def test_an_unknown_model_is_refused(tmp_path: Path):
