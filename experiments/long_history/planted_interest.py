@@ -51,9 +51,7 @@ class PlantedInterest:
         return np.log(self.probabilities) - np.log1p(-self.probabilities)
 
 
-def generate(
-    count: int, candidates: int, horizon: int, longest: int, seed: int
-) -> PlantedInterest:
+def generate(count: int, candidates: int, horizon: int, longest: int, seed: int) -> PlantedInterest:
     """Draws requests whose histories have from half of ``longest`` to ``longest`` actions.
 
     Args:
@@ -69,7 +67,9 @@ def generate(
     category, action = _actions(rng, lengths, horizon)
     # Likes by category in each prefix of all actions, so that a horizon is a difference.
     likes = np.zeros((len(action) + 1, CATEGORIES), np.int32)
-    np.cumsum((category[:, None] == np.arange(CATEGORIES)) & (action == LIKE)[:, None], 0, out=likes[1:])
+    np.cumsum(
+        (category[:, None] == np.arange(CATEGORIES)) & (action == LIKE)[:, None], 0, out=likes[1:]
+    )
     first = np.maximum(offsets[1:] - horizon, offsets[:-1])
     share = (likes[offsets[1:]] - likes[first]) / np.maximum(offsets[1:] - first, 1)[:, None]
     shown = rng.integers(0, CATEGORIES, (count, candidates))

@@ -115,7 +115,10 @@ def changed(row: int, **values: Any) -> pl.DataFrame:
     ("log", "text"),
     [
         (LOG.drop("did"), "0.parquet has no column 'did'; it has seen, seen_at"),
-        (changed(7, did=["view"]), "row 8, column did: expected as many values as seen has, 3, got 1"),
+        (
+            changed(7, did=["view"]),
+            "row 8, column did: expected as many values as seen has, 3, got 1",
+        ),
         (changed(7, seen_at=[1, 2]), "row 8, column seen_at: expected as many values as seen"),
         (changed(2, label=[1]), "row 3, column label: expected as many values as item has, 2, got"),
         (changed(2, label=[0, 2]), "row 3, column label: expected 0 or 1, got 2"),
@@ -126,7 +129,10 @@ def changed(row: int, **values: Any) -> pl.DataFrame:
         (LOG.with_columns(seen=pl.lit("x")), "column seen: expected lists, got String"),
         (LOG.with_columns(country=pl.col("seen")), "column country: expected single values, got L"),
         (LOG.with_columns(label=pl.lit(1)), "column label: expected lists, got Int32"),
-        (LOG.with_columns(at=pl.lit("x")), "column at: expected dates, or seconds as numbers, got S"),
+        (
+            LOG.with_columns(at=pl.lit("x")),
+            "column at: expected dates, or seconds as numbers, got S",
+        ),
         (LOG.clear(), "expected a log of requests, got one without rows"),
         (LOG.head(1), "expected a log whose times can be cut into eight tenths"),
     ],
@@ -140,7 +146,7 @@ def test_logs_that_are_refused(log: pl.DataFrame, text: str, tmp_path: Path):
 
 def test_no_parquet_file(tmp_path: Path):
     (tmp_path / "log.parquet").write_text("seen,did", encoding="utf-8")
-    with pytest.raises(UserError, match="cannot read .*log.parquet"):
+    with pytest.raises(UserError, match=r"cannot read .*log\.parquet"):
         read_requests([tmp_path / "log.parquet"], COLUMNS, tmp_path / "arrays")
     with pytest.raises(UserError, match="expected at least one Parquet file"):
         read_requests([], COLUMNS, tmp_path / "arrays")

@@ -1,0 +1,183 @@
+r"""Trains a model that ranks the candidates of a request by the user's long history.
+
+    python -m experiments.long_history --log=requests.parquet --history=seen:item,action \
+        --candidates=item --context=country --label=clicked --workdir=runs/long
+    python -m experiments.long_history --lengths=64,128,256,512,1024
+    python -m experiments.long_history --max_length=2000 --eval_length=10000 --longest=10000
+
+``--log`` is one or more Parquet files with a row for each request: lists of what the user did, and
+the candidates, as lists or as single values. A column reads the table that is named behind a colon,
+otherwise that of its own name. Requests are split by time, or by their order. It prints log loss,
+normalized entropy, AUC and GAUC of the checkpoint that is best on validation. If the program is
+interrupted, run the same command again to resume.
+
+Without a log it generates requests whose labels depend on the latest ``--horizon`` actions, so that
+the best result is known. ``--lengths`` trains once for each length, one after the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from absl import flags
+
+from dlrm_jax.backend import describe_devices
+from dlrm_jax.cli.config_flags import define_field
+from dlrm_jax.cli.flags import (
+    FLAGS,
+    chosen_workdir,
+    define_mesh,
+    define_numbers,
+    define_workdir,
+    refuse,
+)
+from dlrm_jax.cli.run import run
+from dlrm_jax.cli.start import start
+from dlrm_jax.console import status
+from dlrm_jax.mesh import check_batch_size
+from dlrm_jax.requests.columns import Columns, read_columns
+from dlrm_jax.requests.encoded_log import read_requests
+from dlrm_jax.requests.evaluation import GAUC, metrics
+from dlrm_jax.requests.requests import Requests, Split, split_of
+from dlrm_jax.requests.run import run as run_requests
+from dlrm_jax.requests.settings import RequestSettings
+from dlrm_jax.text_table import text_table
+from experiments.long_history.planted_interest import PlantedInterest, generate
+
+_SHOWN = ("log_loss", "normalized_entropy", "auc", GAUC)
+_GENERATED = ("requests", "shown", "horizon", "longest")
+_OF_LOG = (
+    "history", "candidates", "context", "label", "history_time", "time", "min_count",
+)  # fmt: skip
+
+define_mesh()
+flags.DEFINE_list("log", [], "Parquet files, a row for each request; such as requests.parquet.")
+flags.DEFINE_list(
+    "history", ["item"], "Columns of what the user did, COLUMN or COLUMN:TABLE; such as seen:item."
+)
+flags.DEFINE_list("candidates", ["item"], "Columns of the candidates; such as item,category.")
+flags.DEFINE_list("context", [], "Columns of the request, with single values; such as country.")
+flags.DEFINE_string("label", "label", "Column of the labels, 0 or 1; such as clicked.")
+flags.DEFINE_string("history_time", "", "Column of the actions' times, lists; such as seen_at.")
+flags.DEFINE_string("time", "", "Column of the requests' times, seconds or dates; such as at.")
+flags.DEFINE_integer(
+    "min_count", 1, "Times that a value must be there to have a vector of its own; such as 5.", 1
+)
+for _field in dataclasses.fields(RequestSettings):
+    define_field(_field, get_type_hints(RequestSettings)[_field.name], _field.default)
+define_numbers(
+    "lengths", (), "Values of max_length that are trained one after the other; such as 64,512.", int
+)
+define_workdir("Directory of metrics and checkpoints", "runs/long")
+flags.DEFINE_integer("requests", 3000, "Generated requests; such as 1000.", 20)
+flags.DEFINE_integer("shown", 16, "Candidates of a generated request; such as 100.", 1)
+flags.DEFINE_integer(
+    "horizon", 512, "Latest actions that decide a generated label; such as 2000.", 8
+)
+flags.DEFINE_integer("longest", 1024, "Longest generated history; such as 10000.", 8)
+
+
+def main() -> None:
+    """Settings, requests, split, then what `dlrm_jax.requests.run.run` does for each length."""
+    check_flags()
+    workdir, settings = chosen_workdir("long_history"), settings_of_flags()
+    mesh = start(FLAGS.mesh)
+    check_batch_size(mesh, "batch_size", settings.batch_size)
+    status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
+    planted = None
+    if FLAGS.log:
+        paths = [Path(x) for x in FLAGS.log]
+        requests, split = read_requests(
+            paths, columns_of_flags(), workdir / "requests", FLAGS.min_count, status
+        )
+    else:
+        planted = generate(FLAGS.requests, FLAGS.shown, FLAGS.horizon, FLAGS.longest, settings.seed)
+        requests = planted.requests
+        assert requests.times is not None
+        split = split_of(requests.times)
+    status(describe(requests, split))
+    status(f"workdir {workdir}")
+    found = {}
+    for length in FLAGS.lengths or [settings.max_length]:
+        own = dataclasses.replace(settings, max_length=length)
+        directory = workdir / f"length_{length}" if FLAGS.lengths else workdir
+        outcome = run_requests(requests, split, own, mesh, directory, status)
+        found[f"{settings.encoder} {length}"] = outcome.summary
+        status(row_of(f"{settings.encoder} {length}", outcome.summary["test"]))
+    report(found, None if planted is None else best_of(planted, split), workdir)
+
+
+def check_flags() -> None:
+    """Refuses flags that contradict each other or that nothing would read."""
+    if FLAGS.log:
+        refuse(_GENERATED, "with --log, which has requests")
+    else:
+        refuse(_OF_LOG, "without --log")
+    if FLAGS.lengths:
+        refuse(["max_length"], "with --lengths, which are its values")
+    if FLAGS.encoder == "mean":
+        refuse(["layers", "heads"], "with --encoder=mean, which has none")
+
+
+def settings_of_flags() -> RequestSettings:
+    """The settings, which are flags each."""
+    given: dict[str, Any] = {}
+    for name in (x.name for x in dataclasses.fields(RequestSettings)):
+        value = FLAGS[name].value
+        given[name] = tuple(value) if isinstance(value, list) else value
+    return RequestSettings(**given)
+
+
+def columns_of_flags() -> Columns:
+    """The columns of the log."""
+    return Columns(
+        **{name: read_columns(name, FLAGS[name].value) for name in _OF_LOG[:3]},
+        label=FLAGS.label,
+        history_time=FLAGS.history_time,
+        time=FLAGS.time,
+    )
+
+
+def describe(requests: Requests, split: Split) -> str:
+    """One line: requests, candidates, histories, parts."""
+    lengths = requests.lengths
+    sizes = (f"{name} {len(x):,}" for name, x in split._asdict().items())
+    return (
+        f"{len(requests):,} requests with {requests.counts.mean():.1f} candidates and histories of "
+        f"{lengths.mean():.0f} actions, at most {lengths.max():,}; {', '.join(sizes)}"
+    )
+
+
+def best_of(planted: PlantedInterest, split: Split) -> dict[str, Any]:
+    """The metrics of the planted probabilities on the test split."""
+    requests = planted.requests
+    places = requests.candidates_of(split.test)
+    counts = requests.counts[split.test]
+    return metrics(planted.logits[places], requests.labels[places], counts)
+
+
+def row_of(name: str, found: dict[str, Any]) -> str:
+    """One line: a model's metrics on the test split."""
+    return f"{name}: " + ", ".join(f"{x} {found[x]:.4f}" for x in _SHOWN)
+
+
+def report(
+    summaries: dict[str, dict[str, Any]], planted: dict[str, Any] | None, workdir: Path
+) -> None:
+    """Prints the metrics of the test split."""
+    rows = [[name, *(f"{x['test'][y]:.4f}" for y in _SHOWN)] for name, x in summaries.items()]
+    if planted:
+        rows.append(["planted interest", *(f"{planted[x]:.4f}" for x in _SHOWN)])
+    status(text_table(["test", *_SHOWN], rows))
+    for name, summary in summaries.items():
+        status(
+            f"{name}: best of {summary['steps']} steps is {summary['best_step']}, "
+            f"{summary['tokens_of_filling']:.0%} of the tokens are filling"
+        )
+    status(f"see {workdir}")
+
+
+if __name__ == "__main__":
+    run(main)
