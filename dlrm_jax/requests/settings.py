@@ -42,7 +42,7 @@ class RequestSettings:
     )
     mlp: tuple[int, ...] = field((64, 32), "Widths of the last layers; such as 128,64.", 1)
     batch_size: int = field(64, "Requests of a batch; such as 256.", 1)
-    learning_rate: float = field(0.001, "Learning rate of Adam, of tables, too; such as 0.003.")
+    learning_rate: float = field(0.003, "Learning rate of Adam, of tables, too; such as 0.001.")
     epochs: int = field(3, "Times that each request is trained on; such as 1.", 1)
     evaluate_every: int = field(
         0, "Steps between validations; 0 for one after each epoch; such as 100.", 0
