@@ -114,7 +114,8 @@ def compiled(encoder: HistoryEncoder, given: Packed) -> Compiled:
 
     def loss(state: Any, history: Any, candidates: Any, given: Packed) -> Any:
         own = given._replace(history=history, candidates=candidates)
-        return jnp.mean(jnp.square(score(state, own)))
+        # Of squares there would be no gradient, since results of STCA are normalized.
+        return jnp.mean(given.candidates * score(state, own))
 
     def train(state: Any, given: Packed) -> Any:
         gradient = jax.grad(loss, (0, 1, 2), allow_int=True)
