@@ -21,6 +21,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 import polars as pl
 from absl import flags
 
@@ -152,12 +153,13 @@ def check_places(interactions: Interactions, settings: SequentialSettings) -> No
 
 
 def describe(interactions: Interactions, split: Any) -> str:
-    """One line: users, items, interactions, questions."""
+    """One line: users, items, interactions, and how many of them are asked for."""
     lengths = interactions.lengths
+    train = np.maximum(split.train[:, 1] - split.train[:, 0] - 1, 0).sum()
     return (
         f"{len(lengths):,} users with {lengths.mean():.0f} interactions, at most "
-        f"{lengths.max():,}; {len(interactions.values):,} items; questions: validation "
-        f"{len(split.validation.asked):,}, test {len(split.test.asked):,}"
+        f"{lengths.max():,}; {len(interactions.values):,} items; targets: training {train:,}, "
+        f"validation {len(split.validation.asked):,}, test {len(split.test.asked):,}"
     )
 
 
