@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from main_job import run
@@ -65,12 +64,15 @@ def test_operations_of_a_program():
 def test_gradients_of_attention_are_kernels_without_a_matrix_of_tokens(name: str):
     mesh = target_mesh(name, (1, 1))
 
+    def attend(*given):
+        return pointwise_attention(*given, 0.1)
+
     def of(*shape: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
     def total(query, key, value, by_distance, by_time, starts, times, following):
         sequences, bias = Sequences(starts, times, following), Bias(by_distance, by_time)
-        return jnp.sum(pointwise_attention(query, key, value, bias, sequences, 0.1) ** 2)
+        return jnp.sum(jnp.square(jnp.asarray(attend(query, key, value, bias, sequences))))
 
     places = [of(TOKENS, dtype="int32")] * 3
     given = *(of(TOKENS, 2, width) for width in (25, 25, 32)), of(200), of(129), *places
@@ -82,7 +84,6 @@ def test_gradients_of_attention_are_kernels_without_a_matrix_of_tokens(name: str
     kernel = {"h100": "__gpu$xla.gpu.triton", "tpu_v5e": "tpu_custom_call"}[name]
     assert operations(compiled)[f"custom-call {kernel}"] == 3
     assert f"{TOKENS},{TOKENS}" not in (compiled.as_text() or "")
-    assert np.prod([2, TOKENS, TOKENS, 4]) > compiled.memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.parametrize("name", EACH)
