@@ -61,7 +61,8 @@ class RequestScorer:
         model: RequestRanker,
         tables: Mapping[str, Float[Array, "rows d"]],
     ):
-        self.columns, self.settings, self.tables = columns, settings, dict(tables)
+        self.columns, self.settings, self.model = columns, settings, model
+        self.tables = dict(tables)
         graph, self._state = nnx.split(model)
 
         def encode(state: Any, tables: Any, ids: Any, length: Any, times: Any) -> Any:
