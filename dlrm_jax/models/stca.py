@@ -35,7 +35,10 @@ class Kept(NamedTuple):
 
 
 class SwiGLU(nnx.Module):
-    """norm(W₃ (SiLU(W₁ x) ∘ W₂ x)).
+    """norm(y + W₃ (SiLU(W₁ y) ∘ W₂ y)), where y = norm(x).
+
+    The product of two linear layers is nearly the same for small x and -x. So the inputs are
+    normalized, and added to what comes of them; the paper leaves both open.
 
     Args:
         width: width of the inputs and results, d.
@@ -50,7 +53,8 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
         """Returns the results."""
-        return normalized(self.down(jax.nn.silu(self.gate(x)) * self.up(x)), _EPSILON)
+        y = normalized(x, _EPSILON)
+        return normalized(y + self.down(jax.nn.silu(self.gate(y)) * self.up(y)), _EPSILON)
 
 
 class STCALayer(nnx.Module):

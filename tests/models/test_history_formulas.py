@@ -41,7 +41,8 @@ def x64():
 
 
 def swiglu(layer, x):
-    return norm(linear(layer.down, silu(linear(layer.gate, x)) * linear(layer.up, x)))
+    y = norm(x)
+    return norm(y + linear(layer.down, silu(linear(layer.gate, y)) * linear(layer.up, y)))
 
 
 def fused(layer, found):

@@ -45,11 +45,12 @@ def norm(x):
 
 
 def linear(layer, x):
-    return x @ f64(layer.kernel) + f64(layer.bias)
+    return x @ f64(layer.kernel) + (0 if layer.bias is None else f64(layer.bias))
 
 
 def swiglu(layer, x):
-    return norm(linear(layer.down, silu(linear(layer.gate, x)) * linear(layer.up, x)))
+    y = norm(x)
+    return norm(y + linear(layer.down, silu(linear(layer.gate, y)) * linear(layer.up, y)))
 
 
 def fused(layer, found):
