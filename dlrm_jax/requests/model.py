@@ -45,7 +45,13 @@ class RequestRanker(nnx.Module):
         self, columns: Columns, settings: RequestSettings, *, rngs: nnx.Rngs, dtype: str = "float32"
     ):
         self.encoder = _encoder(columns, settings, rngs)
-        width = settings.width * (3 + len(columns.context))
+        own = settings.encoder_width or settings.width
+        if settings.encoder_width:
+            sizes: Any = (settings.width, own)
+            self.of_history = nnx.Linear(*sizes, rngs=rngs, dtype=dtype)
+            self.of_candidates = nnx.Linear(*sizes, rngs=rngs, dtype=dtype)
+        self.is_widened = bool(settings.encoder_width)
+        width = 3 * own + len(columns.context) * settings.width
         self.head = MLP([width, *settings.mlp, 1], last_relu=False, rngs=rngs, dtype=dtype)
         self.history, self.candidates, self.context = (
             tuple(map(feature, [part] * len(names), names))
@@ -180,14 +186,16 @@ def learner_for(
 
 
 def _encoder(columns: Columns, settings: RequestSettings, rngs: nnx.Rngs) -> HistoryEncoder:
-    sizes = settings.width, settings.max_length
+    sizes = settings.encoder_width or settings.width, settings.max_length
     if settings.encoder == "mean":
         return MeanHistory(*sizes, rngs=rngs)
     options: dict[str, Any] = {"layers": settings.layers, "heads": settings.heads}
     options["timed"] = columns.is_timed
     if settings.encoder == "stca":
         return STCA(*sizes, **options, rngs=rngs)
-    return HSTUCandidates(*sizes, **options, dropout=settings.dropout, rngs=rngs)
+    for name in ("dropout", "attention_width", "linear_width"):
+        options[name] = getattr(settings, name)
+    return HSTUCandidates(*sizes, **options, rngs=rngs)
 
 
 def _flat(vectors: Float[Array, "b K d"]) -> Float[Array, "T d"]:

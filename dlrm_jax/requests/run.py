@@ -9,6 +9,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from dlrm_jax.processes import on_process_0
 from dlrm_jax.requests.batches import RequestTraining
 from dlrm_jax.requests.evaluation import Evaluation
 from dlrm_jax.requests.model import learner_for
@@ -99,5 +100,5 @@ def run(
                 if len(numbers)
             },
         }
-        write_result(workdir / "summary.json", to_json(summary, indent=1))
+        on_process_0(lambda: write_result(workdir / "summary.json", to_json(summary, indent=1)))
         return Outcome(summary, evaluation, best.state)

@@ -34,9 +34,24 @@ class RequestSettings:
         "Whether each candidate gets its own copy of the history, and is encoded with it, as "
         "where rows of a log are single candidates.",
     )
-    width: int = field(32, "Width of all vectors; such as 64.", 1)
+    width: int = field(32, "Width of the tables' vectors; such as 64.", 1)
+    encoder_width: int = field(
+        0,
+        "Width of the encoder's vectors, made by linear layers; 0 for width, without; such as 512.",
+        0,
+    )
     layers: int = field(2, "Layers of the encoder; such as 4.", 1)
     heads: int = field(2, "Heads of each layer's attention; such as 4.", 1)
+    attention_width: int = field(
+        0,
+        "Width of a head's queries and keys in HSTU; 0 for the encoder's over heads; such as 128.",
+        0,
+    )
+    linear_width: int = field(
+        0,
+        "Width of a head's values and gates in HSTU; 0 for the encoder's over heads; such as 128.",
+        0,
+    )
     dropout: float = field(
         0.0, "Share of the numbers in HSTU that are left out in training; such as 0.2."
     )
@@ -65,11 +80,12 @@ class RequestSettings:
             raise UserError(f"learning_rate: expected a positive number, got {self.learning_rate}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout: expected a share from 0 to below 1, got {self.dropout}")
-        if self.dropout and self.encoder != "hstu":
-            raise UserError(
-                f"dropout: expected 0 with encoder={self.encoder}, which has none; got "
-                f"{self.dropout}"
-            )
+        for name in ("dropout", "attention_width", "linear_width"):
+            if getattr(self, name) and self.encoder != "hstu":
+                raise UserError(
+                    f"{name}: expected 0 with encoder={self.encoder}, which has none; got "
+                    f"{getattr(self, name)}"
+                )
         if self.history_sampling >= self.max_length:
             raise UserError(
                 f"history_sampling: expected less than max_length, {self.max_length}, whose rest "

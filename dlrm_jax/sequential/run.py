@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ import numpy as np
 import xxhash
 from jax.sharding import Mesh
 
-from dlrm_jax.config import Config
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.sequential.batches import SequenceTraining
 from dlrm_jax.sequential.evaluation import Evaluation
@@ -22,13 +19,10 @@ from dlrm_jax.sequential.model import learner_for
 from dlrm_jax.sequential.questions import Split
 from dlrm_jax.sequential.settings import SequentialSettings
 from dlrm_jax.sequential.step import make_sequential_step
-from dlrm_jax.training.checkpoint import Checkpoints
-from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.loop import Intervals, Metrics, train
-from dlrm_jax.training.record import Record, owned, to_json, versions, write_result
-from dlrm_jax.training.stopping import Stopping
+from dlrm_jax.training.best_of_run import Plan, best_of_run
+from dlrm_jax.training.learner import TrainState
+from dlrm_jax.training.record import to_json, write_result
 
-_LOG_EVERY = 50  # steps
 _MAY_CHANGE = ("epochs", "patience", "evaluate_every", "at", "metric", "exclude_seen")
 """Settings that may differ when a run is resumed."""
 
@@ -79,68 +73,36 @@ def run(
     every = settings.evaluate_every or batches.steps_per_epoch
     steps = settings.epochs * batches.steps_per_epoch
     identity = {"data": fingerprint(interactions, split), "sequential": fixed_settings(settings)}
-    checkpoints = Checkpoints(workdir / "checkpoints", identity, best_metric=settings.metric)
-    with contextlib.ExitStack() as opened:
-        opened.enter_context(owned(workdir))
-        checkpoints.prepare()
-        noted: dict[str, Any] | None = None
-        if checkpoints.steps():
-            state, resumed_from = checkpoints.restore_latest(learner)
-            checkpoints.delete_superseded()
-            noted = checkpoints.metadata(resumed_from)
-            say(f"resuming from step {resumed_from} in {checkpoints.directory}")
-        else:
-            state, resumed_from = learner.init(settings.seed), 0
-        record = opened.enter_context(Record(workdir / "metrics.jsonl", resumed_from))
-        config = Config(eval_every=every, patience=settings.patience, best_metric=settings.metric)
-        stopping = Stopping(config, steps, noted, say, record)
-        notes = _notes(learner, settings)
-
-        def keep(
-            state: TrainState, validation: Metrics | None, due: bool, speed: float | None
-        ) -> bool:
-            if due or checkpoints.improves(validation):
-                record.flush()
-                known = {**notes, **stopping.noted, "examples_per_second": speed}
-                checkpoints.save(learner, state, known, validation)
-            return True
-
-        has_validation = len(split.validation.asked) > 0
-        ended = steps if stopping.reason is None else resumed_from
-        trained = train(
-            learner,
-            make_sequential_step(learner, settings),  # pyright: ignore[reportArgumentType]
-            state,
-            batches,
-            ended,
-            Intervals(_LOG_EVERY, every, every),
-            validate=(lambda state: evaluation(state, split.validation))
-            if has_validation
-            else None,
-            keep=keep,
-            record=record,
-            is_enough=stopping,
-        )
-        last, speed = int(trained.state.step), trained.examples_per_second
-        del trained, state
-        state, best = checkpoints.restore_best(learner)
+    plan = Plan(settings.seed, steps, every, settings.patience, settings.metric)
+    has_validation = len(split.validation.asked) > 0
+    with best_of_run(
+        learner,
+        make_sequential_step(learner, settings),
+        batches,
+        plan,
+        (lambda state: evaluation(state, split.validation)) if has_validation else None,
+        workdir,
+        identity,
+        dataclasses.asdict(settings),
+        say,
+    ) as best:
         summary = {
-            "steps": last,
-            "best_step": best,
-            "resumed_from": resumed_from or None,
+            "steps": best.steps,
+            "best_step": best.best_step,
+            "resumed_from": best.resumed_from,
             "items": len(interactions.values),
             "users": len(interactions.users),
             "interactions": len(interactions),
-            "sequences_per_second": speed,
+            "sequences_per_second": best.speed,
             "tokens_of_filling": _filling(batches),
             **{
-                name: evaluation.in_full(state, asked, counts_in(interactions, *split.train.T))
+                name: evaluation.in_full(best.state, asked, counts_in(interactions, *split.train.T))
                 for name, asked in (("validation", split.validation), ("test", split.test))
                 if len(asked.asked)
             },
         }
         on_process_0(lambda: write_result(workdir / "summary.json", to_json(summary, indent=1)))
-        return Outcome(summary, evaluation, state)
+        return Outcome(summary, evaluation, best.state)
 
 
 def fixed_settings(settings: SequentialSettings) -> dict[str, Any]:
@@ -149,16 +111,6 @@ def fixed_settings(settings: SequentialSettings) -> dict[str, Any]:
         name: value
         for name, value in dataclasses.asdict(settings).items()
         if name not in _MAY_CHANGE and _ADDED.get(name) != value
-    }
-
-
-def _notes(learner: Learner, settings: SequentialSettings) -> dict[str, Any]:
-    """What a checkpoint notes of its run, as JSON."""
-    return {
-        "mesh": f"{learner.axes.groups}x{learner.axes.shards}",
-        "plan": json.loads(learner.collection.plan.to_json()),
-        "settings": dataclasses.asdict(settings),
-        "versions": versions(),
     }
 
 

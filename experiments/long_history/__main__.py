@@ -4,6 +4,7 @@ r"""Trains a model that ranks the candidates of a request by the user's long his
         --candidates=item --context=country --label=clicked --workdir=runs/long
     python -m experiments.long_history --lengths=64,128,256,512,1024
     python -m experiments.long_history --max_length=2000 --eval_length=10000 --longest=10000
+    python -m experiments.long_history --preset=dlrm_v3 --most_rows=100000 --requests=200
 
 ``--log`` is one or more Parquet files with a row for each request: lists of what the user did, and
 the candidates, as lists or as single values. A column reads the table that is named behind a colon,
@@ -45,9 +46,10 @@ from dlrm_jax.requests.run import run as run_requests
 from dlrm_jax.requests.settings import RequestSettings
 from dlrm_jax.text_table import text_table
 from experiments.long_history.planted_interest import PlantedInterest, generate
+from experiments.long_history.presets import PRESETS
 
 _SHOWN = ("log_loss", "normalized_entropy", "auc", GAUC)
-_GENERATED = ("requests", "shown", "horizon", "longest")
+_GENERATED = ("requests", "shown", "horizon", "longest", "most_rows")
 _OF_LOG = (
     "history", "candidates", "context", "label", "history_time", "time", "min_count",
 )  # fmt: skip
@@ -65,18 +67,24 @@ flags.DEFINE_string("time", "", "Column of the requests' times, seconds or dates
 flags.DEFINE_integer(
     "min_count", 1, "Times that a value must be there to have a vector of its own; such as 5.", 1
 )
+flags.DEFINE_enum(
+    "preset", "small", list(PRESETS), "Settings and generated requests that the other flags change."
+)
 for _field in dataclasses.fields(RequestSettings):
-    define_field(_field, get_type_hints(RequestSettings)[_field.name], _field.default)
+    define_field(_field, get_type_hints(RequestSettings)[_field.name], None)
 define_numbers(
     "lengths", (), "Values of max_length that are trained one after the other; such as 64,512.", int
 )
 define_workdir("Directory of metrics and checkpoints", "runs/long")
 flags.DEFINE_integer("requests", 3000, "Generated requests; such as 1000.", 20)
-flags.DEFINE_integer("shown", 16, "Candidates of a generated request; such as 100.", 1)
+flags.DEFINE_integer("shown", None, "Candidates of a generated request; such as 100.", 1)
 flags.DEFINE_integer(
     "horizon", 512, "Latest actions that decide a generated label; such as 2000.", 8
 )
-flags.DEFINE_integer("longest", 1024, "Longest generated history; such as 10000.", 8)
+flags.DEFINE_integer("longest", None, "Longest generated history; such as 10000.", 8)
+flags.DEFINE_integer(
+    "most_rows", None, "Most rows of a table, to cut a preset to this machine; such as 100000.", 16
+)
 
 
 def main() -> None:
@@ -117,7 +125,7 @@ def check_flags() -> None:
         refuse(_OF_LOG, "without --log")
     if FLAGS.lengths:
         refuse(["max_length"], "with --lengths, which are its values")
-    if FLAGS.encoder == "mean":
+    if settings_of_flags().encoder == "mean":
         refuse(["layers", "heads"], "with --encoder=mean, which has none")
 
 
@@ -126,8 +134,24 @@ def settings_of_flags() -> RequestSettings:
     given: dict[str, Any] = {}
     for name in (x.name for x in dataclasses.fields(RequestSettings)):
         value = FLAGS[name].value
-        given[name] = tuple(value) if isinstance(value, list) else value
-    return RequestSettings(**given)
+        if value is not None:
+            given[name] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(PRESETS[FLAGS.preset].settings, **given)
+
+
+def generated(seed: int) -> PlantedInterest:
+    """Requests of the preset and the flags."""
+    preset = PRESETS[FLAGS.preset]
+    rows = {name: min(x, FLAGS.most_rows or x) for name, x in preset.rows.items()}
+    return generate(
+        FLAGS.requests,
+        FLAGS.shown or preset.shown,
+        FLAGS.horizon,
+        FLAGS.longest or preset.longest,
+        seed,
+        preset.shortest,
+        rows,
+    )
 
 
 def columns_of_flags() -> Columns:

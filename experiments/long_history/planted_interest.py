@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float64
@@ -10,7 +11,7 @@ from jaxtyping import Float64
 from dlrm_jax.requests.columns import Columns
 from dlrm_jax.requests.requests import Requests
 
-CATEGORIES, ITEMS = 8, 400  # an item's category is its number modulo the categories
+CATEGORIES = 8  # an item's category is its number modulo the categories
 SKIP, VIEW, LIKE = range(3)  # the actions
 _FAVOURED = 0.6  # share of a phase's actions that are on its favourite category
 _LIKED = (0.1, 0.8)  # probability of a like there, while the user browses or decides
@@ -25,7 +26,7 @@ COLUMNS = Columns(
     history_time="history_time",
     time="time",
 )
-ROWS = {"item": ITEMS, "category": CATEGORIES, "action": 3, "country": 4}
+ROWS = {"item": 400, "category": CATEGORIES, "action": 3, "country": 4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,16 @@ class PlantedInterest:
         return np.log(self.probabilities) - np.log1p(-self.probabilities)
 
 
-def generate(count: int, candidates: int, horizon: int, longest: int, seed: int) -> PlantedInterest:
-    """Draws requests whose histories have from half of ``longest`` to ``longest`` actions.
+def generate(
+    count: int,
+    candidates: int,
+    horizon: int,
+    longest: int,
+    seed: int,
+    shortest: float = 0.5,
+    rows: Mapping[str, int] | None = None,
+) -> PlantedInterest:
+    """Draws requests.
 
     Args:
         count: number of requests.
@@ -60,9 +69,13 @@ def generate(count: int, candidates: int, horizon: int, longest: int, seed: int)
         horizon: number of latest actions that decide.
         longest: number of actions of the longest history.
         seed: seed of the draws.
+        shortest: share of it that the shortest one has.
+        rows: number of rows of the tables of items and of countries, which decide nothing; None for
+            400 and 4.
     """
+    rows = {**ROWS, **(rows or {})}
     rng = np.random.default_rng([seed, count, horizon, longest])
-    lengths = rng.integers(longest // 2, longest + 1, count)
+    lengths = rng.integers(int(longest * shortest), longest + 1, count)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     category, action = _actions(rng, lengths, horizon)
     # Likes by category in each prefix of all actions, so that a horizon is a difference.
@@ -83,18 +96,18 @@ def generate(count: int, candidates: int, horizon: int, longest: int, seed: int)
     passed -= np.repeat(np.append(passed, 0)[offsets[1:]], lengths)
     requests = Requests(
         COLUMNS,
-        ROWS,
+        rows,
         {
-            "history_item": _items(rng, category),
+            "history_item": _items(rng, category, rows),
             "history_category": category,
             "action": action,
         },
         offsets,
         np.repeat(times, lengths) - passed,
-        {"item": _items(rng, shown.ravel()), "category": shown.ravel().astype(np.int32)},
+        {"item": _items(rng, shown.ravel(), rows), "category": shown.ravel().astype(np.int32)},
         np.arange(count + 1) * candidates,
         (rng.random(len(own)) < probabilities).astype(np.float32),
-        {"country": rng.integers(0, ROWS["country"], count).astype(np.int32)},
+        {"country": rng.integers(0, rows["country"], count).astype(np.int32)},
         times,
     )
     return PlantedInterest(requests, probabilities)
@@ -118,8 +131,8 @@ def _actions(
     return category.astype(np.int32), action.astype(np.int32)
 
 
-def _items(rng: np.random.Generator, category: np.ndarray) -> np.ndarray:
+def _items(rng: np.random.Generator, category: np.ndarray, rows: Mapping[str, int]) -> np.ndarray:
     """An item of each category, the first ones more often."""
-    popularity = 1 / np.arange(1, ITEMS // CATEGORIES + 1)
+    popularity = 1 / np.arange(1, rows["item"] // CATEGORIES + 1)
     place = rng.choice(len(popularity), len(category), p=popularity / popularity.sum())
     return (place * CATEGORIES + category).astype(np.int32)

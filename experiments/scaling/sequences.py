@@ -17,7 +17,8 @@ from dlrm_jax.sequential.model import learner_for
 from dlrm_jax.sequential.packing import SequenceBatch
 from dlrm_jax.sequential.questions import Questions, Split, split_of
 from dlrm_jax.sequential.settings import SequentialSettings
-from dlrm_jax.sequential.step import SequentialStep, make_sequential_step
+from dlrm_jax.sequential.step import make_sequential_step
+from dlrm_jax.training.device_step import DeviceStep
 from dlrm_jax.training.learner import TrainState
 from dlrm_jax.training.loop import Intervals, train
 from experiments.benchmarks.roofline import matrix_flops
@@ -109,7 +110,7 @@ def planted_loss(
 
 
 def token_flops(
-    step: SequentialStep, state: TrainState, batch: SequenceBatch, settings: SequentialSettings
+    step: DeviceStep, state: TrainState, batch: SequenceBatch, settings: SequentialSettings
 ) -> float:
     """Floating-point operations of products per token of a training step, filling left out.
 

@@ -1,0 +1,92 @@
+"""The program of long histories, and the interest that it plants."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from main_job import run
+
+from experiments.long_history.planted_interest import LIKE, generate
+
+PROGRAM = ("-m", "experiments.long_history")
+SMALL = (
+    "--mesh=1x1", "--requests=60", "--shown=3", "--horizon=16", "--longest=32", "--epochs=1",
+    "--batch_size=8", "--width=4", "--mlp=8",
+)  # fmt: skip
+
+
+def test_labels_depend_on_the_likes_of_a_category_up_to_the_horizon():
+    planted = generate(30, 4, horizon=20, longest=50, seed=1)
+    requests, shares = planted.requests, []
+    for i in range(30):
+        first, end = requests.history_offsets[i : i + 2]
+        latest = range(max(first, end - 20), end)
+        for j in range(*requests.candidate_offsets[i : i + 2]):
+            shown = requests.candidates["category"][j]
+            likes = [
+                t
+                for t in latest
+                if requests.history["action"][t] == LIKE
+                and requests.history["history_category"][t] == shown
+            ]
+            shares.append(len(likes) / len(latest))
+    z = (np.asarray(shares) - np.mean(shares)) / np.std(shares)
+    np.testing.assert_allclose(planted.logits, 2 * z - 0.5, rtol=1e-12)
+    np.testing.assert_array_equal(
+        requests.history["history_item"] % 8, requests.history["history_category"]
+    )
+    assert requests.history_times is not None
+    assert requests.times is not None
+    for i in range(30):
+        own = requests.history_times[slice(*requests.history_offsets[i : i + 2])]
+        assert (np.diff(own) > 0).all()
+        assert own[-1] < requests.times[i]
+
+
+def test_generated_requests_by_length(tmp_path: Path):
+    flags = ("--encoder=mean", "--lengths=8,16", f"--workdir={tmp_path / 'w'}")
+    result = run(*SMALL, *flags, program=PROGRAM)
+    assert result.returncode == 0, result.stderr[-2000:]
+    rows = re.findall(r"^(mean 8|mean 16|planted interest) +[0-9.]+ +", result.stdout, re.M)
+    assert rows == ["mean 8", "mean 16", "planted interest"]
+    assert (tmp_path / "w" / "length_16" / "summary.json").exists()
+
+
+def test_a_log(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    log = pl.DataFrame(
+        [
+            {
+                "seen": rng.integers(0, 9, n).tolist(),
+                "item": int(rng.integers(0, 9)),
+                "clicked": int(rng.integers(0, 2)),
+            }
+            for n in rng.integers(0, 12, 100)
+        ],
+        schema_overrides={"seen": pl.List(pl.Int64)},
+    )
+    log.write_parquet(tmp_path / "log.parquet")
+    flags = (
+        f"--log={tmp_path / 'log.parquet'}", "--history=seen:item", "--label=clicked",
+        "--encoder=hstu", "--layers=1", "--max_length=8", "--epochs=1", "--batch_size=16",
+        "--width=4", "--mlp=8", f"--workdir={tmp_path / 'w'}",
+    )  # fmt: skip
+    result = run("--mesh=1x1", *flags, program=PROGRAM)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "100 requests with 1.0 candidates" in result.stdout
+    assert (tmp_path / "w" / "requests" / "labels.npy").exists()
+
+
+def test_flags_that_nothing_would_read():
+    for flags, text in (
+        (("--label=x",), "--label has no effect without --log"),
+        (("--log=x.parquet", "--horizon=9"), "--horizon has no effect with --log"),
+        (("--lengths=8", "--max_length=8"), "--max_length has no effect with --lengths"),
+        (("--encoder=mean", "--layers=1"), "--layers has no effect with --encoder=mean"),
+    ):
+        result = run(*flags, program=PROGRAM)
+        assert result.returncode == 2
+        assert text in result.stderr
