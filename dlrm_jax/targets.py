@@ -7,9 +7,11 @@ the program that would run: its memory, its collectives and its kernels can be r
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from typing import Any, NamedTuple
 
+import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -64,7 +66,10 @@ def lacks(target: str) -> str | None:
 
 
 def target_mesh(target: str, shape: tuple[int, int]) -> Mesh:
-    """A mesh of devices that are described, not there; call before JAX is used otherwise.
+    """A mesh of devices that are described, not there.
+
+    This process keeps no program that it compiles from then on: JAX can't read those of such
+    devices again.
 
     Args:
         target: one of `TARGETS`.
@@ -84,6 +89,7 @@ def target_mesh(target: str, shape: tuple[int, int]) -> Mesh:
         raise UserError(
             f"--target={target}: {count} devices can't be described: {error}"
         ) from error
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
     return mesh_of(sorted(found, key=lambda device: (device.process_index, device.id)), shape)
 
 
@@ -105,11 +111,12 @@ def _chips(target: str, count: int) -> dict[str, Any]:
         raise UserError(
             f"--mesh: expected 1, 2, 4, 8 and so on up to 256 chips of a TPU, got {count}"
         )
-    # Without a TPU, its library would ask the cloud which one this is, and tell of it at length.
+    # Without a TPU, its library would ask the cloud which one this is, and tell of it at length. No
+    # chip is opened, so others may use the library at the same time.
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("TPU_ACCELERATOR_TYPE", "v5litepod-8"), ("TPU_STDERR_LOG_LEVEL", "3"),
-        ("TPU_MIN_LOG_LEVEL", "3"),
+        ("TPU_MIN_LOG_LEVEL", "3"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
     ):  # fmt: skip
         os.environ.setdefault(name, value)
     across = 1 << (count.bit_length() - 1) // 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -22,6 +24,13 @@ EACH = [
     pytest.param(name, marks=pytest.mark.skipif(bool(lacks(name)), reason=lacks(name) or ""))
     for name in ("h100", "tpu_v5e")
 ]
+
+
+@pytest.fixture(autouse=True)
+def _programs_are_kept_afterwards():
+    least: Any = jax.config.jax_persistent_cache_min_compile_time_secs  # pyright: ignore[reportAttributeAccessIssue]
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
 
 
 def test_targets_are_devices_of_the_planner():
