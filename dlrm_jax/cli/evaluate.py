@@ -1,6 +1,7 @@
 """Evaluates a trained model on data with labels, and what it would cost to fade features.
 
     python -m dlrm_jax evaluate --checkpoint=runs/log --data=log
+    python -m dlrm_jax evaluate --checkpoint=runs/log --data=log --metrics=gauc:user_id
     python -m dlrm_jax evaluate --checkpoint=runs/log --data=tuesday.parquet --fade=fade.json
 
 The model is a run, of which the best checkpoint counts, one of its checkpoints, or an artifact.
@@ -31,6 +32,7 @@ from dlrm_jax.cli.flags import (
     require,
 )
 from dlrm_jax.cli.model_flags import chosen_model, define_model_flags
+from dlrm_jax.cli.predicted_metrics import Chosen, chosen_metrics
 from dlrm_jax.cli.predicting_model import PredictingModel, check_class, without_vocabularies
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
@@ -67,6 +69,12 @@ flags.DEFINE_string(
     "fade", None, "Schedule of features that are faded, a JSON file; such as fade.json."
 )
 define_model_flags()
+flags.DEFINE_list(
+    "metrics",
+    None,
+    "Metrics to print besides the usual ones, as for `dlrm_jax train`; without it, those of "
+    "training that import nothing; such as gauc:user.",
+)
 mark_required("checkpoint", "data")
 
 
@@ -89,7 +97,11 @@ def main() -> None:
         )
     mesh = start(FLAGS.mesh)
     check_batch_size(mesh, "--batch_size", FLAGS.batch_size)
-    show(evaluated(model, mesh, logs, schedule, is_directory), model.inputs.labels)
+    chosen = chosen_metrics(model)
+    metrics = evaluated(model, mesh, logs, schedule, is_directory, chosen)
+    show(metrics, model.inputs.labels, [name for x in chosen.metrics for name in x.numbers])
+    for line in chosen.left_out:
+        status(line)
     if model.correction:
         status(model.correction)
 
@@ -100,11 +112,12 @@ def evaluated(
     logs: Sequence[Path],
     schedule: FadeSchedule | None,
     is_directory: bool,
+    chosen: Chosen,
 ) -> FadedMetrics:
     """The metrics of all rows, in each state of the schedule."""
     data = checked_data(logs[0], model) if is_directory else None
     predictor = Predictor.load(model.path, mesh, FLAGS.batch_size, FLAGS.model, model.vocabularies)
-    metrics = FadedMetrics(predictor, schedule)
+    metrics = FadedMetrics(predictor, schedule, (chosen.metrics, chosen.places))
     unseen = None if data else predictor.encoder.unseen_values()
     parts: Iterator[Part] = (
         predictor.of_split(rows_of(data), data.labels)
@@ -151,10 +164,10 @@ def rows_of(data: Dataset) -> Split:
     return Split(tuple(days))
 
 
-def show(metrics: FadedMetrics, labels: Sequence[str]) -> None:
-    """Prints the metrics of each state, and what it costs in normalized entropy."""
+def show(metrics: FadedMetrics, labels: Sequence[str], extra: Sequence[str]) -> None:
+    """Prints the metrics of each state, ``extra`` ones too, and what it costs in entropy."""
     costs = ["cost in NE"] if len(metrics.scenarios) > 1 else []
-    lines = []
+    lines, names = [], (*METRICS, *extra)
     for number, label in enumerate(labels or ("",)):
         found = metrics.metrics(number)
         if found is None:
@@ -166,10 +179,10 @@ def show(metrics: FadedMetrics, labels: Sequence[str]) -> None:
                 [cost_of(each, found[0])] if costs and each is not found[0] else [""] * len(costs)
             )
             lines.append(
-                [title, *(f"{each[x]:.5f}" for x in METRICS), f"{each['examples']:,}", *cost]
+                [title, *(f"{each[x]:.5f}" for x in names), f"{each['examples']:,}", *cost]
             )
     if lines:
-        status(text_table(["", *METRICS, "examples", *costs], lines))
+        status(text_table(["", *names, "examples", *costs], lines))
 
 
 def cost_of(faded: Mapping[str, float], covered: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""The metrics that `dlrm_jax predict` prints where the rows have labels."""
+"""The metrics that `dlrm_jax predict` and `evaluate` print where the rows have labels."""
 
 from __future__ import annotations
 

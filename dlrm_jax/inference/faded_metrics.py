@@ -14,6 +14,7 @@ from dlrm_jax.inference.fade_schedule import FadeSchedule
 from dlrm_jax.inference.fading import Fading, covered, request_hashes
 from dlrm_jax.inference.part import Part
 from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.training.extra_metrics import ExtraMetric
 from dlrm_jax.training.streamed_measures import StreamedMeasures
 from dlrm_jax.training.streamed_metrics import LARGEST
 
@@ -64,9 +65,15 @@ class FadedMetrics:
     Args:
         predictor: model.
         schedule: schedule; None for the metrics of all features covered alone.
+        extra: metrics besides the usual ones, see `StreamedMeasures`.
     """
 
-    def __init__(self, predictor: Predictor, schedule: FadeSchedule | None):
+    def __init__(
+        self,
+        predictor: Predictor,
+        schedule: FadeSchedule | None,
+        extra: tuple[Sequence[ExtraMetric], Mapping[str, int]] = ((), {}),
+    ):
         self._predictor, self._salt, self._rows = predictor, "", 0
         self._fading: Fading | None = None
         self.scenarios = [Scenario(_ALL_FEATURES, {})]
@@ -76,7 +83,7 @@ class FadedMetrics:
             self.scenarios, self._salt = scenarios(schedule), schedule.salt
         largest = max(_FEWEST_LOGITS, LARGEST // len(self.scenarios))
         self._measures = [
-            [StreamedMeasures(((), {}), predictor.shift, largest) for _ in predictor.labels]
+            [StreamedMeasures(extra, predictor.shift, largest) for _ in predictor.labels]
             for _ in self.scenarios
         ]
 

@@ -80,6 +80,30 @@ def test_a_split_of_arrays(program: ModuleType, capsys: pytest.CaptureFixture[st
 
 
 @EVALUATE
+def test_metrics_of_groups(program: ModuleType, capsys: pytest.CaptureFixture[str]):
+    """GAUC is that of loops over pairs: groups count by their rows, if they have both labels."""
+    arrays = [f"--checkpoint={RUN}", f"--data={PREVIOUS / 'data'}"]
+    evaluate(program, *arrays, "--metrics=gauc:C2,calibration_by:C2")
+    *_, header, line = capsys.readouterr().out.splitlines()
+    extra = ["gauc:C2", "calibration_by:C2", "calibration_by:C2:worst"]
+    assert header.split() == [*METRICS, *extra, "examples"]
+    data = load_directory(PREVIOUS / "data")
+    split, place = data.splits["test"], sum(data.bag_lengths[:1])  # of the second feature
+    logits = np.concatenate([*Predictor.load(RUN, batch_size=256).logits(split)])
+    ids = np.concatenate([day.ids for day in split.days])
+    cities, labels = ids[:, place], split.labels
+    above = rows = 0.0
+    for city in set(cities):
+        own = np.flatnonzero(cities == city)
+        pairs = [(logits[i], logits[j]) for i in own for j in own if labels[i] > labels[j]]
+        if pairs:
+            rows += len(own)
+            above += len(own) * np.mean([(x > y) + (x == y) / 2 for x, y in pairs])
+    assert 1 < rows < len(split) + 1
+    assert line.split()[2 + len(METRICS)] == f"{above / rows:.5f}"
+
+
+@EVALUATE
 def test_what_it_refuses(program: ModuleType, schedule: Path, tmp_path: Path):
     shutil.copytree(RUN / "checkpoints", tmp_path / "run" / "checkpoints")
     other = tmp_path / "other.json"
@@ -93,8 +117,9 @@ def test_what_it_refuses(program: ModuleType, schedule: Path, tmp_path: Path):
         ),
         ([f"--checkpoint={RUN}", arrays, f"--fade={other}"], "age, page, city, word, got 'pages'"),
         ([f"--checkpoint={tmp_path / 'run'}", arrays, f"--fade={schedule}"], "--fade: .* without"),
+        ([f"--checkpoint={RUN}", arrays, "--metrics=gauc:x"], "gauc:x: the rows have no column"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate(program, *flags)
-        for name in ("data", "split", "fade"):
+        for name in ("data", "split", "fade", "metrics"):
             cli_flags.FLAGS[name].unparse()
