@@ -59,6 +59,23 @@ def read_requests(
     return _read(directory, columns)
 
 
+def read_vocabularies(directory: Path, columns: Columns) -> dict[str, pl.DataFrame]:
+    """The vocabulary of each table.
+
+    Args:
+        directory: directory that `read_requests` has written.
+        columns: columns of the log.
+
+    Raises:
+        UserError: a file can't be read.
+    """
+    known = directory / _VOCABULARIES
+    return {
+        table: vocabulary.read_whole(known / f"{number}.parquet")
+        for number, table in enumerate(columns.tables)
+    }
+
+
 def _note(paths: Sequence[Path], columns: Columns, min_count: int) -> dict[str, Any]:
     """What the arrays depend on, as JSON."""
     stats = [path.stat() for path in paths]

@@ -17,7 +17,7 @@ from dlrm_jax.requests.requests import Requests, Split
 from dlrm_jax.requests.settings import RequestSettings
 from dlrm_jax.requests.step import make_request_step
 from dlrm_jax.training.best_of_run import Plan, best_of_run
-from dlrm_jax.training.learner import TrainState
+from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.record import to_json, write_result
 
 _MAY_CHANGE = ("epochs", "patience", "evaluate_every", "metric", "eval_length")
@@ -32,11 +32,13 @@ class Outcome:
         summary: contents of ``summary.json``.
         evaluation: evaluation of the run.
         state: state of the best checkpoint.
+        learner: learner of the state.
     """
 
     summary: dict[str, Any]
     evaluation: Evaluation
     state: TrainState
+    learner: Learner
 
 
 def run(
@@ -101,4 +103,4 @@ def run(
             },
         }
         on_process_0(lambda: write_result(workdir / "summary.json", to_json(summary, indent=1)))
-        return Outcome(summary, evaluation, best.state)
+        return Outcome(summary, evaluation, best.state, learner)

@@ -10,7 +10,8 @@ r"""Trains a model that ranks the candidates of a request by the user's long his
 the candidates, as lists or as single values. A column reads the table that is named behind a colon,
 otherwise that of its own name. Requests are split by time, or by their order. It prints log loss,
 normalized entropy, AUC and GAUC of the checkpoint that is best on validation. If the program is
-interrupted, run the same command again to resume.
+interrupted, run the same command again to resume. ``--export`` makes a directory of the model,
+which `dlrm_jax.requests.saved_model.read_model` reads.
 
 Without a log it generates requests whose labels depend on the latest ``--horizon`` actions, so that
 the best result is known. ``--lengths`` trains once for each length, one after the other.
@@ -37,12 +38,16 @@ from dlrm_jax.cli.flags import (
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
+from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size
+from dlrm_jax.processes import is_distributed
 from dlrm_jax.requests.columns import Columns, read_columns
-from dlrm_jax.requests.encoded_log import read_requests
+from dlrm_jax.requests.encoded_log import read_requests, read_vocabularies
 from dlrm_jax.requests.evaluation import GAUC, metrics
 from dlrm_jax.requests.requests import Requests, Split, split_of
 from dlrm_jax.requests.run import run as run_requests
+from dlrm_jax.requests.saved_model import write_model
+from dlrm_jax.requests.scorer import RequestScorer
 from dlrm_jax.requests.settings import RequestSettings
 from dlrm_jax.text_table import text_table
 from experiments.long_history.planted_interest import PlantedInterest, generate
@@ -76,6 +81,9 @@ define_numbers(
     "lengths", (), "Values of max_length that are trained one after the other; such as 64,512.", int
 )
 define_workdir("Directory of metrics and checkpoints", "runs/long")
+flags.DEFINE_string(
+    "export", None, "Directory to make of the trained model, for scoring; such as ranker."
+)
 flags.DEFINE_integer("requests", 3000, "Generated requests; such as 1000.", 20)
 flags.DEFINE_integer("shown", None, "Candidates of a generated request; such as 100.", 1)
 flags.DEFINE_integer(
@@ -92,6 +100,8 @@ def main() -> None:
     check_flags()
     workdir, settings = chosen_workdir("long_history"), settings_of_flags()
     mesh = start(FLAGS.mesh)
+    if FLAGS.export and is_distributed():
+        raise UserError("export: expected a run of one process, got one of several")
     check_batch_size(mesh, "batch_size", settings.batch_size)
     status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     planted = None
@@ -114,6 +124,11 @@ def main() -> None:
         outcome = run_requests(requests, split, own, mesh, directory, status)
         found[f"{settings.encoder} {length}"] = outcome.summary
         status(row_of(f"{settings.encoder} {length}", outcome.summary["test"]))
+        if FLAGS.export:
+            scorer = RequestScorer.of_state(outcome.learner, requests.columns, own, outcome.state)
+            known = read_vocabularies(workdir / "requests", requests.columns) if FLAGS.log else None
+            write_model(Path(FLAGS.export), scorer, known)
+            status(f"exported to {FLAGS.export}")
     report(found, None if planted is None else best_of(planted, split), workdir)
 
 
@@ -125,6 +140,9 @@ def check_flags() -> None:
         refuse(_OF_LOG, "without --log")
     if FLAGS.lengths:
         refuse(["max_length"], "with --lengths, which are its values")
+        refuse(["export"], "with --lengths, which trains several models")
+    if FLAGS.export and Path(FLAGS.export).exists():
+        raise UserError(f"export: expected a directory to make, got {FLAGS.export}, which exists")
     if settings_of_flags().encoder == "mean":
         refuse(["layers", "heads"], "with --encoder=mean, which has none")
 

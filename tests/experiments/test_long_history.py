@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from main_job import run
 
+from dlrm_jax.requests.saved_model import read_model
 from experiments.long_history.planted_interest import LIKE, generate
 
 PROGRAM = ("-m", "experiments.long_history")
@@ -72,11 +73,19 @@ def test_a_log(tmp_path: Path):
     flags = (
         f"--log={tmp_path / 'log.parquet'}", "--history=seen:item", "--label=clicked",
         "--encoder=hstu", "--layers=1", "--max_length=8", "--epochs=1", "--batch_size=16",
-        "--width=4", "--mlp=8", f"--workdir={tmp_path / 'w'}",
+        "--width=4", "--mlp=8", f"--workdir={tmp_path / 'w'}", f"--export={tmp_path / 'model'}",
     )  # fmt: skip
     result = run("--mesh=1x1", *flags, program=PROGRAM)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "100 requests with 1.0 candidates" in result.stdout
+    model = read_model(tmp_path / "model")
+    kept = model.encode({"seen": [3, 1, 77]})
+    scores = model.score(kept, {"item": [1, 5, None, 88, 99]}, {})
+    assert scores[3] == scores[4]  # both are new
+    assert len(set(scores.tolist())) == 4
+    again = run("--mesh=1x1", *flags, program=PROGRAM)
+    assert again.returncode == 2
+    assert "export: expected a directory to make" in again.stderr
     assert (tmp_path / "w" / "requests" / "labels.npy").exists()
 
 
