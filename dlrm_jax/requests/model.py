@@ -113,8 +113,9 @@ def places(batch: RequestBatch) -> tuple[Sequences, Candidates, Array]:
         the last one for filling.
     """
     lengths, counts = batch.lengths.reshape(-1), batch.counts.reshape(-1)
-    flat = (x if x is None else x.reshape(-1) for x in (batch.times, batch.next_times))
-    sequences = sequences_of(lengths, batch.numbers.size, *flat, batch.numbers.reshape(-1))
+    times, following = (x if x is None else x.reshape(-1) for x in (batch.times, batch.next_times))
+    numbers = batch.numbers.reshape(-1)
+    sequences = sequences_of(lengths, numbers.size, times, following, numbers)
     place = jnp.arange(batch.labels.size, dtype=jnp.int32)
     owner = jnp.searchsorted(jnp.cumsum(counts), place, side="right")
     there = owner < len(counts)

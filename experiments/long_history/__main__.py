@@ -174,8 +174,9 @@ def generated(seed: int) -> PlantedInterest:
 
 def columns_of_flags() -> Columns:
     """The columns of the log."""
+    parts: list[Any] = [FLAGS[name].value for name in _OF_LOG[:3]]
     return Columns(
-        **{name: read_columns(name, FLAGS[name].value) for name in _OF_LOG[:3]},
+        *(read_columns(name, part) for name, part in zip(_OF_LOG[:3], parts, strict=True)),
         label=FLAGS.label,
         history_time=FLAGS.history_time,
         time=FLAGS.time,

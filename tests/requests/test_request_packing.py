@@ -58,6 +58,8 @@ def test_every_candidate_reads_its_own_history(
     requests = random_requests(24, longest, most, seed)
     settings = dataclasses.replace(SETTINGS, one_by_one=one_by_one)
     training, single = (RequestTraining(requests, np.arange(24), settings, x) for x in (devices, 1))
+    assert requests.times is not None
+    assert requests.history_times is not None
     origin = min(requests.times.min(), *requests.history_times[:], 2**40)
     found = []
     for step in range(training.steps_per_epoch):
@@ -98,6 +100,7 @@ def test_too_few_requests_and_times_too_far_apart():
     requests = random_requests(10, 5, 2)
     with pytest.raises(UserError, match="batch_size: expected at most the 7 requests to train on"):
         RequestTraining(requests, np.arange(7), SETTINGS, 1)
+    assert requests.times is not None
     far = dataclasses.replace(requests, times=requests.times * 10**6)
     with pytest.raises(UserError, match="times: expected seconds that are less than 68 years"):
         RequestTraining(far, np.arange(10), SETTINGS, 1)
