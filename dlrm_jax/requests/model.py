@@ -82,7 +82,10 @@ class RequestRanker(nnx.Module):
             pooled: looked-up vectors of the columns of histories.
             sequences: where the histories are.
         """
-        return self.encoder.encode(_sum([pooled[name] for name in self.history]), sequences)
+        tokens = _sum([pooled[name] for name in self.history])
+        return self.encoder.encode(
+            self.of_history(tokens) if self.is_widened else tokens, sequences
+        )
 
     def score(
         self,
@@ -100,6 +103,8 @@ class RequestRanker(nnx.Module):
             candidates: history of each candidate.
         """
         vectors = _sum([pooled[name] for name in self.candidates])
+        if self.is_widened:
+            vectors = self.of_candidates(vectors)
         encoded = self.encoder.score(kept, vectors, candidates)
         together = [encoded, vectors, encoded * vectors, *context]
         return self.head(jnp.concatenate(together, axis=1))[:, 0]
