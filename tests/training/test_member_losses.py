@@ -58,11 +58,11 @@ def drawn(members: int = 2):
 
 
 @KINDS
-@pytest.mark.parametrize("members", [2, 3])
-def test_loss_and_derivatives(kind: str, members: int):
-    """On eight devices, which differentiate a share each; two members of which one is worse."""
+@pytest.mark.parametrize(("shape", "members"), [("1x1", 2), ("2x4", 3), ("4x2", 2), ("1x8", 3)])
+def test_loss_and_derivatives(kind: str, shape: str, members: int):
+    """On devices that differentiate a share each; members of which one is worse than the whole."""
     z, y, w = drawn(members)
-    mesh, axes = make_mesh("2x4"), ("data", "model")
+    mesh, axes = make_mesh(shape), ("data", "model")
     loss, split, whole = MEMBER_LOSSES[kind], PartitionSpec(axes), PartitionSpec()
 
     def of_device(z, y, w):
