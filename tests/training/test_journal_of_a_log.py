@@ -46,7 +46,7 @@ CASES: Mapping[str, dict[str, Any]] = {
         "plateau_patience": 1,
         "learning_rate": 3.0,
     },
-    "dynamic": {"optimizer": "adam", "dynamic_ids": ("C2=90",), "pipelined": True},
+    "dynamic": {"optimizer": "adam", "dynamic_ids": ("C2=90",), "pipelined": True, "steps": 24},
 }
 
 
