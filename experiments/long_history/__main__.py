@@ -111,7 +111,7 @@ def main() -> None:
             paths, columns_of_flags(), workdir / "requests", FLAGS.min_count, status
         )
     else:
-        planted = generate(FLAGS.requests, FLAGS.shown, FLAGS.horizon, FLAGS.longest, settings.seed)
+        planted = generated(settings.seed)
         requests = planted.requests
         assert requests.times is not None
         split = split_of(requests.times)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -54,6 +55,18 @@ def test_generated_requests_by_length(tmp_path: Path):
     rows = re.findall(r"^(mean 8|mean 16|planted interest) +[0-9.]+ +", result.stdout, re.M)
     assert rows == ["mean 8", "mean 16", "planted interest"]
     assert (tmp_path / "w" / "length_16" / "summary.json").exists()
+
+
+def test_the_shape_of_dlrm_v3_cut_to_a_small_machine(tmp_path: Path):
+    sizes = ("--encoder_width=8", "--attention_width=4", "--linear_width=4", "--max_length=8")
+    flags = ("--preset=dlrm_v3", "--most_rows=64", *sizes, f"--workdir={tmp_path / 'w'}")
+    result = run(*SMALL, *flags, program=PROGRAM)
+    assert result.returncode == 0, result.stderr[-2000:]
+    summary = json.loads((tmp_path / "w" / "summary.json").read_text())
+    assert summary["requests"] == 60
+    assert summary["candidates"] == 180
+    assert "histories of 2" in result.stdout  # from four fifths of 32 to all of it
+    assert "hstu 8:" in result.stdout
 
 
 def test_a_log(tmp_path: Path):
