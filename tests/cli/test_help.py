@@ -24,7 +24,7 @@ EXPERIMENTS = (
     "movielens", "compare.__main__", "characterize.__main__", "frequency.__main__",
     "two_tower.__main__", "benchmarks.step", "benchmarks.peers.__main__", "benchmarks.loader",
     "benchmarks.roofline_picture", "benchmarks.meshes", "benchmarks.published_runs",
-    "benchmarks.scaling",
+    "benchmarks.scaling", "scaling.__main__",
 )  # fmt: skip
 PROGRAMS = [f"dlrm_jax.cli.{name}" for name in COMMANDS]
 PROGRAMS += [f"experiments.{name}" for name in EXPERIMENTS]
