@@ -87,7 +87,7 @@ def learner_for(
         [Feature(name, max_ids=width) for name, width in widths.items()],
         [Lookup(name, name, "items", pooling="none") for name in widths],
         mesh,
-        Adam(settings.learning_rate, b2=settings.beta2),
+        Adam(settings.rate, b2=settings.beta2),
     )
-    adam = optax.adam(settings.learning_rate, b2=settings.beta2)
+    adam = optax.adam(settings.rate, b2=settings.beta2)
     return Learner(collection, lambda rngs: NextItem(settings, rngs=rngs), adam)

@@ -7,6 +7,7 @@ from typing import Literal, get_type_hints
 
 from dlrm_jax.config_fields import check_field, field
 from dlrm_jax.errors import UserError
+from dlrm_jax.training.schedule import WarmupDecay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,12 @@ class SequentialSettings:
     )
     batch_size: int = field(128, "Pieces of histories of a batch; such as 1024.", 1)
     learning_rate: float = field(0.001, "Learning rate of Adam, of tables, too; such as 0.003.")
+    decay_start: int = field(0, "Step at which the decay begins; such as 3000.", 0)
+    decay_steps: int = field(
+        0,
+        "Steps of the learning rate's quadratic decay; 0 for none; such as 1000.",
+        0,
+    )
     beta2: float = field(0.999, "Decay of Adam's means of squared gradients; such as 0.98.")
     epochs: int = field(50, "Times that each interaction is trained on; such as 100.", 1)
     evaluate_every: int = field(
@@ -64,6 +71,13 @@ class SequentialSettings:
     at: tuple[int, ...] = field((10, 50), "Values of k in hr@k and ndcg@k; such as 10,50,200.", 1)
     exclude_seen: bool = field(False, "Whether items of the history are left out of the ranking.")
     seed: int = field(0, "Seed of initial values, order, dropout and negatives; such as 1.", 0)
+
+    @property
+    def rate(self) -> float | WarmupDecay:
+        """The learning rate, or its schedule."""
+        if not self.decay_steps:
+            return self.learning_rate
+        return WarmupDecay(self.learning_rate, 0, self.decay_start, self.decay_steps)
 
     @property
     def in_batch(self) -> bool:
@@ -87,6 +101,11 @@ class SequentialSettings:
                 raise UserError(
                     f"{name}: expected a share from 0 to below 1, got {getattr(self, name)}"
                 )
+        if self.decay_start and not self.decay_steps:
+            raise UserError(
+                f"decay_start: expected 0 without decay_steps, got {self.decay_start}; give "
+                f"decay_steps"
+            )
         if self.in_batch and self.negatives:
             raise UserError(
                 f"negatives: expected 0 with sampler=in_batch, whose negatives are the targets of "

@@ -122,5 +122,6 @@ def test_items_of_the_history_are_ranked_by_neither(tmp_path: Path):
 
 
 def test_runs_of_earlier_versions_know_fewer_settings():
-    assert "beta2" not in fixed_settings(SETTINGS)
+    assert not {"beta2", "decay_start", "decay_steps"} & fixed_settings(SETTINGS).keys()
+    assert fixed_settings(dataclasses.replace(SETTINGS, decay_steps=9))["decay_steps"] == 9
     assert fixed_settings(dataclasses.replace(SETTINGS, beta2=0.9))["beta2"] == 0.9

@@ -34,7 +34,7 @@ def settings_of(encoder: str, negatives: int | str, dropout: float = 0.0) -> Seq
         encoder=encoder,  # pyright: ignore[reportArgumentType]
         **given,
         width=4, layers=1, max_length=30, batch_size=8, dropout=dropout,
-        learning_rate=0.01, at=(5,),
+        learning_rate=0.01, decay_start=1, decay_steps=3, beta2=0.98, at=(5,),
     )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def oracle(settings: SequentialSettings):
     In the table it moves touched rows alone, and their moments.
     """
     *_, ((params, model_state), table), (learner, _, batches) = trained(settings, "1x1")
-    optimizer: Any = optax.adam(settings.learning_rate)
+    optimizer: Any = optax.adam(settings.rate, b2=settings.beta2)
     variables: Any = jax.tree.map(jnp.asarray, {"params": params, "table": table})
     state: Any = optimizer.init(variables)
     losses = []
