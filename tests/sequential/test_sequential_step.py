@@ -162,7 +162,7 @@ def test_scores_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch):
         per_device = jax.shard_map(
             loss, mesh=mesh, in_specs=(split,) * 3, out_specs=split, check_vma=False
         )
-        of = jax.value_and_grad(lambda *x: per_device(*x, targets).mean(), (0, 1))
+        of = jax.value_and_grad(lambda x, y: per_device(x, y, targets).mean(), (0, 1))
         return jax.jit(of)(tokens, items)
 
     def expected(tokens, items):
