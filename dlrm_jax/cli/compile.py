@@ -72,7 +72,7 @@ def main() -> None:
     print(f"compiled in {time.perf_counter() - begun:.1f} s")
     _print_memory(learner, compiled, config)
     if FLAGS.target:
-        rows = [(name, f"{count:,}") for name, count in operations(compiled).items()]
+        rows = [(name, f"{count:,}") for name, count in operations(compiled).items() if count]
         print(f"\n{text_table(('operations of the program', 'number'), rows)}")
     _print_collectives(learner, compiled, config)
 

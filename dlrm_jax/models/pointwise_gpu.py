@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int32
 from dlrm_jax.models.attention_bias import Bias
 from dlrm_jax.models.gpu_pair import BLOCK, BUCKETS, Inputs, Pair, cut, padded_inputs, tokens_of
 from dlrm_jax.models.jagged import Sequences
-from dlrm_jax.models.pointwise_tile import places, product, spans
+from dlrm_jax.models.pointwise_tile import places, spans
 
 
 def forward(
@@ -49,8 +49,8 @@ def forward(
         own, head = pl.program_id(0), pl.program_id(1)
 
         def add(number: Any, found: Array) -> Array:
-            pair = Pair(given, head, own, number, scale)
-            return found + product(pair.weights, pair.value, 1, 0)
+            pair = Pair(given, head, own, number, scale, interpret)
+            return found + pair.product(pair.weights, pair.value, 1, 0)
 
         start = jnp.zeros((BLOCK, out.shape[2]), jnp.float32)
         found = jax.lax.fori_loop(first[own], own + 1, add, start)
@@ -95,14 +95,14 @@ def _by_queries(
 
         def add(number: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
             by_query, by_time = sums
-            pair = Pair(given, head, own, number, scale)
+            pair = Pair(given, head, own, number, scale, interpret)
             of_scores = pair.gradients()
             # Of one pair no two numbers are added to the same place.
             apart = jnp.minimum(own - number, far) * BLOCK + of_tile[0] - of_tile[1] + BLOCK
             plgpu.atomic_add(of_distance, (of_tile[0], apart), of_scores)
             if pair.buckets is not None:
                 by_time += _sums_of_buckets(pair.buckets, of_scores, bucket)
-            return by_query + product(of_scores, pair.key, 1, 0), by_time
+            return by_query + pair.product(of_scores, pair.key, 1, 0), by_time
 
         start = jnp.zeros((BLOCK, of_query.shape[2]), jnp.float32), jnp.zeros(bucket.shape, "f4")
         found, by_time = jax.lax.fori_loop(first[own], own + 1, add, start)
@@ -148,9 +148,9 @@ def _by_keys(
 
         def add(number: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
             by_key, by_value = sums
-            pair = Pair(given, head, number, own, scale)
-            by_key += product(pair.gradients(), pair.query, 0, 0)
-            return by_key, by_value + product(pair.weights, pair.cotangent, 0, 0)
+            pair = Pair(given, head, number, own, scale, interpret)
+            by_key += pair.product(pair.gradients(), pair.query, 0, 0)
+            return by_key, by_value + pair.product(pair.weights, pair.cotangent, 0, 0)
 
         outs = of_key, of_value
         start = tuple(jnp.zeros((BLOCK, out.shape[2]), jnp.float32) for out in outs)

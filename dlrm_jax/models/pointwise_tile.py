@@ -48,13 +48,20 @@ def pointwise_weights(
     return factor * scores * half, factor * half * (1 + scores * (1 - half))
 
 
-def product(x: Array, y: Array, of_x: int, of_y: int) -> Float[Array, "m n"]:
+def product(
+    x: Array, y: Array, of_x: int, of_y: int, exact: Any = jax.lax.Precision.HIGHEST
+) -> Float[Array, "m n"]:
     """The sums of products over a dimension of each, in float32.
 
-    Factors of float32 aren't rounded to shorter types.
+    Args:
+        x: first factor, which is rounded to the type of the second one.
+        y: second factor.
+        of_x: dimension of the first one.
+        of_y: dimension of the second one.
+        exact: precision by which factors of float32 are multiplied.
     """
-    exact = jax.lax.Precision.HIGHEST if y.dtype == jnp.float32 else None
     over = ((of_x,), (of_y,)), ((), ())
+    precision = exact if y.dtype == jnp.float32 else None
     return jax.lax.dot_general(
-        x.astype(y.dtype), y, over, precision=exact, preferred_element_type=jnp.float32
+        x.astype(y.dtype), y, over, precision=precision, preferred_element_type=jnp.float32
     )
