@@ -20,6 +20,7 @@ from dlrm_jax.requests.packing import (
 from dlrm_jax.requests.requests import Requests
 from dlrm_jax.requests.settings import RequestSettings
 from dlrm_jax.sequential.dealing import deal_batches, deal_devices
+from dlrm_jax.sequential.packing import rows_of_process
 
 
 class RequestTraining:
@@ -63,7 +64,7 @@ class RequestTraining:
         return 1 - float(self._costs.mean()) * self.batch_size / room
 
     def __getitem__(self, step: int) -> RequestBatch:
-        """The batch of a global step."""
+        """The rows of this process of the batch of a global step."""
         epoch, number = divmod(step, self.steps_per_epoch)
         settings = self._settings
         if self._epoch is None or self._epoch[0] != epoch:
@@ -76,7 +77,7 @@ class RequestTraining:
 
         chosen = self._train[self._epoch[1][number]]
         batch, _ = pack(self._requests, chosen, read, self._dealt, self.shapes, self._origin)
-        return batch
+        return rows_of_process(batch)
 
 
 def evaluation_batches(

@@ -16,6 +16,7 @@ from dlrm_jax.data.formats.npy import ArrayWriter, map_npy, write_npy
 from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import read_json, replacing, write_json
+from dlrm_jax.processes import on_process_0
 from dlrm_jax.requests.columns import Columns
 from dlrm_jax.requests.log_rows import LogRows, check_types, rows_of, seconds
 from dlrm_jax.requests.requests import Requests, Split, cuts_of, split_of
@@ -46,6 +47,18 @@ def read_requests(
     Raises:
         UserError: see `rows_of`; or there are too few requests for a split.
     """
+    on_process_0(lambda: _encode(paths, columns, directory, min_count, say))
+    return _read(directory, columns)
+
+
+def _encode(
+    paths: Sequence[Path],
+    columns: Columns,
+    directory: Path,
+    min_count: int,
+    say: Callable[[str], None],
+) -> None:
+    """Writes the arrays, unless they are those of this log."""
     if not paths:
         raise UserError("log: expected at least one Parquet file, got none")
     types = [check_types(path, columns) for path in paths]
@@ -56,7 +69,6 @@ def read_requests(
             made.mkdir(parents=True)
             _write(paths, types, columns, min_count, made)
             write_json(made / _NOTE, note)
-    return _read(directory, columns)
 
 
 def read_vocabularies(directory: Path, columns: Columns) -> dict[str, pl.DataFrame]:

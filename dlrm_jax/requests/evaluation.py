@@ -14,6 +14,7 @@ from dlrm_jax.requests.batches import evaluation_batches
 from dlrm_jax.requests.packing import RequestBatch, Shapes
 from dlrm_jax.requests.requests import Requests
 from dlrm_jax.requests.settings import RequestSettings
+from dlrm_jax.sequential.packing import rows_of_process
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metrics import binary_metrics
 
@@ -81,7 +82,7 @@ class Evaluation:
         requests, first = self._requests, self._requests.candidate_offsets
         found = np.zeros(int(first[-1]))
         for batch, places in evaluation_batches(requests, numbers, self._shapes, self._settings):
-            placed = self._learner.put_evaluation(batch)
+            placed = self._learner.put_evaluation(rows_of_process(batch))
             logits = np.asarray(self._logits(state, placed), np.float64)
             found[places[places >= 0]] = logits[places >= 0]
         return found[requests.candidates_of(numbers)]

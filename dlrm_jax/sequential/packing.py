@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -16,6 +16,8 @@ from dlrm_jax.models.block_pairs import BLOCK
 from dlrm_jax.sequential.dealing import tokens_for
 from dlrm_jax.sequential.interactions import Interactions
 from dlrm_jax.sequential.settings import SequentialSettings
+
+AnyBatch = TypeVar("AnyBatch")
 
 
 class SequenceBatch(NamedTuple):
@@ -161,9 +163,9 @@ def pack(
     )
 
 
-def rows_of_process(batch: SequenceBatch) -> SequenceBatch:
-    """The rows of a batch whose devices are this process's, [B/P, ...]."""
-    own = own_examples(len(batch.lengths), jax.process_index(), jax.process_count())
+def rows_of_process(batch: AnyBatch) -> AnyBatch:
+    """The rows of a batch, a tree of arrays, whose devices are this process's, [B/P, ...]."""
+    own = own_examples(len(jax.tree.leaves(batch)[0]), jax.process_index(), jax.process_count())
     return jax.tree.map(lambda x: x[own], batch)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_requests import random_requests
+from request_job import MESH, REQUESTS, SETTINGS, SPLIT
+from started_jobs import started
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import as_mesh
@@ -16,14 +17,6 @@ from dlrm_jax.requests.requests import split_of
 from dlrm_jax.requests.run import run
 from dlrm_jax.requests.settings import RequestSettings
 from dlrm_jax.training.record import read_record
-
-REQUESTS = random_requests(60, longest=20, most=4)
-assert REQUESTS.times is not None
-SPLIT = split_of(REQUESTS.times)
-SETTINGS = RequestSettings(
-    encoder="mean", width=4, max_length=15, history_sampling=5, batch_size=16, epochs=4, mlp=(8,),
-    eval_length=20, learning_rate=0.01,
-)  # fmt: skip
 
 
 def silent(text: str) -> None:
@@ -61,6 +54,18 @@ def test_a_run_that_goes_on_has_the_bits_of_an_unbroken_one(tmp_path: Path):
     wider = dataclasses.replace(SETTINGS, width=8)
     with pytest.raises(UserError, match="width"):
         run(REQUESTS, SPLIT, wider, mesh, tmp_path / "parts", silent)
+
+
+@pytest.mark.thorough
+def test_two_processes_have_the_numbers_of_one(tmp_path: Path):
+    one = run(REQUESTS, SPLIT, SETTINGS, as_mesh(MESH), tmp_path / "one", silent)
+    with started(Path(__file__).with_name("request_job.py"), 2, tmp_path) as processes:
+        processes.wait(600)
+    with np.load(tmp_path / "logits.npz") as saved:
+        expected = one.evaluation.logits(one.state, np.arange(len(REQUESTS)))
+        np.testing.assert_allclose(saved["logits"], expected, rtol=1e-4, atol=1e-5)
+    summaries = [json.loads((tmp_path / x / "summary.json").read_text()) for x in ("one", "run")]
+    assert summaries[0]["test"]["auc"] == summaries[1]["test"]["auc"]
 
 
 def test_the_split_is_by_time():
