@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from dlrm_jax.cli.pictures import COLOURS, COMPACT, legend_beside, new_grid
 from experiments.scaling.findings import Finding
@@ -41,6 +42,7 @@ def draw(findings: Sequence[Finding]) -> Figure:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.xaxis.set_major_formatter(COMPACT)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.set_xlabel("FLOPs a sample of a training step")

@@ -112,11 +112,11 @@ def planted_loss(
 def token_flops(
     step: DeviceStep, state: TrainState, batch: SequenceBatch, settings: SequentialSettings
 ) -> float:
-    """Floating-point operations of products per token of a training step, filling left out.
+    """Floating-point operations of products of a training step per token of a sequence.
 
     Attention counts the pairs of tokens that attend, by a formula: 2 d for a score and 2 d for the
     sum of values, and twice as much backward. What else its loop computes doesn't count: the rest
-    of its blocks, and the scores again.
+    of its blocks, and the scores again. Other layers count filling, too, as they compute it.
     """
     lengths: Int64[np.ndarray, " B"] = np.asarray(batch.lengths).ravel().astype(np.int64)
     pairs = int((lengths * (lengths + 1) // 2).sum())
