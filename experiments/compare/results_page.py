@@ -140,7 +140,7 @@ def draw_limits(axes: Axes, limits: Limits, metric: str) -> None:
 
 def draw_curves(results: Sequence[Result], task: Task) -> Figure:
     """Draws training and validation by step, for the first seeds (figure 5 of the DLRM paper)."""
-    figure, axes = new_axes(3.6)
+    figure, axes = new_axes(max(3.6, 0.6 + 0.34 * len(results)))
     for colour, result in zip(itertools.cycle(_MANY_COLOURS), results, strict=False):
         curve = result.trials[0]["curve"]
         steps = [point["step"] for point in curve]

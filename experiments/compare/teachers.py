@@ -11,6 +11,7 @@ interrupted, run the same command with the same workdir again to resume.
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dlrm_jax.cli.flags import FLAGS
-from dlrm_jax.cli.pictures import compact, new_grid, save
+from dlrm_jax.cli.pictures import COLOURS, compact, new_grid, note, save
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.shown import metric_name
 from dlrm_jax.cli.start import start
@@ -115,9 +116,13 @@ def draw(found: Found, metric: str) -> Figure:
         axes.set_yticks(range(len(names)), names if axes is grid[0] else [], parse_math=False)
         axes.set_ylim(-0.6, len(names) - 0.4)
         axes.set_xlabel(f"{teacher}: test {metric_name(metric)}", loc="left")
-        # Far outliers would leave no room for the others.
-        lowest = np.sort([min(values) for values in by_name.values()])
-        axes.set_xlim(left=float(np.nanquantile(lowest, 0.04)) - 0.005)
+        # Far outliers would leave no room for the others: they are noted at the edge.
+        lowest = [min(by_name[name]) for name in names]
+        left = float(np.nanquantile(lowest, 0.12)) - 0.004
+        axes.set_xlim(left=left)
+        for i, name in enumerate(names):
+            if (mean := statistics.mean(by_name[name])) < left:
+                note(axes, f"\u2190 {mean:.3f}", (left, i), (3, 4), color=COLOURS[0])
     return figure
 
 
