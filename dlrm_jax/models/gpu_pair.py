@@ -19,8 +19,8 @@ BLOCK = 64
 BUCKETS = 128
 """Buckets of time, a power of two. The longest time of an int32 is in bucket 71."""
 
-# The sum of three products of halves of the factors, on tensor cores: about as exact as a product of
-# float32 without them. Compiled for an H100 at widths of 64, the forward kernel spills 36 bytes of
+# Three products of parts of the factors on tensor cores are about as exact as one of float32
+# without them. Compiled for an H100 at widths of 64, the forward kernel spills 36 bytes of
 # registers; with the latter it spills 16 kB.
 _EXACT = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
 
