@@ -4,7 +4,7 @@ r"""Trains a model that ranks the candidates of a request by the user's long his
         --candidates=item --context=country --label=clicked --workdir=runs/long
     python -m experiments.long_history --lengths=64,128,256,512,1024
     python -m experiments.long_history --max_length=2000 --eval_length=10000 --longest=10000
-    python -m experiments.long_history --preset=dlrm_v3 --most_rows=100000 --requests=200
+    python -m experiments.long_history --preset=dlrm_v3 --most_rows=20000 --requests=40 --batch_size=8 --max_length=128
 
 ``--log`` is one or more Parquet files with a row for each request: lists of what the user did, and
 the candidates, as lists or as single values. A column reads the table that is named behind a colon,
