@@ -11,18 +11,22 @@ own process and environment. First its results are compared with ours, array by 
 The ratio is PyTorch's time over ours, the median of the rounds with its quartiles; ``least`` is the
 ratio to the fastest of PyTorch's. TFLOP/s are those of the needed products (`Case.needed_flops`),
 beside the most that any product reaches here (see `experiments.benchmarks.roofline`). "elsewhere"
-is the share of the processors that other programs used meanwhile.
+is the share of the processors that other programs used meanwhile. With ``--one_core``, all run on
+one core, and times are those of the processor, which other programs disturb less.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -36,8 +40,8 @@ from experiments.benchmarks.hstu_problem import Case, distances, save
 from experiments.benchmarks.peers import environment
 from experiments.benchmarks.peers.contestant import Contestant, Worker
 from experiments.benchmarks.peers.load import Load, wait_for_quiet
-from experiments.benchmarks.roofline import product_flops
-from experiments.benchmarks.timing import ratio_quartiles
+from experiments.benchmarks.roofline import SIDE, product_flops
+from experiments.benchmarks.timing import calls_per_second, ratio_quartiles
 
 _SHAPES = {"4x64": (4, 64), "1x50": (1, 50)}
 _FORMS = [
@@ -54,6 +58,7 @@ flags.DEFINE_list("peers", _FORMS, f"Forms in PyTorch, of {', '.join(_FORMS)}.")
 flags.DEFINE_integer("tokens", 16384, "Tokens of a batch; such as 4096.", 1)
 flags.DEFINE_integer("rounds", 7, "Rounds in which both are timed; such as 15.", 1)
 flags.DEFINE_float("seconds", 1.0, "Seconds of each timing, or one step; such as 3.", 0.01)
+flags.DEFINE_bool("one_core", False, "Runs all on one core, and counts processor time.")
 flags.DEFINE_string("environment", None, "Directory for PyTorch; without it, one in the cache.")
 
 _TOLERANCE = 1e-4  # sums of float32 in another order
@@ -100,7 +105,14 @@ def _results(contestant: Contestant, directory: Path) -> dict[str, np.ndarray]:
 
 def _steps(contestant: Contestant) -> int:
     """The steps that fill the seconds of a timing."""
-    return max(1, round(FLAGS.seconds / contestant.ask("run", steps=1)["seconds"]))
+    return max(1, round(FLAGS.seconds / _seconds(contestant, 1)[0]))
+
+
+def _seconds(contestant: Contestant, steps: int) -> tuple[float, float]:
+    """Seconds of a step, and those of all on all processors."""
+    found = contestant.ask("run", steps=steps)
+    busy = found["cpu_seconds"]
+    return (busy / steps if FLAGS.one_core else found["seconds"]), busy
 
 
 def lines(name: str, case: Case, peers: Sequence[Worker], peak: float) -> Iterator[str]:
@@ -119,12 +131,16 @@ def lines(name: str, case: Case, peers: Sequence[Worker], peak: float) -> Iterat
                     distance = check(results, _results(theirs, directory), peer.name)
                     own, other, shares, their_steps = [], [], [], _steps(theirs)
                     for _ in range(FLAGS.rounds):
-                        wait_for_quiet(_PATIENCE_SECONDS)
+                        if not FLAGS.one_core:
+                            wait_for_quiet(_PATIENCE_SECONDS)
                         load = Load()
-                        a, b = ours.ask("run", steps=steps), theirs.ask("run", steps=their_steps)
-                        shares.append(load.elsewhere(a["cpu_seconds"] + b["cpu_seconds"]) or 0.0)
-                        own.append(a["seconds"])
-                        other.append(b["seconds"])
+                        (a, busy), (b, theirs_busy) = (
+                            _seconds(ours, steps),
+                            _seconds(theirs, their_steps),
+                        )
+                        shares.append(load.elsewhere(busy + theirs_busy) or 0.0)
+                        own.append(a)
+                        other.append(b)
                 ratios.append(ratio_quartiles(other, own))
                 low, middle, high = ratios[-1]
                 mine, his = statistics.median(own), statistics.median(other)
@@ -139,8 +155,20 @@ def lines(name: str, case: Case, peers: Sequence[Worker], peak: float) -> Iterat
         yield f"{name}| least | | | {middle:.2f} ({low:.2f} to {high:.2f}) | | | | |"
 
 
+def _most_flops() -> float:
+    """Operations a second of the fastest product."""
+    if not FLAGS.one_core:
+        return product_flops(library.load(), "float32")
+    side = jnp.ones((SIDE, SIDE))
+    multiply = jax.jit(jnp.matmul).lower(side, side).compile()
+    calls = [lambda: jax.block_until_ready(multiply(side, side))]
+    return 2 * SIDE**3 * calls_per_second(calls, 1.0, processor_time=True)
+
+
 def main() -> None:
     """Goes through the cases, and prints the rows of each."""
+    if FLAGS.one_core:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # of all contestants, too
     directory = Path(FLAGS.environment) if FLAGS.environment else cache_directory() / "peers"
     python, awake = environment.ready(directory), {"OMP_WAIT_POLICY": "active"}
     if wrong := [name for name in FLAGS.peers if name not in _FORMS]:
@@ -150,7 +178,7 @@ def main() -> None:
         form, how = name.split("_")
         own = (f"--form={form}", f"--how={how}")
         peers.append(Worker(name, python, f"{_WORKERS}.torch_hstu", own, awake))
-    peak = product_flops(library.load(), "float32")
+    peak = _most_flops()
     print(
         f"{processor.name()}, {processor.instruction_sets()}; native kernels: "
         f"{'yes' if library.load() else 'no'}; at most {peak / 1e12:.3f} TFLOP/s in a product\n\n"

@@ -30,7 +30,7 @@ class TorchLayer:
     """A layer of a form, run eagerly or compiled."""
 
     def __init__(self, form: str, how: str, case: Case, arrays: dict[str, np.ndarray]):
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
         self._form, self._case = form, case
         self._multiply = onednn_product if how == "onednn" else torch.mm
         self._given = {
