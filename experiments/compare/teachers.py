@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import typing
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -79,24 +80,20 @@ def table(found: Found, metric: str) -> list[tuple[str, ...]]:
 
     The mean is that of the middles of the ranges; a model's cells are the metric and its ranks.
     """
-    ranks = {
-        teacher: rank_ranges([each.test(metric) for each in results])
-        for teacher, (results, _) in found.items()
-    }
+    ranks = _ranks(found, metric)
     first = next(iter(found.values()))[0]
-    order = sorted(range(len(first)), key=lambda i: sum(sum(own[i]) for own in ranks.values()))
+    names = _names(first)
     header = ["model", "parameters", "matrix FLOPs per example"]
     for teacher in found:
         header += [f"{metric_name(metric)}, {teacher}", "rank"]
     rows = [tuple(header)]
-    for i in order:
+    for i in order(found, metric):
         trial = first[i].trials[0]
-        row = [_name(first[i], found), compact(trial["parameters"]), compact(trial["flops"])]
+        row = [names[i], compact(trial["parameters"]), compact(trial["flops"])]
         for teacher, (results, _) in found.items():
             row += [mean_and_deviation(results[i].test(metric)), shown(ranks[teacher][i])]
         rows.append(tuple(row))
-    names = dict.fromkeys(name for _, limits in found.values() for name in limits)
-    for name in names:
+    for name in dict.fromkeys(name for _, limits in found.values() for name in limits):
         row = [name, "", ""]
         for _, limits in found.values():
             row += [f"{limits[name][metric]:.4f}" if name in limits else "", ""]
@@ -104,33 +101,46 @@ def table(found: Found, metric: str) -> list[tuple[str, ...]]:
     return rows
 
 
+def order(found: Found, metric: str) -> list[int]:
+    """The contenders by their mean rank, the best first."""
+    ranks = _ranks(found, metric)
+    count = len(next(iter(ranks.values())))
+    return sorted(range(count), key=lambda i: sum(sum(own[i]) for own in ranks.values()))
+
+
+def _ranks(found: Found, metric: str) -> dict[str, list[tuple[int, int]]]:
+    return {
+        teacher: rank_ranges([each.test(metric) for each in results])
+        for teacher, (results, _) in found.items()
+    }
+
+
 def draw(found: Found, metric: str) -> Figure:
     """Draws the metric of all models for each teacher, in the order of the table."""
-    first = next(iter(found.values()))[0]
-    names = [row[0] for row in table(found, metric)[1 : len(first) + 1]][::-1]
+    names, places = _names(next(iter(found.values()))[0]), order(found, metric)[::-1]
     figure, grid = new_grid(max(2.4, 0.9 + 0.22 * len(names)), 1, len(found))
     for axes, (teacher, (results, limits)) in zip(grid, found.items(), strict=True):
-        by_name = {_name(each, found): each.test(metric) for each in results}
-        draw_points(axes, [by_name[name] for name in names])
+        values = [results[i].test(metric) for i in places]
+        draw_points(axes, values)
         draw_limits(axes, limits, metric)
-        axes.set_yticks(range(len(names)), names if axes is grid[0] else [], parse_math=False)
+        shown_names = [names[i] for i in places] if axes is grid[0] else [""] * len(names)
+        axes.set_yticks(range(len(names)), shown_names, parse_math=False)
         axes.set_ylim(-0.6, len(names) - 0.4)
         axes.set_xlabel(f"{teacher}: test {metric_name(metric)}", loc="left")
         # Far outliers would leave no room for the others: they are noted at the edge.
-        lowest = [min(by_name[name]) for name in names]
-        left = float(np.nanquantile(lowest, 0.12)) - 0.004
+        left = float(np.nanquantile([min(own) for own in values], 0.12)) - 0.004
         axes.set_xlim(left=left)
-        for i, name in enumerate(names):
-            if (mean := statistics.mean(by_name[name])) < left:
+        for i, own in enumerate(values):
+            if (mean := statistics.mean(own)) < left:
                 note(axes, f"\u2190 {mean:.3f}", (left, i), (3, 4), color=COLOURS[0])
     return figure
 
 
-def _name(result: Result, found: Found) -> str:
-    """The name of a contender without its options, and its optimizer where there are several."""
-    optimizers = {each.contender.optimizer for results, _ in found.values() for each in results}
-    named = result.contender.model
-    return f"{named}, {result.contender.optimizer}" if len(optimizers) > 1 else named
+def _names(results: Sequence[Result]) -> list[str]:
+    """Names of the contenders, with options and optimizer where two would have one name."""
+    contenders = [each.contender for each in results]
+    counts = Counter(each.model for each in contenders)
+    return [each.model if counts[each.model] == 1 else str(each) for each in contenders]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,10 @@ SMALL = Config(
     table_rows=(5, 30, 30), bag_lengths=(1, 1, 8), embedding_dim=4, dense_features=2,
     bottom_mlp=(4,), top_mlp=(8, 1), examples=20_000, teacher="sequential",
 )  # fmt: skip
+
+
+def x_of(line: Any) -> float:
+    return float(line.get_xdata()[0])
 
 
 def test_the_teacher_bounds_all_models_and_those_without_the_order_more():
@@ -74,8 +79,28 @@ def test_a_table_and_a_picture_of_all_teachers(tmp_path: Path):
     assert rows[1][1:3] == ("1.2k", "3M")
     assert [row[4] for row in rows[1:]] == ["1", "2", "", ""]
     assert rows[4][3:] == ("", "", "0.7500", "")
-    save(draw(found, "auc"), str(tmp_path / "x.png"))
+    figure = draw(found, "auc")
+    drawn = [[x_of(line) for line in axes.lines[1:4:2]] for axes in figure.axes]
+    np.testing.assert_allclose(drawn, [[0.7, 0.8], [0.71, 0.75]], atol=1e-3)
+    save(figure, str(tmp_path / "x.png"))
     assert (tmp_path / "x.png").stat().st_size > 5000
+
+
+def test_a_model_with_several_options_has_a_row_and_a_point_for_each():
+    def result(name: str, auc: float) -> Result:
+        return Result(
+            Contender(name, "adam"), 0.01, [{"test": {"auc": auc}, "parameters": 1, "flops": 1}]
+        )
+
+    results = [result("dcn_v2:rank=2", 0.7), result("dcn_v2:rank=8", 0.8), result("fm", 0.6)]
+    found = {"pairs": (results, {})}
+    assert [row[0] for row in table(found, "auc")[1:]] == [
+        "dcn_v2:rank=2, adam", "dcn_v2:rank=8, adam", "fm",
+    ]  # fmt: skip
+    (axes,) = draw(found, "auc").axes
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels == ["fm", "dcn_v2:rank=8, adam", "dcn_v2:rank=2, adam"]
+    assert [x_of(line) for line in axes.lines[1::2]] == [0.6, 0.8, 0.7]
 
 
 def test_each_teacher_has_a_comparison(tmp_path: Path):
