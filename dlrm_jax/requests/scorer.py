@@ -31,7 +31,7 @@ class Encoded(NamedTuple):
     """A history that was encoded.
 
     Attributes:
-        kept: what the encoder keeps of it, arrays on the device.
+        kept: arrays that the encoder keeps of it, on the device.
         length: number of its tokens.
         time: time of the request, in seconds; None without times.
     """
