@@ -27,7 +27,8 @@ class RequestTraining:
     """The endless sequence of training batches, indexed by the step, from 0.
 
     Batches have nearly as many tokens, and so have devices. Which requests are in a batch and which
-    tokens of their histories doesn't depend on the mesh.
+    tokens of their histories doesn't depend on the mesh. Requests without candidates are left out:
+    they teach nothing, and a batch of them has no loss.
 
     Args:
         requests: requests.
@@ -36,7 +37,7 @@ class RequestTraining:
         devices: number of devices, which divides the batch size.
 
     Raises:
-        UserError: there are fewer requests than a batch has, or times are too far apart.
+        UserError: fewer requests have candidates than a batch has, or times are too far apart.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class RequestTraining:
         settings: RequestSettings,
         devices: int,
     ):
+        train = train[requests.counts[train] > 0]
         self._requests, self._train, self._settings = requests, train, settings
         lengths = np.minimum(requests.lengths[train], settings.max_length)
         counts, one_by_one = requests.counts[train], settings.one_by_one

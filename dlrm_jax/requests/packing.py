@@ -90,21 +90,19 @@ def shapes_for(
 
     Args:
         lengths: number of tokens that are read of each request to train on.
-        counts: number of candidates of each.
+        counts: number of candidates of each, at least 1.
         batch_size: requests of a batch, B, a multiple of the devices.
         devices: number of devices.
         one_by_one: whether each candidate has its own copy of the history.
 
     Raises:
-        UserError: there are fewer requests than a batch has, or none has a candidate.
+        UserError: there are fewer requests than a batch has.
     """
     if len(lengths) < batch_size:
         raise UserError(
-            f"batch_size: expected at most the {len(lengths):,} requests to train on, got "
-            f"{batch_size:,}"
+            f"batch_size: expected at most the {len(lengths):,} requests with candidates to train "
+            f"on, got {batch_size:,}"
         )
-    if not counts.any():
-        raise UserError("expected requests with candidates to train on, got none")
     own = batch_size // devices
     room = tokens_for(costs(lengths, counts, one_by_one), batch_size, devices, BLOCK)
     tokens = -(-max(room, BLOCK) // own)

@@ -98,7 +98,7 @@ def test_batches_have_nearly_as_many_tokens():
 
 def test_too_few_requests_and_times_too_far_apart():
     requests = random_requests(10, 5, 2)
-    with pytest.raises(UserError, match="batch_size: expected at most the 7 requests to train on"):
+    with pytest.raises(UserError, match="batch_size: expected at most the 7 requests with cand"):
         RequestTraining(requests, np.arange(7), SETTINGS, 1)
     assert requests.times is not None
     far = dataclasses.replace(requests, times=requests.times * 10**6)
@@ -110,5 +110,23 @@ def test_too_few_requests_and_times_too_far_apart():
         candidates={"item": requests.candidates["item"][:0]},
         labels=requests.labels[:0],
     )
-    with pytest.raises(UserError, match="expected requests with candidates to train on, got none"):
+    with pytest.raises(UserError, match="batch_size: expected at most the 0 requests with cand"):
         RequestTraining(none, np.arange(10), SETTINGS, 1)
+
+
+def test_requests_without_candidates_are_left_out_of_training():
+    requests = random_requests(40, 20, 3)
+    counts = np.where(np.arange(40) % 4 == 0, requests.counts, 0)
+    places = requests.candidates_of(np.arange(0, 40, 4))
+    some = dataclasses.replace(
+        requests,
+        candidates={name: x[places] for name, x in requests.candidates.items()},
+        candidate_offsets=np.concatenate([[0], np.cumsum(counts)]),
+        labels=requests.labels[places],
+    )
+    settings = dataclasses.replace(SETTINGS, batch_size=2)
+    training = RequestTraining(some, np.arange(40), settings, 1)
+    assert training.steps_per_epoch == 5
+    for step in range(5):
+        assert (training[step].counts > 0).all()
+        assert training[step].sample_weights.sum() >= 2
