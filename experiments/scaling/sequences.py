@@ -116,10 +116,11 @@ def token_flops(
 
     Attention counts the pairs of tokens that attend, by a formula: 2 d for a score and 2 d for the
     sum of values, and twice as much backward. What else its loop computes doesn't count: the rest
-    of its blocks, and the scores again. Other layers count filling, too, as they compute it.
+    of its blocks, and the scores again. Other layers take as much for each token, filling included,
+    whose share is that of the batch and not of the model.
     """
     lengths: Int64[np.ndarray, " B"] = np.asarray(batch.lengths).ravel().astype(np.int64)
     pairs = int((lengths * (lengths + 1) // 2).sum())
     attention = 3 * 4 * settings.width * pairs * settings.layers
     outside = matrix_flops(step, state, batch, times=0)
-    return (outside + attention) / int(lengths.sum())
+    return outside / batch.items.size + attention / int(lengths.sum())
