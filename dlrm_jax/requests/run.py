@@ -68,7 +68,7 @@ def run(
     evaluation = Evaluation(learner, requests, batches.shapes, settings)
     fixed = {x: y for x, y in dataclasses.asdict(settings).items() if x not in _MAY_CHANGE}
     columns = dataclasses.asdict(requests.columns)
-    identity = {"data": requests.fingerprint(split), "columns": columns, "requests": fixed}
+    identity = {"data": requests.fingerprint(split), "columns": columns, **fixed}
     plan = Plan(
         settings.seed,
         settings.epochs * batches.steps_per_epoch,

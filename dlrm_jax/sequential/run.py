@@ -73,7 +73,8 @@ def run(
     every = settings.evaluate_every or batches.steps_per_epoch
     steps = settings.epochs * batches.steps_per_epoch
     identity = {"data": fingerprint(interactions, split), "sequential": fixed_settings(settings)}
-    plan = Plan(settings.seed, steps, every, settings.patience, settings.metric)
+    kept = ("exclude_seen",)  # not among the fixed ones, which earlier runs have noted
+    plan = Plan(settings.seed, steps, every, settings.patience, settings.metric, kept)
     has_validation = len(split.validation.asked) > 0
     with best_of_run(
         learner,

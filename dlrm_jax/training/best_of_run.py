@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dlrm_jax.config import Config
+from dlrm_jax.errors import UserError
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
@@ -27,6 +28,8 @@ class Plan(NamedTuple):
         evaluate_every: steps between validations, each of which a checkpoint follows.
         patience: validations without a better result after which training ends; 0 for any.
         metric: metric of validation that decides which checkpoint is best.
+        measured_with: names of settings that validation depends on: if one changed, checkpoints
+            couldn't be compared.
     """
 
     seed: int
@@ -34,6 +37,7 @@ class Plan(NamedTuple):
     evaluate_every: int
     patience: int
     metric: str
+    measured_with: tuple[str, ...] = ()
 
 
 class Best(NamedTuple):
@@ -83,7 +87,7 @@ def best_of_run(
         The `Best`.
 
     Raises:
-        UserError: see `train` and `Checkpoints`.
+        UserError: a setting of validation has changed; or see `train` and `Checkpoints`.
         Interrupted: a signal came; the state was saved.
     """
     checkpoints = Checkpoints(workdir / "checkpoints", dict(identity), best_metric=plan.metric)
@@ -95,6 +99,7 @@ def best_of_run(
             state, resumed_from = checkpoints.restore_latest(learner)
             checkpoints.delete_superseded()
             noted = checkpoints.metadata(resumed_from)
+            _check_measures(plan, noted["settings"], settings, workdir)
             say(f"resuming from step {resumed_from} in {checkpoints.directory}")
         else:
             state, resumed_from = learner.init(plan.seed), 0
@@ -135,3 +140,15 @@ def best_of_run(
         del trained, state
         state, best = checkpoints.restore_best(learner)
         yield Best(state, best, last, resumed_from or None, speed)
+
+
+def _check_measures(
+    plan: Plan, noted: Mapping[str, Any], settings: Mapping[str, Any], workdir: Path
+) -> None:
+    """Checks that the validations of a run that is resumed are like those to come."""
+    for name in plan.measured_with:
+        if noted.get(name) != settings[name]:
+            raise UserError(
+                f"{name}: expected {noted.get(name)}, with which the checkpoints in {workdir} were "
+                f"evaluated, got {settings[name]}; give that, or another workdir"
+            )

@@ -51,9 +51,10 @@ def test_a_run_that_goes_on_has_the_bits_of_an_unbroken_one(tmp_path: Path):
     found = other.evaluation.logits(other.state, numbers)
     expected = whole.evaluation.logits(whole.state, numbers)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    wider = dataclasses.replace(SETTINGS, width=8)
-    with pytest.raises(UserError, match="width"):
-        run(REQUESTS, SPLIT, wider, mesh, tmp_path / "parts", silent)
+    for name, value in (("width", 8), ("eval_length", 10)):
+        changed = dataclasses.replace(SETTINGS, **{name: value})
+        with pytest.raises(UserError, match=f"its {name} is .*, this run's is {value}"):
+            run(REQUESTS, SPLIT, changed, mesh, tmp_path / "parts", silent)
 
 
 @pytest.mark.thorough

@@ -47,6 +47,9 @@ def test_a_run_that_goes_on_has_the_bits_of_an_unbroken_one(tmp_path: Path):
     assert validated[0] == validated[1]
     assert len(validated[0]) == 4
 
+    seen = dataclasses.replace(SETTINGS, exclude_seen=True)
+    with pytest.raises(UserError, match="exclude_seen: expected False, with which the checkpoints"):
+        run(LOG, SPLIT, seen, mesh, tmp_path / "parts", silent)
     other = dataclasses.replace(SETTINGS, width=8)
     with pytest.raises(UserError, match="width"):
         run(LOG, SPLIT, other, mesh, tmp_path / "parts", silent)
