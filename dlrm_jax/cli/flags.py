@@ -166,8 +166,8 @@ def named_as_flag(message: str) -> str:
     flag = next((flag for flag in own_flags() if flag.name == name), None)
     if flag is None:
         return message
-    # Where one value alone is right, an example would be of a wrong one.
-    has_example = re.match(r" expected (?![0-9,]+ for )", text)
+    # Where one value alone is right, or data set the limit, an example may be of a wrong one.
+    has_example = re.match(r" expected (?![0-9,]+ for |(?:at most|less than) the )", text)
     return f"--{message}{such_as(flag) if has_example else ''}"
 
 

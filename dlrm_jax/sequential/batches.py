@@ -52,8 +52,8 @@ class SequenceTraining:
         self._data, self._settings = interactions, settings
         self._firsts, self._ends = _pieces(train, settings)
         self._lengths = self._ends - self._firsts - 1
-        items = len(interactions.values)
-        self.shapes = shapes_for(self._lengths, items, settings, devices)
+        items, longest = len(interactions.values), int(interactions.lengths.max())
+        self.shapes = shapes_for(self._lengths, longest, items, settings, devices)
         self.batch_size = settings.batch_size
         self.steps_per_epoch = len(self._lengths) // self.batch_size
         self._seconds = relative_seconds(interactions)

@@ -48,18 +48,31 @@ def interactions_of(log: pl.DataFrame, user: str, item: str, time: str) -> Inter
         time: name of the column of times: numbers of seconds, or dates.
 
     Raises:
-        UserError: there is no row, no such column, or a missing value in one; or times are none.
+        UserError: there is no row, no such column, or one is named twice; a value is missing or a
+            list; or times are none.
     """
-    for name in (user, item, time):
+    names = (user, item, time)
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"expected three columns, of users, items and times, got {', '.join(names)}: "
+                f"{name!r} is there twice"
+            )
         if name not in log.columns:
             raise UserError(
                 f"the log has no column {name!r}; it has {', '.join(map(repr, log.columns))}"
             )
-        if missing := log[name].null_count():
-            row = log[name].is_null().arg_true()[0]
+        if log[name].dtype.is_nested():
             raise UserError(
-                f"column {name!r}: {missing:,} of {len(log):,} rows have no value, the first one "
-                f"is row {row:,}; leave them out"
+                f"column {name!r}: expected a value a row, got {log[name].dtype}; unpack it first"
+            )
+        missing = log[name].is_null()
+        if log[name].dtype.is_float():
+            missing |= log[name].is_nan().fill_null(value=True)
+        if missing.any():
+            raise UserError(
+                f"column {name!r}: {missing.sum():,} of {len(log):,} rows have no value, the first "
+                f"one is row {missing.arg_true()[0]:,}; leave them out"
             )
     if log.is_empty():
         raise UserError("expected a log of interactions, got none")
@@ -99,12 +112,16 @@ def counts_in(
 
 
 def _seconds(times: pl.Series, name: str) -> pl.Series:
-    if times.dtype.is_temporal():
-        times = times.cast(pl.Datetime("us")).dt.epoch("s")
-    elif times.dtype.is_float() and not times.is_finite().all():
-        raise UserError(f"column {name!r}: expected finite times, got {times.dtype} that aren't")
-    elif not times.dtype.is_numeric():
+    if times.dtype in (pl.Date, pl.Datetime):
+        return times.cast(pl.Datetime("us")).dt.epoch("s").cast(pl.Int64)
+    if not times.dtype.is_numeric():
         raise UserError(
             f"column {name!r}: expected seconds as numbers, or dates, got {times.dtype}"
         )
-    return times.cast(pl.Int64)
+    found = times.cast(pl.Int64, strict=False)
+    if found.null_count():
+        row = found.is_null().arg_true()[0]
+        raise UserError(
+            f"column {name!r}: expected seconds of 64 bits, row {row:,} has {times[row]}"
+        )
+    return found

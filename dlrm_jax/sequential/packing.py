@@ -81,12 +81,17 @@ class Shapes:
 
 
 def shapes_for(
-    lengths: Int64[np.ndarray, " U"], items: int, settings: SequentialSettings, devices: int
+    lengths: Int64[np.ndarray, " U"],
+    longest: int,
+    items: int,
+    settings: SequentialSettings,
+    devices: int,
 ) -> Shapes:
     """The sizes of the batches of a run.
 
     Args:
         lengths: number of tokens of each sequence for training, [U].
+        longest: number of interactions of the longest history.
         items: number of items, V.
         settings: settings of the run.
         devices: number of devices.
@@ -102,9 +107,8 @@ def shapes_for(
         )
     own = batch // devices
     # A history that is asked for may be as long as any.
-    tokens = max(
-        tokens_for(lengths, batch, devices, BLOCK), -(-settings.max_length // BLOCK) * BLOCK
-    )
+    longest = min(longest, settings.max_length)
+    tokens = max(tokens_for(lengths, batch, devices, BLOCK), -(-longest // BLOCK) * BLOCK)
     row = -(-tokens // own)
     while own * row % BLOCK:
         row += 1

@@ -20,7 +20,7 @@ class SequentialSettings:
         "baseline that doesn't know the order.",
     )
     max_length: int = field(
-        200, "Longest history that is read, its latest interactions; such as 50.", 1
+        200, "Longest history that is read, its latest interactions; such as 50.", 1, 1_000_000
     )
     pieces: int = field(
         0,
@@ -113,3 +113,9 @@ class SequentialSettings:
             )
         if not self.at:
             raise UserError("at: expected at least one number, got none")
+        names = [f"{name}@{k}" for k in self.at for name in ("hr", "ndcg")]
+        if self.metric not in (*names, "mrr"):
+            raise UserError(
+                f"metric: expected one of those by at, {', '.join(names)}, or mrr; got "
+                f"{self.metric!r}"
+            )

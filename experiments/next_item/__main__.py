@@ -130,14 +130,17 @@ def read_log(path: Path) -> pl.DataFrame:
     """The table of a Parquet or CSV file.
 
     Raises:
-        UserError: it can't be read.
+        UserError: it can't be read, or has no rows.
     """
     try:
-        return pl.read_csv(path) if path.suffix == ".csv" else pl.read_parquet(path)
+        found = pl.read_csv(path) if path.suffix == ".csv" else pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(
             f"log {path}: expected a Parquet or CSV file: {str(error).splitlines()[0]}"
         ) from error
+    if found.is_empty():
+        raise UserError(f"log {path}: expected a row for each interaction, got none")
+    return found
 
 
 def check_places(interactions: Interactions, settings: SequentialSettings) -> None:

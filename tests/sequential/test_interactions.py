@@ -53,13 +53,38 @@ def test_times_may_be_dates():
             LOG.with_columns(when=pl.lit("x")),
             "column 'when': expected seconds as numbers, or dates",
         ),
-        (LOG.with_columns(when=pl.lit(np.inf)), "column 'when': expected finite times"),
+        (LOG.with_columns(when=pl.lit(np.inf)), "'when': expected seconds of .*, row 0 has inf"),
+        (LOG.with_columns(when=pl.lit(1e30)), "'when': expected seconds of .*, row 0 has 1e.30"),
+        (
+            LOG.with_columns(when=pl.lit(2**63, pl.UInt64)),
+            "'when': expected seconds of .*, row 0 has 9223372036854775808",
+        ),
+        (LOG.with_columns(when=pl.lit(np.nan)), "column 'when': 8 of 8 rows have no value"),
+        (
+            LOG.with_columns(when=pl.lit(datetime.time(3))),
+            "column 'when': expected seconds as numbers, or dates, got Time",
+        ),
+        (
+            LOG.with_columns(when=pl.lit(datetime.timedelta(3))),
+            "column 'when': expected seconds as numbers, or dates, got Duration",
+        ),
+        (
+            LOG.with_columns(what=pl.when(pl.col("what") == 7).then(np.nan).otherwise(1.5)),
+            "column 'what': 2 of 8 rows have no value, the first one is row 0",
+        ),
+        (LOG.with_columns(what=pl.concat_list("what")), "'what': expected a value a row, got List"),
+        (LOG.with_columns(what=pl.struct("what")), "'what': expected a value a row, got Struct"),
         (LOG.clear(), "expected a log of interactions, got none"),
     ],
 )
 def test_logs_that_are_refused(log: pl.DataFrame, text: str):
     with pytest.raises(UserError, match=text):
         interactions_of(log, "who", "what", "when")
+
+
+def test_a_column_is_one_thing():
+    with pytest.raises(UserError, match="got who, who, when: 'who' is there twice"):
+        interactions_of(LOG, "who", "who", "when")
 
 
 def test_leave_one_out():

@@ -17,7 +17,7 @@ from experiments.next_item.planted_order import generate, planted_order
 ITEMS = 30
 LOG = generate(planted_order(ITEMS, 0), users=40, longest=90, seed=1)
 SPLIT = split_of(LOG, "leave_one_out")
-SETTINGS = SequentialSettings(batch_size=8, max_length=70, pieces=1, at=(5,))
+SETTINGS = SequentialSettings(batch_size=8, max_length=70, pieces=1, at=(5,), metric="ndcg@5")
 
 
 def sequences_of(batch: SequenceBatch, devices: int) -> dict[int, np.ndarray]:
@@ -143,3 +143,19 @@ def test_too_few_users_and_times_too_far_apart():
     far = dataclasses.replace(LOG, times=LOG.times * 10**6)
     with pytest.raises(UserError, match="times: expected seconds that are less than 68 years"):
         SequenceTraining(far, SPLIT.train, SETTINGS, 1)
+
+
+def test_the_longest_history_bounds_the_sizes():
+    own, far = (
+        SequenceTraining(LOG, SPLIT.train, dataclasses.replace(SETTINGS, max_length=length), 2)
+        for length in (int(LOG.lengths.max()), 1_000_000)
+    )
+    assert own.shapes == far.shapes
+
+
+@pytest.mark.parametrize("metric", ["foo", "ndcg@10", "coverage@5"])
+def test_metrics_that_are_not_computed(metric: str):
+    with pytest.raises(
+        UserError, match="metric: expected one of those by at, hr@5, ndcg@5, or mrr"
+    ):
+        dataclasses.replace(SETTINGS, metric=metric)

@@ -34,7 +34,7 @@ def settings_of(encoder: str, negatives: int | str, dropout: float = 0.0) -> Seq
         encoder=encoder,  # pyright: ignore[reportArgumentType]
         **given,
         width=4, layers=1, max_length=30, batch_size=8, dropout=dropout,
-        learning_rate=0.01, decay_start=1, decay_steps=3, beta2=0.98, at=(5,),
+        learning_rate=0.01, decay_start=1, decay_steps=3, beta2=0.98, at=(5,), metric="ndcg@5",
     )  # fmt: skip
 
 
