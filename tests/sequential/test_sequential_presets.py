@@ -88,3 +88,11 @@ def test_flags_that_nothing_would_read(flags: tuple[str, ...], text: str):
     result = run(*flags, program=PROGRAM)
     assert result.returncode == 2
     assert re.search(text, result.stderr), result.stderr
+
+
+def test_a_log_without_rows(tmp_path: Path):
+    log = tmp_path / "none.csv"
+    log.write_text("user_id,item_id,timestamp\n", encoding="utf-8")
+    result = run(f"--log={log}", f"--workdir={tmp_path / 'w'}", program=PROGRAM)
+    assert result.returncode == 2
+    assert f"log {log}: expected a row for each interaction, got none" in result.stderr
