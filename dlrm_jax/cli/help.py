@@ -37,7 +37,7 @@ def help_text(docstring: str, width: int | None = None) -> str:
     """
     width = width or max(40, min(100, shutil.get_terminal_size((80, 24)).columns))
     own = [flag for flag in own_flags() if not (flag.help or "").startswith(NO_EFFECT)]
-    of_config = "preset" in FLAGS  # otherwise a flag may be called like a field
+    of_config = _is_of_config()  # otherwise a flag may be called like a field
     first = [flag for flag in own if not of_config or flag.name not in FIELD_TYPES]
     sections: dict[str, list[flags.Flag]] = {"Flags": first}
     title = ""
@@ -83,7 +83,7 @@ def _entry(flag: flags.Flag, width: int) -> list[str]:
 
 def _default(flag: flags.Flag) -> str:
     """The default, of other presets where it differs, too."""
-    if flag.default is not None or flag.name not in FIELD_TYPES or "preset" not in FLAGS:
+    if flag.default is not None or flag.name not in FIELD_TYPES or not _is_of_config():
         return _shown(flag.default)
     own = str(FLAGS["preset"].default)
     presets: dict[str, list[str]] = {_shown(getattr(PRESETS[own], flag.name)): [own]}
@@ -91,6 +91,12 @@ def _default(flag: flags.Flag) -> str:
         presets.setdefault(_shown(getattr(config, flag.name)), []).append(name)
     first, *others = presets
     return "; ".join([first, *(f"{value} in {_named(presets[value])}" for value in others)])
+
+
+def _is_of_config() -> bool:
+    """Whether the program's presets are those of `Config`; an experiment may have its own."""
+    parser = FLAGS["preset"].parser if "preset" in FLAGS else None
+    return isinstance(parser, flags.EnumParser) and set(parser.enum_values) == set(PRESETS)
 
 
 def _named(presets: list[str]) -> str:

@@ -45,8 +45,8 @@ class Columns:
                 raise UserError(f"columns: {name!r} is there twice; a column is one thing")
         if self.history_time and not self.time:
             raise UserError(
-                f"history_time: expected times of requests beside those of histories, got "
-                f"{self.history_time!r} alone; name their column, too"
+                f"time: expected the column of the requests' times beside that of the histories', "
+                f"{self.history_time!r}; got none"
             )
 
     @property

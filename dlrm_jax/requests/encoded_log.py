@@ -1,27 +1,43 @@
-"""A log of requests as arrays on disk, which are mapped into memory: the log may be larger."""
+"""A log of requests, encoded to arrays on disk, which are mapped into memory."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+import xxhash
 
 from dlrm_jax.data.formats import parquet
-from dlrm_jax.data.formats.npy import ArrayWriter, map_npy, write_npy
+from dlrm_jax.data.formats.npy import ArrayWriter, write_npy
 from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import read_json, replacing, write_json
+from dlrm_jax.files import creating
 from dlrm_jax.processes import on_process_0
+from dlrm_jax.requests.column_types import check_shared, check_types, seconds
 from dlrm_jax.requests.columns import Columns
-from dlrm_jax.requests.log_rows import LogRows, check_types, rows_of, seconds
-from dlrm_jax.requests.requests import Requests, Split, cuts_of, split_of
+from dlrm_jax.requests.log_rows import LogRows, as_seconds, rows_of
+from dlrm_jax.requests.mapped_log import VOCABULARIES, read_arrays
+from dlrm_jax.requests.requests import Requests, Split, cuts_of
 
-_NOTE, _VOCABULARIES = "log.json", "vocabularies"
+
+class EncodedLog(NamedTuple):
+    """A log of requests that was encoded.
+
+    Attributes:
+        requests: requests, whose arrays are memory maps.
+        split: requests to train on, and to evaluate.
+        directory: directory of the arrays and vocabularies.
+    """
+
+    requests: Requests
+    split: Split
+    directory: Path
 
 
 def read_requests(
@@ -30,25 +46,28 @@ def read_requests(
     directory: Path,
     min_count: int = 1,
     say: Callable[[str], None] = lambda text: None,
-) -> tuple[Requests, Split]:
+) -> EncodedLog:
     """Reads a log of requests, in bounded memory but for the vocabularies.
 
     The requests are split by time, or by their order without times. Each table has a vocabulary of
     the values in the requests that are trained on; other values share its row 0. Arrays and
-    vocabularies are written to a directory, and read from it if they are those of this log.
+    vocabularies are written once. Those of another log, or of one that has changed, are others:
+    a run that reads some keeps them.
 
     Args:
         paths: Parquet files, with a row for each request.
         columns: columns to read.
-        directory: directory of the arrays, replaced if they are of another log.
+        directory: directory of the directories of arrays, one for each log.
         min_count: number of times that a value must occur to have a row of its own.
         say: function that shows a line of text to the user.
 
     Raises:
-        UserError: see `rows_of`; or there are too few requests for a split.
+        UserError: see `rows_of`; or there are too few requests for a split, a file is there twice,
+            or arrays are damaged.
     """
-    on_process_0(lambda: _encode(paths, columns, directory, min_count, say))
-    return _read(directory, columns)
+    name = on_process_0(lambda: _encode(paths, columns, directory, min_count, say))
+    requests, split = read_arrays(directory / name, columns)
+    return EncodedLog(requests, split, directory / name)
 
 
 def _encode(
@@ -57,35 +76,23 @@ def _encode(
     directory: Path,
     min_count: int,
     say: Callable[[str], None],
-) -> None:
-    """Writes the arrays, unless they are those of this log."""
+) -> str:
+    """Writes the arrays, unless they are there; returns the name of their directory."""
     if not paths:
         raise UserError("log: expected at least one Parquet file, got none")
+    for path in paths:
+        if [x.resolve() for x in paths].count(path.resolve()) > 1:
+            raise UserError(f"log: {path} is there twice")
     types = [check_types(path, columns) for path in paths]
-    note = _note(paths, columns, min_count)
-    if not (directory / _NOTE).exists() or read_json(directory / _NOTE) != note:
-        say(f"encoding {len(paths):,} files to {directory}")
-        with replacing(directory) as made:
+    check_shared(paths, types, columns)
+    note = json.dumps(_note(paths, columns, min_count))
+    name = xxhash.xxh3_64_hexdigest(note.encode())
+    if not (directory / name).exists():
+        say(f"encoding {len(paths):,} files to {directory / name}")
+        with creating(directory / name) as made:
             made.mkdir(parents=True)
             _write(paths, types, columns, min_count, made)
-            write_json(made / _NOTE, note)
-
-
-def read_vocabularies(directory: Path, columns: Columns) -> dict[str, pl.DataFrame]:
-    """The vocabulary of each table.
-
-    Args:
-        directory: directory that `read_requests` has written.
-        columns: columns of the log.
-
-    Raises:
-        UserError: a file can't be read.
-    """
-    known = directory / _VOCABULARIES
-    return {
-        table: vocabulary.read_whole(known / f"{number}.parquet")
-        for number, table in enumerate(columns.tables)
-    }
+    return name
 
 
 def _note(paths: Sequence[Path], columns: Columns, min_count: int) -> dict[str, Any]:
@@ -109,8 +116,8 @@ def _write(
     rows, tokens, candidates = np.sum(sizes, axis=0).tolist()
     if not rows:
         raise UserError("expected a log of requests, got one without rows")
-    cut, _ = cuts_of(_times(paths, types, columns, [x for x, *_ in sizes]))
-    (directory / _VOCABULARIES).mkdir()
+    cut, _ = cuts_of(_times(paths, columns, [x for x, *_ in sizes]))
+    (directory / VOCABULARIES).mkdir()
     known, starts = {}, np.cumsum([0, *(x for x, *_ in sizes)])
     trained = [
         _trained(path, kinds, columns, cut, int(start))
@@ -119,7 +126,7 @@ def _write(
     for number, (table, names) in enumerate(columns.tables.items()):
         values = [x.select(value=pl.col(name)) for x in trained for name in names]
         known[table] = vocabulary.learn(values, min_count)
-        path = directory / _VOCABULARIES / f"{number}.parquet"
+        path = directory / VOCABULARIES / f"{number}.parquet"
         with parquet.writing(path):
             known[table].write_parquet(path)
 
@@ -179,24 +186,15 @@ def _size(path: Path, columns: Columns) -> tuple[int, int, int]:
     return found.row(0)
 
 
-def _times(
-    paths: Sequence[Path],
-    types: Sequence[Mapping[str, Any]],
-    columns: Columns,
-    rows: Sequence[int],
-) -> np.ndarray:
+def _times(paths: Sequence[Path], columns: Columns, rows: Sequence[int]) -> np.ndarray:
     """The time of each request, or its number without times."""
     if not columns.time:
         return np.arange(sum(rows))
     found = []
-    for path, kinds in zip(paths, types, strict=True):
-        expression = seconds(pl.col(columns.time), columns.time, path, kinds[columns.time])
+    for path in paths:
         with parquet.reading(str(path)):
-            times = pl.scan_parquet(path, glob=False).select(expression).collect().to_series()
-        if times.null_count():
-            row = times.is_null().arg_max() or 0
-            raise UserError(f"{path}, row {row + 1}, column {columns.time}: expected a time")
-        found.append(times.to_numpy())
+            times = pl.scan_parquet(path, glob=False).select(columns.time).collect().to_series()
+        found.append(as_seconds(times, path, lambda place: place))
     return np.concatenate(found)
 
 
@@ -206,39 +204,5 @@ def _trained(
     """The rows of a file that are trained on."""
     frame = pl.scan_parquet(path, glob=False)
     if columns.time:
-        return frame.filter(
-            seconds(pl.col(columns.time), columns.time, path, types[columns.time]) < cut
-        )
+        return frame.filter(seconds(pl.col(columns.time), types[columns.time]) < cut)
     return frame.head(max(cut - start, 0))
-
-
-def _read(directory: Path, columns: Columns) -> tuple[Requests, Split]:
-    """Maps the arrays."""
-
-    def arrays(part: str, tables: Mapping[str, str]) -> dict[str, np.ndarray]:
-        return {
-            name: map_npy(directory / f"{part}.{number}.npy") for number, name in enumerate(tables)
-        }
-
-    def offsets(name: str) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(map_npy(directory / f"{name}.npy"))])
-
-    rows = {}
-    for number, table in enumerate(columns.tables):
-        path = directory / _VOCABULARIES / f"{number}.parquet"
-        with parquet.reading(str(path)):
-            rows[table] = vocabulary.rows_needed(pl.scan_parquet(path, glob=False))
-    times = map_npy(directory / "times.npy") if columns.time else None
-    requests = Requests(
-        columns,
-        rows,
-        arrays("history", columns.history),
-        offsets("lengths"),
-        map_npy(directory / "history_times.npy") if columns.is_timed else None,
-        arrays("candidates", columns.candidates),
-        offsets("counts"),
-        map_npy(directory / "labels.npy"),
-        arrays("context", columns.context),
-        times,
-    )
-    return requests, split_of(np.arange(len(requests)) if times is None else times)

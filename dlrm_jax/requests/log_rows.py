@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -12,6 +12,7 @@ from jaxtyping import Float32, Int64
 
 from dlrm_jax.data.formats import parquet
 from dlrm_jax.errors import UserError
+from dlrm_jax.requests.column_types import check_types, seconds
 from dlrm_jax.requests.columns import Columns
 
 _CHUNK_ROWS = 2048  # with histories of 10,000, 160 MB a column of 64 bits
@@ -57,53 +58,27 @@ def rows_of(path: Path, columns: Columns) -> Iterator[LogRows]:
             first += len(chunk)
 
 
-def check_types(path: Path, columns: Columns) -> Mapping[str, Any]:
-    """The types of a file's columns that are read.
-
-    Args:
-        path: the file.
-        columns: columns to read.
-
-    Raises:
-        UserError: see `rows_of`.
-    """
-    with parquet.reading(str(path)):
-        found = pl.read_parquet_schema(path)
-    lists = [*columns.history, *([columns.history_time] if columns.history_time else [])]
-    single = [*columns.context, *([columns.time] if columns.time else [])]
-    shown = [*columns.candidates, columns.label]
-    for name in (*lists, *single, *shown):
-        if name not in found:
-            raise UserError(f"{path} has no column {name!r}; it has {', '.join(found)}")
-    # Candidates are lists, or all of them single values.
-    (lists if isinstance(found[shown[0]], pl.List) else single).extend(shown)
-    for names, wanted in ((lists, "lists"), (single, "single values")):
-        for name in names:
-            if isinstance(found[name], pl.List) != (wanted == "lists"):
-                raise UserError(f"{path}, column {name}: expected {wanted}, got {found[name]}")
-    for name in (columns.history_time, columns.time):
-        if name:
-            seconds(pl.col(name), name, path, _inner(found[name]))
-    return {name: found[name] for name in (*lists, *single)}
-
-
-def seconds(column: pl.Expr, name: str, path: Path, kind: Any) -> pl.Expr:
+def as_seconds(
+    times: pl.Series, path: Path, row_of: Callable[[int], int]
+) -> Int64[np.ndarray, " n"]:
     """Times as whole seconds.
 
     Args:
-        column: column of times.
-        name: its name, for the message.
-        path: its file, for the message.
-        kind: its type, that of an element for lists.
+        times: times, of a type that passes `check_times`.
+        path: their file, for the message.
+        row_of: function that gives the row of each time in the file, from 0, for the message.
 
     Raises:
-        UserError: it has no times.
+        UserError: one is missing, or isn't finite.
     """
-    if kind.is_temporal():
-        return column.cast(pl.Datetime("us")).dt.epoch("s")
-    if not kind.is_numeric():
-        raise UserError(f"{path}, column {name}: expected dates, or seconds as numbers, got {kind}")
-    return column.cast(pl.Int64)
+    found = times.to_frame().select(seconds(pl.col(times.name), times.dtype)).to_series()
+    if found.null_count():
+        place = found.is_null().arg_max() or 0
+        raise UserError(
+            f"{path}, row {row_of(place) + 1}, column {times.name}: expected a time, got "
+            f"{times[place]!r}"
+        )
+    return found.to_numpy()
 
 
 class _Chunk(NamedTuple):
@@ -136,18 +111,17 @@ class _Chunk(NamedTuple):
             )
         if isinstance(column.dtype, pl.List):
             column = column.filter(own > 0).explode()
-        if column.null_count():
-            place = column.is_null().arg_max() or 0
-            row = int(np.searchsorted(np.cumsum(own), place, "right"))
-            raise self.error(row, name, "expected a value, got none; leave it out of all lists")
+        known = column.fill_nan(None) if column.dtype.is_float() else column
+        if known.null_count():
+            place = known.is_null().arg_max() or 0
+            what = f"expected a value, got {column[place]!r}; leave it out of all lists"
+            raise self.error(row_of(own, place), name, what)
         return column
 
-    def times(self, column: pl.Series) -> np.ndarray:
-        """Times in seconds."""
-        if column.dtype.is_float() and not column.is_finite().all():
-            raise UserError(f"{self.path}, column {column.name}: expected finite times")
-        expression = seconds(pl.col(column.name), column.name, self.path, column.dtype)
-        return column.to_frame().select(expression).to_series().to_numpy()
+    def times(self, name: str, lengths: np.ndarray, like: str) -> np.ndarray:
+        """Times in seconds, as many in each row as another column has."""
+        times = self.flat(name, lengths, like)
+        return as_seconds(times, self.path, lambda place: self.first + row_of(lengths, place))
 
     def _missing(self, column: pl.Series) -> str:
         if isinstance(column.dtype, pl.List):
@@ -166,7 +140,7 @@ def _rows(chunk: _Chunk, columns: Columns) -> LogRows:
     wrong = ~labels.is_in([0.0, 1.0]).fill_null(False)
     if wrong.any():
         place = wrong.arg_max() or 0
-        row = int(np.searchsorted(np.cumsum(counts), place, "right"))
+        row = row_of(counts, place)
         given = chunk.flat(name, counts, shown)[place]
         raise chunk.error(row, name, f"expected 0 or 1, got {given!r}")
     timed, at = columns.history_time, columns.time
@@ -174,11 +148,12 @@ def _rows(chunk: _Chunk, columns: Columns) -> LogRows:
         values,
         lengths,
         counts,
-        chunk.times(chunk.flat(timed, lengths, seen)) if timed else None,
-        chunk.times(chunk.flat(at, np.ones(len(lengths), np.int64), at)) if at else None,
+        chunk.times(timed, lengths, seen) if timed else None,
+        chunk.times(at, np.ones(len(lengths), np.int64), at) if at else None,
         labels.to_numpy(),
     )
 
 
-def _inner(kind: Any) -> Any:
-    return kind.inner if isinstance(kind, pl.List) else kind
+def row_of(lengths: np.ndarray, place: int) -> int:
+    """The row of a value, where rows have so many."""
+    return int(np.searchsorted(np.cumsum(lengths), place, "right"))

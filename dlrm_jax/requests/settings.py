@@ -83,8 +83,8 @@ class RequestSettings:
         for name in ("dropout", "attention_width", "linear_width"):
             if getattr(self, name) and self.encoder != "hstu":
                 raise UserError(
-                    f"{name}: expected 0 with encoder={self.encoder}, which has none; got "
-                    f"{getattr(self, name)}"
+                    f"encoder={self.encoder} has no {name}: expected 0, got {getattr(self, name)}; "
+                    f"give --{name}=0, or --encoder=hstu"
                 )
         if self.history_sampling >= self.max_length:
             raise UserError(

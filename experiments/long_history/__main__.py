@@ -4,7 +4,8 @@ r"""Trains a model that ranks the candidates of a request by the user's long his
         --candidates=item --context=country --label=clicked --workdir=runs/long
     python -m experiments.long_history --lengths=64,128,256,512,1024
     python -m experiments.long_history --max_length=2000 --eval_length=10000 --longest=10000
-    python -m experiments.long_history --preset=dlrm_v3 --most_rows=20000 --requests=40 --batch_size=8 --max_length=128
+    python -m experiments.long_history --preset=dlrm_v3 --most_rows=20000 --requests=40 \
+        --batch_size=8 --max_length=128
 
 ``--log`` is one or more Parquet files with a row for each request: lists of what the user did, and
 the candidates, as lists or as single values. A column reads the table that is named behind a colon,
@@ -42,8 +43,9 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.processes import is_distributed
 from dlrm_jax.requests.columns import Columns, read_columns
-from dlrm_jax.requests.encoded_log import read_requests, read_vocabularies
+from dlrm_jax.requests.encoded_log import read_requests
 from dlrm_jax.requests.evaluation import GAUC, metrics
+from dlrm_jax.requests.mapped_log import read_vocabularies
 from dlrm_jax.requests.requests import Requests, Split, split_of
 from dlrm_jax.requests.run import run as run_requests
 from dlrm_jax.requests.saved_model import write_model
@@ -62,9 +64,9 @@ _OF_LOG = (
 define_mesh()
 flags.DEFINE_list("log", [], "Parquet files, a row for each request; such as requests.parquet.")
 flags.DEFINE_list(
-    "history", ["item"], "Columns of what the user did, COLUMN or COLUMN:TABLE; such as seen:item."
+    "history", [], "Columns of what the user did, COLUMN or COLUMN:TABLE; such as seen:item."
 )
-flags.DEFINE_list("candidates", ["item"], "Columns of the candidates; such as item,category.")
+flags.DEFINE_list("candidates", [], "Columns of the candidates; such as item,category.")
 flags.DEFINE_list("context", [], "Columns of the request, with single values; such as country.")
 flags.DEFINE_string("label", "label", "Column of the labels, 0 or 1; such as clicked.")
 flags.DEFINE_string("history_time", "", "Column of the actions' times, lists; such as seen_at.")
@@ -73,10 +75,15 @@ flags.DEFINE_integer(
     "min_count", 1, "Times that a value must be there to have a vector of its own; such as 5.", 1
 )
 flags.DEFINE_enum(
-    "preset", "small", list(PRESETS), "Settings and generated requests that the other flags change."
+    "preset",
+    "small",
+    list(PRESETS),
+    "Settings and generated requests that the other flags change; the defaults are those of small, "
+    "and dlrm_v3 is MLPerf's HSTU.",
 )
 for _field in dataclasses.fields(RequestSettings):
-    define_field(_field, get_type_hints(RequestSettings)[_field.name], None)
+    _default = getattr(PRESETS["small"].settings, _field.name)
+    define_field(_field, get_type_hints(RequestSettings)[_field.name], _default)
 define_numbers(
     "lengths", (), "Values of max_length that are trained one after the other; such as 64,512.", int
 )
@@ -85,11 +92,15 @@ flags.DEFINE_string(
     "export", None, "Directory to make of the trained model, for scoring; such as ranker."
 )
 flags.DEFINE_integer("requests", 3000, "Generated requests; such as 1000.", 20)
-flags.DEFINE_integer("shown", None, "Candidates of a generated request; such as 100.", 1)
+flags.DEFINE_integer(
+    "shown", PRESETS["small"].shown, "Candidates of a generated request; such as 100.", 1
+)
 flags.DEFINE_integer(
     "horizon", 512, "Latest actions that decide a generated label; such as 2000.", 8
 )
-flags.DEFINE_integer("longest", None, "Longest generated history; such as 10000.", 8)
+flags.DEFINE_integer(
+    "longest", PRESETS["small"].longest, "Longest generated history; such as 10000.", 8
+)
 flags.DEFINE_integer(
     "most_rows", None, "Most rows of a table, to cut a preset to this machine; such as 100000.", 16
 )
@@ -98,18 +109,19 @@ flags.DEFINE_integer(
 def main() -> None:
     """Settings, requests, split, then what `dlrm_jax.requests.run.run` does for each length."""
     check_flags()
-    workdir, settings = chosen_workdir("long_history"), settings_of_flags()
+    workdir, (settings, *others) = chosen_workdir("long_history"), settings_of_flags()
     mesh = start(FLAGS.mesh)
     if FLAGS.export and is_distributed():
         raise UserError("export: expected a run of one process, got one of several")
     check_batch_size(mesh, "batch_size", settings.batch_size)
     status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
-    planted = None
+    planted = log = None
     if FLAGS.log:
         paths = [Path(x) for x in FLAGS.log]
-        requests, split = read_requests(
+        log = read_requests(
             paths, columns_of_flags(), workdir / "requests", FLAGS.min_count, status
         )
+        requests, split = log.requests, log.split
     else:
         planted = generated(settings.seed)
         requests = planted.requests
@@ -118,15 +130,15 @@ def main() -> None:
     status(describe(requests, split))
     status(f"workdir {workdir}")
     found = {}
-    for length in FLAGS.lengths or [settings.max_length]:
-        own = dataclasses.replace(settings, max_length=length)
-        directory = workdir / f"length_{length}" if FLAGS.lengths else workdir
+    for own in (settings, *others):
+        directory = workdir / f"length_{own.max_length}" if FLAGS.lengths else workdir
         outcome = run_requests(requests, split, own, mesh, directory, status)
-        found[f"{settings.encoder} {length}"] = outcome.summary
-        status(row_of(f"{settings.encoder} {length}", outcome.summary["test"]))
+        name = f"{own.encoder} {own.max_length}"
+        found[name] = outcome.summary
+        status(row_of(name, outcome.summary["test"]))
         if FLAGS.export:
             scorer = RequestScorer.of_state(outcome.learner, requests.columns, own, outcome.state)
-            known = read_vocabularies(workdir / "requests", requests.columns) if FLAGS.log else None
+            known = read_vocabularies(log.directory, requests.columns) if log else None
             write_model(Path(FLAGS.export), scorer, known)
             status(f"exported to {FLAGS.export}")
     report(found, None if planted is None else best_of(planted, split), workdir)
@@ -143,18 +155,20 @@ def check_flags() -> None:
         refuse(["export"], "with --lengths, which trains several models")
     if FLAGS.export and Path(FLAGS.export).exists():
         raise UserError(f"export: expected a directory to make, got {FLAGS.export}, which exists")
-    if settings_of_flags().encoder == "mean":
+    if settings_of_flags()[0].encoder == "mean":
         refuse(["layers", "heads"], "with --encoder=mean, which has none")
 
 
-def settings_of_flags() -> RequestSettings:
-    """The settings, which are flags each."""
+def settings_of_flags() -> list[RequestSettings]:
+    """The settings, which are flags each, of all lengths that are trained."""
+    preset = PRESETS[FLAGS.preset].settings
     given: dict[str, Any] = {}
     for name in (x.name for x in dataclasses.fields(RequestSettings)):
         value = FLAGS[name].value
-        if value is not None:
+        if FLAGS[name].present:
             given[name] = tuple(value) if isinstance(value, list) else value
-    return dataclasses.replace(PRESETS[FLAGS.preset].settings, **given)
+    lengths = FLAGS.lengths or [given.pop("max_length", preset.max_length)]
+    return [dataclasses.replace(preset, **given, max_length=x) for x in lengths]
 
 
 def generated(seed: int) -> PlantedInterest:
@@ -163,9 +177,9 @@ def generated(seed: int) -> PlantedInterest:
     rows = {name: min(x, FLAGS.most_rows or x) for name, x in preset.rows.items()}
     return generate(
         FLAGS.requests,
-        FLAGS.shown or preset.shown,
+        FLAGS.shown if FLAGS["shown"].present else preset.shown,
         FLAGS.horizon,
-        FLAGS.longest or preset.longest,
+        FLAGS.longest if FLAGS["longest"].present else preset.longest,
         seed,
         preset.shortest,
         rows,

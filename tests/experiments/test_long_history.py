@@ -84,7 +84,8 @@ def test_a_log(tmp_path: Path):
     )
     log.write_parquet(tmp_path / "log.parquet")
     flags = (
-        f"--log={tmp_path / 'log.parquet'}", "--history=seen:item", "--label=clicked",
+        f"--log={tmp_path / 'log.parquet'}", "--history=seen:item", "--candidates=item",
+        "--label=clicked",
         "--encoder=hstu", "--layers=1", "--max_length=8", "--epochs=1", "--batch_size=16",
         "--width=4", "--mlp=8", f"--workdir={tmp_path / 'w'}", f"--export={tmp_path / 'model'}",
     )  # fmt: skip
@@ -99,16 +100,25 @@ def test_a_log(tmp_path: Path):
     again = run("--mesh=1x1", *flags, program=PROGRAM)
     assert again.returncode == 2
     assert "export: expected a directory to make" in again.stderr
-    assert (tmp_path / "w" / "requests" / "labels.npy").exists()
+    assert len(list((tmp_path / "w" / "requests").glob("*/labels.npy"))) == 1
 
 
-def test_flags_that_nothing_would_read():
+def test_flags_that_are_refused():
     for flags, text in (
         (("--label=x",), "--label has no effect without --log"),
         (("--log=x.parquet", "--horizon=9"), "--horizon has no effect with --log"),
         (("--lengths=8", "--max_length=8"), "--max_length has no effect with --lengths"),
         (("--encoder=mean", "--layers=1"), "--layers has no effect with --encoder=mean"),
+        (("--lengths=64,0",), "--max_length: expected at least 1, got 0"),
+        (("--log=x.parquet",), "--history: expected at least one column, got none"),
     ):
         result = run(*flags, program=PROGRAM)
         assert result.returncode == 2
         assert text in result.stderr
+
+
+def test_the_help_has_the_presets_of_this_program():
+    result = run("--help", program=PROGRAM)
+    assert "ctr_x1" not in result.stdout
+    text = " ".join(result.stdout.split())
+    assert "--batch_size Requests of a batch; such as 256. Default: 64." in text

@@ -47,7 +47,7 @@ def written(log: pl.DataFrame, path: Path, parts: int = 1) -> list[Path]:
 @pytest.mark.parametrize("parts", [1, 3])
 def test_a_log(parts: int, tmp_path: Path):
     paths = written(LOG, tmp_path, parts)
-    requests, split = read_requests(paths, COLUMNS, tmp_path / "arrays")
+    requests, split, _ = read_requests(paths, COLUMNS, tmp_path / "arrays")
     assert [x.tolist() for x in split] == [[*range(16)], [16, 17], [18, 19]]
     assert requests.lengths.tolist() == [i % 4 for i in range(20)]
     assert requests.counts.tolist() == [2] * 20
@@ -66,7 +66,7 @@ def test_a_log(parts: int, tmp_path: Path):
     assert requests.rows["did"] == 2 + 1
     assert len(requests) == 20
 
-    once, _ = read_requests(paths, COLUMNS, tmp_path / "other", min_count=2)
+    once, *_ = read_requests(paths, COLUMNS, tmp_path / "other", min_count=2)
     assert once.rows["item"] == 2 + 4
     assert (once.candidates["item"][31::2] == 0).all()  # `UNSEEN`
 
@@ -74,7 +74,7 @@ def test_a_log(parts: int, tmp_path: Path):
 def test_a_log_of_single_candidates_without_times(tmp_path: Path):
     log = LOG.with_columns(pl.col("item", "label").list.first()).drop("at", "seen_at")
     columns = Columns({"seen": "item"}, {"item": "item"}, {})
-    requests, split = read_requests(written(log, tmp_path, 2), columns, tmp_path / "arrays")
+    requests, split, _ = read_requests(written(log, tmp_path, 2), columns, tmp_path / "arrays")
     assert requests.counts.tolist() == [1] * 20
     assert requests.times is None
     assert requests.history_times is None
@@ -88,7 +88,7 @@ def test_times_may_be_dates(tmp_path: Path):
     log = LOG.with_columns(
         at=pl.Series(dates), seen_at=pl.col("seen_at").cast(pl.List(pl.Datetime("ms")))
     )
-    requests, split = read_requests(written(log, tmp_path), COLUMNS, tmp_path / "arrays")
+    requests, split, _ = read_requests(written(log, tmp_path), COLUMNS, tmp_path / "arrays")
     assert requests.times is not None
     np.testing.assert_array_equal(np.diff(requests.times), 1)
     assert len(split.train) == 16
@@ -100,9 +100,35 @@ def test_arrays_are_read_again_unless_the_log_is_another(tmp_path: Path):
         read_requests(paths, COLUMNS, tmp_path / "arrays", say=said.append)
     assert len(said) == 1
     written(LOG.head(18), tmp_path)
-    requests, _ = read_requests(paths, COLUMNS, tmp_path / "arrays", say=said.append)
+    requests, *_ = read_requests(paths, COLUMNS, tmp_path / "arrays", say=said.append)
     assert len(said) == 2
     assert len(requests) == 18
+    assert len(list((tmp_path / "arrays").glob("*"))) == 2  # a run may read the others
+
+
+def test_nothing_of_the_users_is_replaced(tmp_path: Path):
+    paths = written(LOG, tmp_path)
+    read_requests(paths, COLUMNS, tmp_path)
+    assert paths[0].exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*file"):
+        read_requests(paths, COLUMNS, tmp_path / "file")
+    with pytest.raises(UserError, match=r"log: .*0\.parquet is there twice"):
+        read_requests(paths * 2, COLUMNS, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["labels", "counts", "history.0", "candidates.0"])
+def test_damaged_arrays(name: str, tmp_path: Path):
+    paths = written(LOG, tmp_path)
+    *_, directory = read_requests(paths, COLUMNS, tmp_path / "arrays")
+    file, good = directory / f"{name}.npy", np.load(directory / f"{name}.npy")
+    for bad in (good[:-1], good + 99):
+        np.save(file, bad, allow_pickle=False)
+        with pytest.raises(UserError, match=r"is damaged: .*Delete it: it is made of the log"):
+            read_requests(paths, COLUMNS, tmp_path / "arrays")
+    file.unlink()
+    with pytest.raises(UserError, match=r"is damaged: .*Delete it: it is made of the log"):
+        read_requests(paths, COLUMNS, tmp_path / "arrays")
 
 
 def changed(row: int, **values: Any) -> pl.DataFrame:
@@ -122,10 +148,10 @@ def changed(row: int, **values: Any) -> pl.DataFrame:
         (changed(7, seen_at=[1, 2]), "row 8, column seen_at: expected as many values as seen"),
         (changed(2, label=[1]), "row 3, column label: expected as many values as item has, 2, got"),
         (changed(2, label=[0, 2]), "row 3, column label: expected 0 or 1, got 2"),
-        (changed(7, seen=["a", None, "b"]), "row 8, column seen: expected a value, got none"),
+        (changed(7, seen=["a", None, "b"]), "row 8, column seen: expected a value, got None"),
         (changed(4, seen=None), "row 5, column seen: expected a list, got none; give an empty one"),
         (changed(4, item=None), "row 5, column item: expected a list, got none"),
-        (changed(4, at=None), "row 5, column at: expected a time"),
+        (changed(4, at=None), "row 5, column at: expected a time, got None"),
         (LOG.with_columns(seen=pl.lit("x")), "column seen: expected lists, got String"),
         (LOG.with_columns(country=pl.col("seen")), "column country: expected single values, got L"),
         (LOG.with_columns(label=pl.lit(1)), "column label: expected lists, got Int32"),
@@ -133,6 +159,12 @@ def changed(row: int, **values: Any) -> pl.DataFrame:
             LOG.with_columns(at=pl.lit("x")),
             "column at: expected dates, or seconds as numbers, got S",
         ),
+        (LOG.with_columns(at=pl.lit(np.nan)), "row 1, column at: expected a time, got nan"),
+        (LOG.with_columns(at=pl.lit(1e30)), r"row 1, column at: expected a time, got 1e\+30"),
+        (LOG.with_columns(at=pl.lit(1).cast(pl.Duration)), "column at: expected dates, or sec"),
+        (changed(7, seen_at=[1, None, 2]), "row 8, column seen_at: expected a value, got None"),
+        (LOG.with_columns(did=pl.Series([[["a"]]] * 20)), "column did: expected whole num"),
+        (LOG.with_columns(seen=pl.lit([1, 2])), "table item: expected columns of one type, got"),
         (LOG.clear(), "expected a log of requests, got one without rows"),
         (LOG.head(1), "expected a log whose times can be cut into eight tenths"),
     ],
@@ -141,7 +173,7 @@ def test_logs_that_are_refused(log: pl.DataFrame, text: str, tmp_path: Path):
     paths = written(log, tmp_path)
     with pytest.raises(UserError, match=text):
         read_requests(paths, COLUMNS, tmp_path / "arrays")
-    assert not (tmp_path / "arrays").exists()
+    assert not list((tmp_path / "arrays").glob("*"))
 
 
 def test_no_parquet_file(tmp_path: Path):
@@ -158,7 +190,7 @@ def test_no_parquet_file(tmp_path: Path):
         ({"history": {}}, "history: expected at least one column"),
         ({"candidates": {}}, "candidates: expected at least one column"),
         ({"context": {"item": "item"}}, "columns: 'item' is there twice"),
-        ({"time": ""}, "history_time: expected times of requests beside those of histories"),
+        ({"time": ""}, "time: expected the column of the requests' times beside that of"),
     ],
 )
 def test_columns_that_are_refused(given: dict, text: str):

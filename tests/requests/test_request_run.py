@@ -83,7 +83,7 @@ def test_the_split_is_by_time():
     ("settings", "text"),
     [
         ({"history_sampling": 512}, "history_sampling: expected less than max_length, 512"),
-        ({"dropout": 0.1}, "dropout: expected 0 with encoder=stca"),
+        ({"dropout": 0.1}, "encoder=stca has no dropout: expected 0, got 0.1"),
         ({"encoder": "hstu", "dropout": 1.0}, "dropout: expected a share from 0 to below 1"),
         ({"learning_rate": 0.0}, "learning_rate: expected a positive number"),
     ],
