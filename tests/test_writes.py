@@ -49,7 +49,7 @@ ALLOWED = {
     "inference/frame_file.py: write_frames": "files of a scratch directory",
     "native/compiler.py: __init__": "a file of a scratch directory",
     "native/library.py: build": "the file gets its name by `move_into_place`, which flushes it",
-    "requests/encoded_log.py: _write": "its caller's directory is that of `replacing`",
+    "requests/encoded_log.py: _write": "its caller's directory is that of `creating`",
     "retrieval/index/index_files.py: write_index": "its caller's directory is that of `creating`",
     "serving/export.py: copy_vocabularies": "its caller's directory is that of `creating`",
     "serving/export.py: write_dense": "its caller's directory is that of `creating`",
