@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -84,6 +86,10 @@ def asked(base: Config) -> tuple[list[Contender], Config]:
             f"and {','.join(FLAGS.optimizers)!r}"
         )
     contenders = [Contender(model, name) for model in models for name in FLAGS.optimizers]
+    if twice := [str(x) for x, count in Counter(contenders).items() if count > 1]:
+        raise UserError(f"--models and --optimizers name {twice[0]} twice; name it once")
+    if bad := [x for x in FLAGS.learning_rates if not 0 <= x < math.inf]:
+        raise UserError(f"--learning_rates: expected finite numbers of 0 or more, got {bad[0]:g}")
     # In the shape of the first one: what the preset's own model demands may be wrong for all.
     config = overridden(dataclasses.replace(base, model=contenders[0].model, model_options=()))
     source_hashes([each.model for each in contenders], [config.loss])  # as they are imported

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.pictures import COLOURS, PERCENT, compact, legend_beside, new_axes, note, save
 from dlrm_jax.cli.shown import metric_name
+from dlrm_jax.models.history_ranking import HistoryRanking
+from dlrm_jax.models.zoo import MODELS
 from experiments.compare.bounds import TEACHER
 from experiments.compare.ranks import rank_ranges, shown
 from experiments.compare.tasks import Task
@@ -47,7 +49,7 @@ def rows_of(results: Sequence[Result], task: Task, limits: Limits) -> list[tuple
             shown(rank),
             *(mean_and_deviation(result.test(metric)) for metric in task.shown),
             compact(first["parameters"]),
-            compact(first["flops"]),
+            flops_of(result),
             f"{statistics.median(times):.2f}" if times else "-",
             f"{first['bytes'] / _MIB:,.1f}",
             "-" if temporary is None else f"{temporary / _MIB:,.1f}",
@@ -57,6 +59,16 @@ def rows_of(results: Sequence[Result], task: Task, limits: Limits) -> list[tuple
         values = (f"{metrics[metric]:.4f}" for metric in task.shown)
         rows.append((name, "", "", "", *values, *("" for _ in _COSTS)))
     return rows
+
+
+def flops_of(result: Result) -> str:
+    """FLOPs of matrix products for an example as text; a dash where the data decide them.
+
+    The loops over blocks of a history end by its length, so a program doesn't tell how many.
+    """
+    kind = MODELS.get(result.contender.model)
+    counted = kind is None or not issubclass(kind, HistoryRanking)
+    return compact(result.trials[0]["flops"]) if counted else "-"
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

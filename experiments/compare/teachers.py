@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from dlrm_jax.cli.flags import FLAGS
 from dlrm_jax.cli.pictures import COLOURS, compact, new_grid, note, save
@@ -33,7 +34,13 @@ from dlrm_jax.training.build import check_config, generate_data
 from dlrm_jax.training.record import to_json
 from experiments.compare.contest import asked, compare, define_comparison_flags, locked_workdir
 from experiments.compare.ranks import rank_ranges, shown
-from experiments.compare.results_page import Limits, draw_limits, draw_points, mean_and_deviation
+from experiments.compare.results_page import (
+    Limits,
+    draw_limits,
+    draw_points,
+    flops_of,
+    mean_and_deviation,
+)
 from experiments.compare.tasks import Clicks
 from experiments.compare.trials import Result
 
@@ -53,10 +60,11 @@ def main() -> None:
     contenders, base = asked(preset(FLAGS.preset))
     with locked_workdir("teachers") as directory:
         check_config(base, mesh)
+        configs = [dataclasses.replace(base, teacher=teacher) for teacher in TEACHERS]
+        # All of them before the first trial: a teacher may not fit the features.
+        tasks = [Clicks(generate_data(config)) for config in configs]
         found = {}
-        for teacher in TEACHERS:
-            config = dataclasses.replace(base, teacher=teacher)
-            task = Clicks(generate_data(config))
+        for teacher, config, task in zip(TEACHERS, configs, tasks, strict=True):
             own = directory / teacher
             own.mkdir(exist_ok=True)
             found[teacher] = compare(contenders, config, task, mesh, own)
@@ -89,7 +97,7 @@ def table(found: Found, metric: str) -> list[tuple[str, ...]]:
     rows = [tuple(header)]
     for i in order(found, metric):
         trial = first[i].trials[0]
-        row = [names[i], compact(trial["parameters"]), compact(trial["flops"])]
+        row = [names[i], compact(trial["parameters"]), flops_of(first[i])]
         for teacher, (results, _) in found.items():
             row += [mean_and_deviation(results[i].test(metric)), shown(ranks[teacher][i])]
         rows.append(tuple(row))
@@ -130,9 +138,10 @@ def draw(found: Found, metric: str) -> Figure:
         # Far outliers would leave no room for the others: they are noted at the edge.
         left = float(np.nanquantile([min(own) for own in values], 0.12)) - 0.004
         axes.set_xlim(left=left)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         for i, own in enumerate(values):
             if (mean := statistics.mean(own)) < left:
-                note(axes, f"\u2190 {mean:.3f}", (left, i), (3, 4), color=COLOURS[0])
+                note(axes, f"\u2190 {mean:.3f}", (left, i), (3, 0), color=COLOURS[0], va="center")
     return figure
 
 

@@ -116,6 +116,8 @@ def test_interrupted_it_goes_on(tmp_path):
         (("--models=fmm",), "model: expected one of logistic_regression, "),
         (("--target_auc=0.7",), "--target_auc has no effect: --evaluations decides"),
         (("--models=fm", "--top_mlp=8,1"), "--top_mlp has no effect without a model that has it"),
+        (("--models=fm,fm",), "name fm, rowwise_adagrad twice"),
+        (("--learning_rates=0.1,-1",), "--learning_rates: expected finite numbers of 0 or more"),
         (("--model=fm",), "--model has no effect: --models, "),
         (("--models=ncf", "--seeds=1"), "is for two fields, a user and an item"),
         (("--models=dlrm", "--learning_rates=1e30", "--optimizers=sgd", "--seeds=1", *SMALL[:-1]),

@@ -16,6 +16,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.training.build import generate_data
 from experiments.compare import contest
 from experiments.compare.bounds import ORDER_BLIND, TEACHER, bounds
+from experiments.compare.results_page import flops_of
 from experiments.compare.tasks import Clicks
 from experiments.compare.teachers import draw, table
 from experiments.compare.trials import Contender, Result
@@ -103,6 +104,12 @@ def test_a_model_with_several_options_has_a_row_and_a_point_for_each():
     assert [x_of(line) for line in axes.lines[1::2]] == [0.6, 0.8, 0.7]
 
 
+def test_flops_of_loops_over_histories_are_not_shown():
+    trials = [{"flops": 1200.0}]
+    assert flops_of(Result(Contender("fm", "adam"), 0.1, trials)) == "1.2k"
+    assert flops_of(Result(Contender("hstu:target=C2", "adam"), 0.1, trials)) == "-"
+
+
 def test_each_teacher_has_a_comparison(tmp_path: Path):
     flags = (
         "--table_rows=5,30,30", "--bag_lengths=1,1,4", "--embedding_dim=4", "--dense_features=2",
@@ -119,6 +126,11 @@ def test_each_teacher_has_a_comparison(tmp_path: Path):
         assert found["trials"][0]["trial"]["teacher"] == teacher
     rows = (tmp_path / "teachers.md").read_text().splitlines()
     assert rows[2].startswith("| logistic_regression | ")
+    flat = run(
+        "--table_rows=5,30", "--bag_lengths=1,1", f"--workdir={tmp_path / 'x'}", program=program
+    )
+    assert "teacher: sequential expects a history" in flat.stderr
+    assert not list((tmp_path / "x").glob("*/trials/*")), "before the first trial"
     refused = run("--teacher=pairs", program=program)
     assert refused.returncode == 2
     assert "--teacher has no effect: every teacher has" in refused.stderr
