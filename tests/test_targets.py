@@ -11,11 +11,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from main_job import run
 
 from dlrm_jax import targets
+from dlrm_jax.attention.attention_bias import Bias
+from dlrm_jax.attention.jagged import Sequences
+from dlrm_jax.attention.pointwise_attention import pointwise_attention
 from dlrm_jax.embedding.planning.devices import DEVICES
 from dlrm_jax.errors import UserError
-from dlrm_jax.models.attention_bias import Bias
-from dlrm_jax.models.jagged import Sequences
-from dlrm_jax.models.pointwise_attention import pointwise_attention
 from dlrm_jax.targets import TARGETS, lacks, target_mesh
 from dlrm_jax.training.operations import operations
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dlrm_jax.models.jagged import Sequences
+from dlrm_jax.attention.jagged import Sequences
 from dlrm_jax.models.sequence_encoder import SequenceEncoder, TokenDropout
 
 

@@ -3,38 +3,12 @@
 from __future__ import annotations
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import nnx
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float
 
-from dlrm_jax.models.jagged import Sequences
-
-
-class Candidates(NamedTuple):
-    """The histories of N candidates among T packed tokens.
-
-    Candidates of one request share a history; those with a copy of it each have the same results.
-
-    Attributes:
-        firsts: place of the first token of each one's history, a whole sequence, [N].
-        ends: place behind the last one, [N]; that of the first one where the history is empty, and
-            for filling, which is no candidate.
-        times: time of each candidate, [N], as those of the tokens; candidates of one history have
-            one time. None without.
-        numbers: number of each candidate in the batch, [N], the same on every mesh, by which
-            dropout draws; None for its place.
-    """
-
-    firsts: Int32[Array, " N"]
-    ends: Int32[Array, " N"]
-    times: Int32[Array, " N"] | None = None
-    numbers: Int32[Array, " N"] | None = None
-
-    @property
-    def lengths(self) -> Int32[Array, " N"]:
-        """The number of tokens of each one's history, [N]."""
-        return self.ends - self.firsts
+from dlrm_jax.attention.jagged import Candidates, Sequences
 
 
 class HistoryEncoder(nnx.Module):

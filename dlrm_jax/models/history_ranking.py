@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
-from dlrm_jax.models.block_pairs import BLOCK
+from dlrm_jax.attention.block_pairs import BLOCK
+from dlrm_jax.attention.jagged import Candidates, Sequences, sequences_of
 from dlrm_jax.models.fields import (
     VECTOR,
     Field,
@@ -21,9 +22,8 @@ from dlrm_jax.models.fields import (
     hidden,
     split_histories,
 )
-from dlrm_jax.models.history_encoder import Candidates, HistoryEncoder
+from dlrm_jax.models.history_encoder import HistoryEncoder
 from dlrm_jax.models.hstu_candidates import HSTUCandidates
-from dlrm_jax.models.jagged import Sequences, sequences_of
 from dlrm_jax.models.mlp import MLP, at_least_float32
 from dlrm_jax.models.stca import STCA
 

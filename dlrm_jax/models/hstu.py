@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dlrm_jax.attention.attention_bias import TIME_BUCKETS, Bias
+from dlrm_jax.attention.jagged import Candidates, Sequences
+from dlrm_jax.attention.pointwise_attention import pointwise_attention
 from dlrm_jax.errors import UserError
-from dlrm_jax.models.attention_bias import TIME_BUCKETS, Bias
-from dlrm_jax.models.history_encoder import Candidates
-from dlrm_jax.models.jagged import Sequences
-from dlrm_jax.models.pointwise_attention import pointwise_attention
 from dlrm_jax.models.sequence_encoder import (
     Positions,
     SequenceEncoder,

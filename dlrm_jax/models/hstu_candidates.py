@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
-from dlrm_jax.models.attention_bias import Bias, time_bucket
-from dlrm_jax.models.history_encoder import Candidates, HistoryEncoder
+from dlrm_jax.attention.attention_bias import Bias, time_bucket
+from dlrm_jax.attention.jagged import Candidates, Sequences
+from dlrm_jax.attention.pointwise_attention import pointwise_attention
+from dlrm_jax.attention.pointwise_target_attention import pointwise_target_attention
+from dlrm_jax.models.history_encoder import HistoryEncoder
 from dlrm_jax.models.hstu import HSTU, HSTULayer
-from dlrm_jax.models.jagged import Sequences
-from dlrm_jax.models.pointwise_attention import pointwise_attention
-from dlrm_jax.models.pointwise_target_attention import pointwise_target_attention
 
 
 class Kept(NamedTuple):

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dlrm_jax.models.history_encoder import Candidates, HistoryEncoder
-from dlrm_jax.models.jagged import Sequences
+from dlrm_jax.attention.jagged import Candidates, Sequences
+from dlrm_jax.models.history_encoder import HistoryEncoder
 
 
 class MeanHistory(HistoryEncoder):

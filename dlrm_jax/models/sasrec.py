@@ -6,9 +6,9 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dlrm_jax.attention.causal_attention import causal_attention
+from dlrm_jax.attention.jagged import Sequences
 from dlrm_jax.errors import UserError
-from dlrm_jax.models.causal_attention import causal_attention
-from dlrm_jax.models.jagged import Sequences
 from dlrm_jax.models.sequence_encoder import (
     Positions,
     SequenceEncoder,

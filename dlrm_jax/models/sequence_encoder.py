@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
+from dlrm_jax.attention.jagged import Candidates, Sequences
 from dlrm_jax.errors import UserError
-from dlrm_jax.models.history_encoder import Candidates
-from dlrm_jax.models.jagged import Sequences
 
 
 class SequenceEncoder(nnx.Module):

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
+from dlrm_jax.attention.attention_bias import TIME_BUCKETS, time_bucket
+from dlrm_jax.attention.jagged import Candidates, Sequences
+from dlrm_jax.attention.target_attention import target_attention
 from dlrm_jax.errors import UserError
-from dlrm_jax.models.attention_bias import TIME_BUCKETS, time_bucket
-from dlrm_jax.models.history_encoder import Candidates, HistoryEncoder
-from dlrm_jax.models.jagged import Sequences
+from dlrm_jax.models.history_encoder import HistoryEncoder
 from dlrm_jax.models.sequence_encoder import TokenDropout, at_least_one, normalized
-from dlrm_jax.models.target_attention import target_attention
 
 _EPSILON = 1e-6
 _INIT = jax.nn.initializers.normal(0.02)

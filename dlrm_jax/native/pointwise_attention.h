@@ -1,4 +1,4 @@
-// HSTU's pointwise attention inside sequences, and its derivative, see models/pointwise_attention.py.
+// HSTU's pointwise attention inside sequences, and its derivative, see attention/pointwise_attention.py.
 //
 // A sequence and a head are a task. Its queries go in tiles, for each of which the keys up to it go
 // in tiles, too: scores, weights and their derivatives stay in the caches, and the products stop at

@@ -1,4 +1,4 @@
-// Buckets of time of HSTU's bias, as models/attention_bias.py has them: floor(ln(max(|t|, 1)) / 0.301),
+// Buckets of time of HSTU's bias, as attention/attention_bias.py has them: floor(ln(max(|t|, 1)) / 0.301),
 // at most the last one.
 
 #pragma once

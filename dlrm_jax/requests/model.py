@@ -12,11 +12,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from dlrm_jax.attention.jagged import Candidates, Sequences, sequences_of
 from dlrm_jax.embedding import Adam, EmbeddingCollection, Feature, Lookup, Table
 from dlrm_jax.mesh import check_batch_size
-from dlrm_jax.models.history_encoder import Candidates, HistoryEncoder
+from dlrm_jax.models.history_encoder import HistoryEncoder
 from dlrm_jax.models.hstu_candidates import HSTUCandidates
-from dlrm_jax.models.jagged import Sequences, sequences_of
 from dlrm_jax.models.mean_history import MeanHistory
 from dlrm_jax.models.mlp import MLP
 from dlrm_jax.models.stca import STCA

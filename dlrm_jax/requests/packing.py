@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
+from dlrm_jax.attention.block_pairs import BLOCK
 from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.errors import UserError
-from dlrm_jax.models.block_pairs import BLOCK
 from dlrm_jax.requests.requests import Requests, spans
 from dlrm_jax.sequential.dealing import tokens_for
 

@@ -11,10 +11,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
+from dlrm_jax.attention.block_pairs import BLOCK
+from dlrm_jax.attention.jagged import Candidates, sequences_of
 from dlrm_jax.errors import UserError
-from dlrm_jax.models.block_pairs import BLOCK
-from dlrm_jax.models.history_encoder import Candidates
-from dlrm_jax.models.jagged import sequences_of
 from dlrm_jax.requests.columns import Columns
 from dlrm_jax.requests.model import RequestRanker, feature
 from dlrm_jax.requests.settings import RequestSettings

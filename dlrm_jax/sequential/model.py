@@ -11,11 +11,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from dlrm_jax.attention.jagged import Sequences
 from dlrm_jax.embedding import Adam, EmbeddingCollection, Feature, Lookup, Table
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.models.bag_of_items import BagOfItems
 from dlrm_jax.models.hstu import HSTU
-from dlrm_jax.models.jagged import Sequences
 from dlrm_jax.models.sasrec import SASRec
 from dlrm_jax.models.sequence_encoder import SequenceEncoder
 from dlrm_jax.sequential.packing import Shapes

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from dlrm_jax.attention.block_pairs import BLOCK
 from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.data.batches import own_examples
 from dlrm_jax.errors import UserError
-from dlrm_jax.models.block_pairs import BLOCK
 from dlrm_jax.sequential.dealing import tokens_for
 from dlrm_jax.sequential.interactions import Interactions
 from dlrm_jax.sequential.settings import SequentialSettings

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from dlrm_jax.models.jagged import Sequences, sequences_of
+from dlrm_jax.attention.jagged import Sequences, sequences_of
 from dlrm_jax.sequential.model import CANDIDATES, ITEMS, TARGETS
 from dlrm_jax.sequential.packing import SequenceBatch
 from dlrm_jax.sequential.settings import SequentialSettings

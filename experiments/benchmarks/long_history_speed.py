@@ -27,12 +27,12 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
+from dlrm_jax.attention.block_pairs import BLOCK
+from dlrm_jax.attention.jagged import Candidates, Sequences, sequences_of
 from dlrm_jax.cli.flags import FLAGS, define_numbers
 from dlrm_jax.cli.run import run
-from dlrm_jax.models.block_pairs import BLOCK
-from dlrm_jax.models.history_encoder import Candidates, HistoryEncoder
+from dlrm_jax.models.history_encoder import HistoryEncoder
 from dlrm_jax.models.hstu_candidates import HSTUCandidates
-from dlrm_jax.models.jagged import Sequences, sequences_of
 from dlrm_jax.models.stca import STCA
 from dlrm_jax.text_table import text_table
 from experiments.benchmarks.timing import fastest_seconds, in_turn, mean_seconds, ratio_quartiles

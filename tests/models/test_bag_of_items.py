@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dlrm_jax.attention.jagged import sequences_of
 from dlrm_jax.models.bag_of_items import BagOfItems
-from dlrm_jax.models.jagged import sequences_of
 
 
 @pytest.fixture(autouse=True)

@@ -25,11 +25,10 @@ from packed_requests import (
     softmax,
 )
 
+from dlrm_jax.attention.jagged import Candidates, Sequences, sequences_of
 from dlrm_jax.errors import UserError
-from dlrm_jax.models.history_encoder import Candidates
 from dlrm_jax.models.hstu import HSTU
 from dlrm_jax.models.hstu_candidates import HSTUCandidates
-from dlrm_jax.models.jagged import Sequences, sequences_of
 from dlrm_jax.models.stca import STCA
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dlrm_jax.attention.attention_bias import Bias
+from dlrm_jax.attention.causal_attention import causal_attention
+from dlrm_jax.attention.jagged import Sequences, sequences_of
+from dlrm_jax.attention.pointwise_attention import pointwise_attention
 from dlrm_jax.errors import UserError
-from dlrm_jax.models.attention_bias import Bias
-from dlrm_jax.models.causal_attention import causal_attention
 from dlrm_jax.models.hstu import HSTU
-from dlrm_jax.models.jagged import Sequences, sequences_of
-from dlrm_jax.models.pointwise_attention import pointwise_attention
 from dlrm_jax.models.sasrec import SASRec
 
 LENGTHS = [0, 70, 3, 0, 130, 1, 64]  # in blocks of 64: across borders, empty, one that fits

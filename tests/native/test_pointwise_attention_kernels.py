@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dlrm_jax.models import pointwise_kernels, pointwise_native
-from dlrm_jax.models.attention_bias import Bias, time_bucket
-from dlrm_jax.models.jagged import sequences_of
-from dlrm_jax.models.pointwise_attention import pointwise_attention
+from dlrm_jax.attention import pointwise_kernels, pointwise_native
+from dlrm_jax.attention.attention_bias import Bias, time_bucket
+from dlrm_jax.attention.jagged import sequences_of
+from dlrm_jax.attention.pointwise_attention import pointwise_attention
 from dlrm_jax.native import pointwise_attention as native
 
 

@@ -12,8 +12,8 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
+from dlrm_jax.attention.jagged import sequences_of
 from dlrm_jax.mesh import as_mesh
-from dlrm_jax.models.jagged import sequences_of
 from dlrm_jax.sequential import softmax
 from dlrm_jax.sequential.batches import SequenceTraining
 from dlrm_jax.sequential.model import learner_for

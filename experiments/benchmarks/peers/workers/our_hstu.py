@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dlrm_jax.models.block_pairs import BLOCK
+from dlrm_jax.attention.block_pairs import BLOCK
+from dlrm_jax.attention.jagged import Sequences, sequences_of
 from dlrm_jax.models.hstu import HSTULayer
-from dlrm_jax.models.jagged import Sequences, sequences_of
 from experiments.benchmarks.hstu_problem import Case
 from experiments.benchmarks.peers.workers.layer_protocol import serve
 

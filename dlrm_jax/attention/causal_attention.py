@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dlrm_jax.models.block_pairs import BlockPairs, Chunk, Products, blocks
-from dlrm_jax.models.jagged import Sequences
+from dlrm_jax.attention.block_pairs import BlockPairs, Chunk, Products, blocks
+from dlrm_jax.attention.jagged import Sequences
 
 
 @jax.custom_vjp

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, Shaped
 
+from dlrm_jax.attention.jagged import Sequences
 from dlrm_jax.errors import UserError
-from dlrm_jax.models.jagged import Sequences
 
 BLOCK = 64
 """Queries or keys of a block; it divides the number of both."""

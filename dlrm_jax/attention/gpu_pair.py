@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int32
 
-from dlrm_jax.models.attention_bias import Bias, time_bucket
-from dlrm_jax.models.jagged import Sequences
-from dlrm_jax.models.pointwise_tile import places, pointwise_weights, product
+from dlrm_jax.attention.attention_bias import Bias, time_bucket
+from dlrm_jax.attention.jagged import Sequences
+from dlrm_jax.attention.pointwise_tile import places, pointwise_weights, product
 
 BLOCK = 64
 """Tokens of a block."""

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int32
 
-from dlrm_jax.models.attention_bias import Bias
-from dlrm_jax.models.jagged import Sequences
-from dlrm_jax.models.pointwise_tile import places, pointwise_weights, product, spans
-from dlrm_jax.models.tpu_bias import Biases, PairBias, biases_of, column, gradient_of, sums_for
-from dlrm_jax.models.tpu_blocks import (
+from dlrm_jax.attention.attention_bias import Bias
+from dlrm_jax.attention.jagged import Sequences
+from dlrm_jax.attention.pointwise_tile import places, pointwise_weights, product, spans
+from dlrm_jax.attention.tpu_bias import Biases, PairBias, biases_of, column, gradient_of, sums_for
+from dlrm_jax.attention.tpu_blocks import (
     BLOCK,
     go_through,
     in_memory,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from dlrm_jax.models import pointwise_attention, pointwise_gpu, pointwise_kernels, pointwise_tpu
-from dlrm_jax.models.attention_bias import Bias
-from dlrm_jax.models.jagged import Sequences, sequences_of
+from dlrm_jax.attention import pointwise_attention, pointwise_gpu, pointwise_kernels, pointwise_tpu
+from dlrm_jax.attention.attention_bias import Bias
+from dlrm_jax.attention.jagged import Sequences, sequences_of
 
 LENGTHS = [0, 70, 3, 130, 1]  # across borders of blocks of both sizes, and filling behind them
 SPANS = [(0, 70), (70, 73), (73, 203), (203, 204)]

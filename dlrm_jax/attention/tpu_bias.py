@@ -15,8 +15,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
-from dlrm_jax.models.attention_bias import Bias, time_bucket
-from dlrm_jax.models.tpu_blocks import BLOCK
+from dlrm_jax.attention.attention_bias import Bias, time_bucket
+from dlrm_jax.attention.tpu_blocks import BLOCK
 
 _BUCKETS = BLOCK  # one a lane; the longest time of an int32 is in bucket 71
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32
 
-from dlrm_jax.models.block_pairs import BLOCK, Chunk, blocks
-from dlrm_jax.models.jagged import Sequences
+from dlrm_jax.attention.block_pairs import BLOCK, Chunk, blocks
+from dlrm_jax.attention.jagged import Sequences
 
 TIME_BUCKETS = 128
 """Buckets of `time_bucket`, whose last one takes all longer times."""

@@ -17,10 +17,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int32
 
-from dlrm_jax.models.attention_bias import Bias
-from dlrm_jax.models.gpu_pair import BLOCK, BUCKETS, Inputs, Pair, cut, padded_inputs, tokens_of
-from dlrm_jax.models.jagged import Sequences
-from dlrm_jax.models.pointwise_tile import places, spans
+from dlrm_jax.attention.attention_bias import Bias
+from dlrm_jax.attention.gpu_pair import BLOCK, BUCKETS, Inputs, Pair, cut, padded_inputs, tokens_of
+from dlrm_jax.attention.jagged import Sequences
+from dlrm_jax.attention.pointwise_tile import places, spans
 
 
 def forward(

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dlrm_jax.models.block_pairs import Chunk
-from dlrm_jax.models.candidate_blocks import CandidateBlocks
-from dlrm_jax.models.history_encoder import Candidates
+from dlrm_jax.attention.block_pairs import Chunk
+from dlrm_jax.attention.candidate_blocks import CandidateBlocks
+from dlrm_jax.attention.jagged import Candidates
 
 
 @jax.custom_vjp

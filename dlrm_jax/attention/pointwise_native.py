@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dlrm_jax.models.attention_bias import Bias
-from dlrm_jax.models.jagged import Sequences
+from dlrm_jax.attention.attention_bias import Bias
+from dlrm_jax.attention.jagged import Sequences
 from dlrm_jax.native import pointwise_attention as native
 
 

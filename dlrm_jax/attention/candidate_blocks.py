@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from dlrm_jax.models.block_pairs import BlockPairs, Chunk, Products
-from dlrm_jax.models.history_encoder import Candidates
+from dlrm_jax.attention.block_pairs import BlockPairs, Chunk, Products
+from dlrm_jax.attention.jagged import Candidates
 
 # A block of candidates that have a history each does as many products as if all had all of these
 # histories; small blocks keep that cheap beside what is done for the tokens.

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dlrm_jax.models.attention_bias import Bias, add_bias_gradient, block_bias
-from dlrm_jax.models.block_pairs import BlockPairs, Chunk, Products, blocks, check_blocks
-from dlrm_jax.models.jagged import Sequences
-from dlrm_jax.models.pointwise_kernels import kernels_for
+from dlrm_jax.attention.attention_bias import Bias, add_bias_gradient, block_bias
+from dlrm_jax.attention.block_pairs import BlockPairs, Chunk, Products, blocks, check_blocks
+from dlrm_jax.attention.jagged import Sequences
+from dlrm_jax.attention.pointwise_kernels import kernels_for
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))

@@ -1,4 +1,4 @@
-"""Sequences of any lengths that lie packed one behind the other, without padding to the longest."""
+"""Sequences of any lengths that lie packed one behind the other, and candidates that read them."""
 
 from __future__ import annotations
 
@@ -42,6 +42,32 @@ class Sequences(NamedTuple):
     def lasts(self) -> Int32[Array, " T"]:
         """The place of the last token of each token's sequence, [T]; T - 1 for filling."""
         return jnp.searchsorted(self.starts, self.starts, side="right").astype(jnp.int32) - 1
+
+
+class Candidates(NamedTuple):
+    """The histories of N candidates among T packed tokens.
+
+    Candidates of one request share a history; those with a copy of it each have the same results.
+
+    Attributes:
+        firsts: place of the first token of each one's history, a whole sequence, [N].
+        ends: place behind the last one, [N]; that of the first one where the history is empty, and
+            for filling, which is no candidate.
+        times: time of each candidate, [N], as those of the tokens; candidates of one history have
+            one time. None without.
+        numbers: number of each candidate in the batch, [N], the same on every mesh, by which
+            dropout draws; None for its place.
+    """
+
+    firsts: Int32[Array, " N"]
+    ends: Int32[Array, " N"]
+    times: Int32[Array, " N"] | None = None
+    numbers: Int32[Array, " N"] | None = None
+
+    @property
+    def lengths(self) -> Int32[Array, " N"]:
+        """The number of tokens of each one's history, [N]."""
+        return self.ends - self.firsts
 
 
 def sequences_of(

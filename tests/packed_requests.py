@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dlrm_jax.models.history_encoder import Candidates
-from dlrm_jax.models.jagged import sequences_of
+from dlrm_jax.attention.jagged import Candidates, sequences_of
 
 LENGTHS = [0, 300, 3, 0, 130, 1, 64]  # across blocks of tokens, and empty ones
 COUNTS = [2, 20, 1, 0, 1, 3, 2]  # candidates of each history, across their blocks

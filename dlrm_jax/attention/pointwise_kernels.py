@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dlrm_jax.attention import pointwise_native
 from dlrm_jax.backend import backend_named
-from dlrm_jax.models import pointwise_native
 from dlrm_jax.native import library
 
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)  # kernels sum in float32
@@ -33,11 +33,11 @@ def kernels_for(dtype: Any) -> ModuleType | None:
         return pointwise_native if library.load() else None
     # They import Pallas, which takes a second.
     if attention == "mosaic":
-        from dlrm_jax.models import pointwise_tpu
+        from dlrm_jax.attention import pointwise_tpu
 
         return pointwise_tpu
     if attention == "triton":
-        from dlrm_jax.models import pointwise_gpu
+        from dlrm_jax.attention import pointwise_gpu
 
         return pointwise_gpu
     return None

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlrm_jax.attention.block_pairs import BLOCK, BlockPairs
+from dlrm_jax.attention.jagged import sequences_of
 from dlrm_jax.errors import UserError
-from dlrm_jax.models.block_pairs import BLOCK, BlockPairs
-from dlrm_jax.models.jagged import sequences_of
 
 
 def times_seen(pairs: BlockPairs, queries: int, keys: int) -> np.ndarray:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed_requests import REQUESTS, A, H, Requests, T, V, drawn, silu, softmax
 
-from dlrm_jax.models.history_encoder import Candidates
-from dlrm_jax.models.pointwise_target_attention import pointwise_target_attention
-from dlrm_jax.models.target_attention import target_attention
+from dlrm_jax.attention.jagged import Candidates
+from dlrm_jax.attention.pointwise_target_attention import pointwise_target_attention
+from dlrm_jax.attention.target_attention import target_attention
 
 
 @pytest.fixture(autouse=True)

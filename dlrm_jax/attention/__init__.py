@@ -1,0 +1,1 @@
+"""Attention over sequences of any lengths that lie packed one behind the other."""
