@@ -153,7 +153,8 @@ class RequestScorer:
             encoded: result of `encode`.
             candidates: ids of each column, [m] each; negative for values that aren't known.
             context: id of each column of the request.
-            time: time in seconds, where it isn't that of `encode` any more.
+            time: time in seconds, where it isn't that of `encode` any more. The history isn't
+                encoded again: to HSTU, the time of `encode` stays what follows its last token.
 
         Raises:
             UserError: columns are missing or unknown, lengths differ, or ids are out of range.

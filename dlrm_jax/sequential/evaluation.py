@@ -110,7 +110,10 @@ class Evaluation:
     ) -> dict[str, Any]:
         places, at = self._places(histories, items, questions), self._settings.at
         excluded = self._excluded(questions)
-        recommended = self._ranking.first(histories, items, max(at), excluded)
+        recommended = np.array(self._ranking.first(histories, items, max(at), excluded))
+        # Who has seen nearly all items is recommended no others, though places are filled.
+        for row in np.flatnonzero((excluded >= 0).sum(axis=1) > len(items) - max(at)):
+            recommended[row, np.isin(recommended[row], excluded[row])] = -1
         strata = strata_of(counts)[self._data.items[questions.asked]]
         return {
             **metrics(places, at),

@@ -31,11 +31,12 @@ def coverage(
     """``coverage@k`` for each k: the share of the items that are among the first k of any question.
 
     Args:
-        recommended: first items of each question, the best one first, [Q, K].
+        recommended: first items of each question, the best one first, [Q, K]; negative for none.
         items: number of items.
         at: values of k, at most K.
     """
-    return {f"coverage@{k}": len(np.unique(recommended[:, :k])) / items for k in at}
+    found = {k: np.unique(recommended[:, :k]) for k in at}
+    return {f"coverage@{k}": int((own >= 0).sum()) / items for k, own in found.items()}
 
 
 def strata_of(counts: Int64[np.ndarray, " V"]) -> Int64[np.ndarray, " V"]:

@@ -27,7 +27,7 @@ _KINDS = {
 """Of `extra_metrics`, by kind: the part before the colon."""
 
 _ENDS = {":max": True, ":min": False}
-_AT_K = re.compile(r"(recall|ndcg)@\d+")
+_OF_RANKS = re.compile(r"(recall|ndcg|hr)@\d+|mrr")
 
 
 def higher_is_better(name: str) -> bool:
@@ -55,7 +55,7 @@ def _more_is_better(metric: str) -> bool | None:
         return HIGHER_IS_BETTER[metric]
     if separator and kind in _KINDS:
         return _KINDS[kind]
-    if _AT_K.fullmatch(metric):
+    if _OF_RANKS.fullmatch(metric):
         return True
     if "/" in metric:  # no function has one in its name
         return None

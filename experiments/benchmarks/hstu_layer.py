@@ -50,6 +50,13 @@ _FORMS = [
 _WORKERS = "experiments.benchmarks.peers.workers"
 
 define_numbers("lengths", (200, 2000), "Longest lengths of a sequence; such as 200,2000.", low=1)
+_CHOICES = {
+    "shapes": list(_SHAPES),
+    "spreads": ["varied", "equal"],
+    "biases": ["distance", "time"],
+    "modes": ["train", "infer"],
+    "peers": _FORMS,
+}
 flags.DEFINE_list("shapes", list(_SHAPES), f"Heads by their width, of {', '.join(_SHAPES)}.")
 flags.DEFINE_list("spreads", ["varied", "equal"], "Lengths: varied or equal; such as varied.")
 flags.DEFINE_list("biases", ["distance", "time"], "Biases: by distance, or by time, too.")
@@ -63,6 +70,23 @@ flags.DEFINE_string("environment", None, "Directory for PyTorch; without it, one
 
 _TOLERANCE = 1e-4  # sums of float32 in another order
 _PATIENCE_SECONDS = 5.0  # before a round
+
+
+def check_flags() -> None:
+    """Refuses cases that there aren't.
+
+    Raises:
+        UserError: a flag names one.
+    """
+    for name, choices in _CHOICES.items():
+        if wrong := [x for x in FLAGS[name].value or () if x not in choices]:
+            raise UserError(f"--{name}: expected some of {', '.join(choices)}, got {wrong[0]!r}")
+    longest = max(FLAGS.lengths)
+    if longest > FLAGS.tokens:
+        raise UserError(
+            f"--tokens: expected at least the longest of --lengths, {longest:,}, got "
+            f"{FLAGS.tokens:,}"
+        )
 
 
 def cases() -> Iterator[tuple[str, Case]]:
@@ -167,12 +191,11 @@ def _most_flops() -> float:
 
 def main() -> None:
     """Goes through the cases, and prints the rows of each."""
+    check_flags()
     if FLAGS.one_core:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # of all contestants, too
     directory = Path(FLAGS.environment) if FLAGS.environment else cache_directory() / "peers"
     python, awake = environment.ready(directory), {"OMP_WAIT_POLICY": "active"}
-    if wrong := [name for name in FLAGS.peers if name not in _FORMS]:
-        raise UserError(f"--peers: expected some of {', '.join(_FORMS)}, got {', '.join(wrong)}")
     peers = []
     for name in FLAGS.peers:
         form, how = name.split("_")

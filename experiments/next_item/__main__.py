@@ -90,7 +90,7 @@ def main() -> None:
         interactions = generate(order, FLAGS.users, FLAGS.longest, settings.seed)
     check_places(interactions, settings)
     split = split_of(interactions, FLAGS.split)
-    status(describe(interactions, split))
+    status(describe(interactions, split, settings))
     status(f"workdir {workdir}")
     outcome = run_sequences(interactions, split, settings, mesh, workdir, status)
     summary = dict(outcome.summary)
@@ -133,7 +133,7 @@ def read_log(path: Path) -> pl.DataFrame:
         UserError: it can't be read, or has no rows.
     """
     try:
-        found = pl.read_csv(path) if path.suffix == ".csv" else pl.read_parquet(path)
+        found = _read_csv(path) if path.suffix == ".csv" else pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(
             f"log {path}: expected a Parquet or CSV file: {str(error).splitlines()[0]}"
@@ -141,6 +141,10 @@ def read_log(path: Path) -> pl.DataFrame:
     if found.is_empty():
         raise UserError(f"log {path}: expected a row for each interaction, got none")
     return found
+
+
+def _read_csv(path: Path) -> pl.DataFrame:
+    return pl.read_csv(path, try_parse_dates=True)  # a CSV has no types
 
 
 def check_places(interactions: Interactions, settings: SequentialSettings) -> None:
@@ -155,10 +159,13 @@ def check_places(interactions: Interactions, settings: SequentialSettings) -> No
         )
 
 
-def describe(interactions: Interactions, split: Any) -> str:
+def describe(interactions: Interactions, split: Any, settings: SequentialSettings) -> str:
     """One line: users, items, interactions, and how many of them are asked for."""
     lengths = interactions.lengths
-    train = np.maximum(split.train[:, 1] - split.train[:, 0] - 1, 0).sum()
+    targets = np.maximum(split.train[:, 1] - split.train[:, 0] - 1, 0)
+    if settings.pieces:
+        targets = np.minimum(targets, settings.pieces * settings.max_length)
+    train = targets.sum()
     return (
         f"{len(lengths):,} users with {lengths.mean():.0f} interactions, at most "
         f"{lengths.max():,}; {len(interactions.values):,} items; targets: training {train:,}, "

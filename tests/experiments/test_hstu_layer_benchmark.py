@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from main_job import run
 
 from dlrm_jax.errors import UserError
 from experiments.benchmarks.hstu_layer import check
@@ -62,3 +63,17 @@ def test_other_results_are_an_error():
 def test_cases_of_one_seed_are_equal():
     for name, array in draw(CASE).items():
         np.testing.assert_array_equal(array, draw(CASE)[name])
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        ("--shapes=2x2", "--shapes: expected some of 4x64, 1x50, got '2x2'"),
+        ("--modes=baz", "--modes: expected some of train, infer, got 'baz'"),
+        ("--tokens=100", "--tokens: expected at least the longest of --lengths, 2,000, got 100"),
+    ],
+)
+def test_cases_that_there_are_not(flag: str, text: str):
+    done = run(flag, program=("-m", "experiments.benchmarks.hstu_layer"))
+    assert done.returncode == 2
+    assert text in done.stderr

@@ -17,6 +17,11 @@ def test_coverage_counts_each_item_once():
     }
 
 
+def test_coverage_of_questions_with_fewer_items():
+    recommended = np.asarray([[3, -1], [3, 1]])
+    assert coverage(recommended, 4, (1, 2)) == {"coverage@1": 1 / 4, "coverage@2": 2 / 4}
+
+
 def test_strata_have_a_third_of_the_interactions():
     counts = np.asarray([1, 30, 0, 5, 12, 12, 20, 10])  # 90: 30 | 20 + 12, reaching 62 | the rest
     assert strata_of(counts).tolist() == [2, 0, 2, 2, 1, 2, 1, 2]

@@ -96,3 +96,15 @@ def test_a_log_without_rows(tmp_path: Path):
     result = run(f"--log={log}", f"--workdir={tmp_path / 'w'}", program=PROGRAM)
     assert result.returncode == 2
     assert f"log {log}: expected a row for each interaction, got none" in result.stderr
+
+
+def test_dates_of_a_csv(tmp_path: Path):
+    log = tmp_path / "log.csv"
+    rows = [f"u{i % 5},i{i % 7},2024-01-{1 + i // 2:02} 05:00:0{i % 10}\n" for i in range(40)]
+    log.write_text("user_id,item_id,timestamp\n" + "".join(rows), encoding="utf-8")
+    small = ("--encoder=bag", "--epochs=1", "--batch_size=2", "--width=4", "--at=2", "--pieces=1")
+    given = ("--metric=mrr", "--max_length=3", f"--log={log}", f"--workdir={tmp_path / 'w'}")
+    result = run(*small, *given, program=PROGRAM)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "5 users with 8 interactions, at most 8; 7 items" in result.stdout
+    assert "training 15," in result.stdout  # the latest three of each user

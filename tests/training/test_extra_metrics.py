@@ -181,6 +181,8 @@ def test_a_label_that_can_not_be_measured_has_all_numbers():
         ("gauc:a/log_loss", True),
         ("gauc:C1:min", True),
         ("recall@20", True),
+        ("hr@10", True),
+        ("mrr", True),
     ],
 )
 def test_the_better_by_the_name(name: str, is_better: bool):
