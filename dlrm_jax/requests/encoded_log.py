@@ -88,7 +88,8 @@ def _encode(
     note = json.dumps(_note(paths, columns, min_count))
     name = xxhash.xxh3_64_hexdigest(note.encode())
     if not (directory / name).exists():
-        say(f"encoding {len(paths):,} files to {directory / name}")
+        files = "1 file" if len(paths) == 1 else f"{len(paths):,} files"
+        say(f"encoding {files} to {directory / name}")
         with creating(directory / name) as made:
             made.mkdir(parents=True)
             _write(paths, types, columns, min_count, made)

@@ -19,7 +19,7 @@ from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metrics import binary_metrics
 
 GAUC = "gauc:request"
-"""The mean AUC of the requests whose candidates have both labels."""
+"""The mean AUC of requests whose candidates have both labels, weighted by how many they have."""
 
 
 class Evaluation:

@@ -144,12 +144,20 @@ def _rows(chunk: _Chunk, columns: Columns) -> LogRows:
         given = chunk.flat(name, counts, shown)[place]
         raise chunk.error(row, name, f"expected 0 or 1, got {given!r}")
     timed, at = columns.history_time, columns.time
+    history_times = chunk.times(timed, lengths, seen) if timed else None
+    times = chunk.times(at, np.ones(len(lengths), np.int64), at) if at else None
+    if history_times is not None and times is not None:
+        late = history_times > np.repeat(times, lengths)
+        if late.any():
+            row = row_of(lengths, int(np.argmax(late)))
+            what = f"expected actions before the request, got one that is later than its {at}"
+            raise chunk.error(row, timed, f"{what}; leave it out: it may tell the label")
     return LogRows(
         values,
         lengths,
         counts,
-        chunk.times(timed, lengths, seen) if timed else None,
-        chunk.times(at, np.ones(len(lengths), np.int64), at) if at else None,
+        history_times,
+        times,
         labels.to_numpy(),
     )
 

@@ -20,7 +20,7 @@ from dlrm_jax.training.best_of_run import Plan, best_of_run
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.record import to_json, write_result
 
-_MAY_CHANGE = ("epochs", "patience", "evaluate_every", "metric")
+_MAY_CHANGE = ("epochs", "patience", "evaluate_every", "metric", "eval_length")
 """Settings that may differ when a run is resumed."""
 
 
@@ -75,6 +75,8 @@ def run(
         settings.evaluate_every or batches.steps_per_epoch,
         settings.patience,
         settings.metric,
+        measured_with=("eval_length",),
+        unit="requests",
     )
     with best_of_run(
         learner,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def run(
     steps = settings.epochs * batches.steps_per_epoch
     identity = {"data": fingerprint(interactions, split), "sequential": fixed_settings(settings)}
     kept = ("exclude_seen",)  # not among the fixed ones, which earlier runs have noted
-    plan = Plan(settings.seed, steps, every, settings.patience, settings.metric, kept)
+    plan = Plan(settings.seed, steps, every, settings.patience, settings.metric, kept, "sequences")
     has_validation = len(split.validation.asked) > 0
     with best_of_run(
         learner,
@@ -86,6 +86,7 @@ def run(
         identity,
         dataclasses.asdict(settings),
         say,
+        {"sequential": of_earlier},
     ) as best:
         summary = {
             "steps": best.steps,
@@ -108,11 +109,12 @@ def run(
 
 def fixed_settings(settings: SequentialSettings) -> dict[str, Any]:
     """The settings that a run keeps when it is resumed."""
-    return {
-        name: value
-        for name, value in dataclasses.asdict(settings).items()
-        if name not in _MAY_CHANGE and _ADDED.get(name) != value
-    }
+    return {x: y for x, y in dataclasses.asdict(settings).items() if x not in _MAY_CHANGE}
+
+
+def of_earlier(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a checkpoint, which may be of an earlier version, as of this one."""
+    return {**_ADDED, **saved}
 
 
 def _filling(batches: SequenceTraining) -> float:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.identity import Groups
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.record import Record, owned, versions
@@ -28,8 +29,9 @@ class Plan(NamedTuple):
         evaluate_every: steps between validations, each of which a checkpoint follows.
         patience: validations without a better result after which training ends; 0 for any.
         metric: metric of validation that decides which checkpoint is best.
-        measured_with: names of settings that validation depends on: if one changed, checkpoints
-            couldn't be compared.
+        measured_with: names of settings that validation depends on: if one changed before the last
+            step, checkpoints couldn't be compared.
+        unit: name of what a batch has, for the speed that is shown.
     """
 
     seed: int
@@ -38,6 +40,7 @@ class Plan(NamedTuple):
     patience: int
     metric: str
     measured_with: tuple[str, ...] = ()
+    unit: str = "examples"
 
 
 class Best(NamedTuple):
@@ -69,6 +72,7 @@ def best_of_run(
     identity: Mapping[str, Any],
     settings: Mapping[str, Any],
     say: Callable[[str], None],
+    groups: Groups | None = None,
 ):
     """Context in which the run has ended, and no other one has its directory.
 
@@ -82,6 +86,8 @@ def best_of_run(
         identity: JSON that may not change when a run is resumed.
         settings: JSON that checkpoints note of the run.
         say: function that shows a line of text to the user.
+        groups: functions for values of the identity that are groups of settings, see `Checkpoints`;
+            None for none.
 
     Yields:
         The `Best`.
@@ -90,7 +96,9 @@ def best_of_run(
         UserError: a setting of validation has changed; or see `train` and `Checkpoints`.
         Interrupted: a signal came; the state was saved.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints", dict(identity), best_metric=plan.metric)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", dict(identity), best_metric=plan.metric, groups=groups or {}
+    )
     with contextlib.ExitStack() as opened:
         opened.enter_context(owned(workdir))
         checkpoints.prepare()
@@ -99,7 +107,6 @@ def best_of_run(
             state, resumed_from = checkpoints.restore_latest(learner)
             checkpoints.delete_superseded()
             noted = checkpoints.metadata(resumed_from)
-            _check_measures(plan, noted["settings"], settings, workdir)
             say(f"resuming from step {resumed_from} in {checkpoints.directory}")
         else:
             state, resumed_from = learner.init(plan.seed), 0
@@ -108,6 +115,9 @@ def best_of_run(
             eval_every=plan.evaluate_every, patience=plan.patience, best_metric=plan.metric
         )
         stopping = Stopping(config, plan.steps, noted, say, record)
+        ended = plan.steps if stopping.reason is None else resumed_from
+        if noted and resumed_from < ended:
+            _check_measures(plan, noted["settings"], settings, workdir)
         notes = {
             "mesh": f"{learner.axes.groups}x{learner.axes.shards}",
             "plan": json.loads(learner.collection.plan.to_json()),
@@ -129,12 +139,13 @@ def best_of_run(
             step,  # pyright: ignore[reportArgumentType]
             state,
             batches,
-            plan.steps if stopping.reason is None else resumed_from,
+            ended,
             Intervals(_LOG_EVERY, plan.evaluate_every, plan.evaluate_every),
             validate=validate,
             keep=keep,
             record=record,
             is_enough=stopping,
+            unit=plan.unit,
         )
         last, speed = int(trained.state.step), trained.examples_per_second
         del trained, state

@@ -77,6 +77,7 @@ def train(
     maps: LiveMaps | None = None,
     journal: RunJournal | None = None,
     note: Callable[[Metrics | None, float | None], Mapping[str, Any]] = lambda *_: {},
+    unit: str = "examples",
 ) -> Trained:
     """Trains to the given total of steps.
 
@@ -101,6 +102,7 @@ def train(
             is no checkpoint that its entries follow, one is due when an entry is.
         note: function of the validation metrics of a state, if they are known, and the examples per
             second so far, that gives the notes of its entry.
+        unit: name of what a batch has, for the speed that is shown.
 
     Raises:
         UserError: a loss isn't finite, or copies of a table differ; the message names the step.
@@ -115,7 +117,7 @@ def train(
     wanted = (batches[step] for step in range(first, steps))
     with (
         deferred() as requested,
-        _Progress(first, steps, batches.batch_size) as progress,
+        _Progress(first, steps, batches.batch_size, unit) as progress,
         Prefetch(wanted, learner.put) as placed,
         stopped_after(maps),
     ):
@@ -260,7 +262,8 @@ class Clock:
 class _Progress:
     """A bar on a terminal, otherwise a line every ten seconds."""
 
-    def __init__(self, first: int, steps: int, batch_size: int):
+    def __init__(self, first: int, steps: int, batch_size: int, unit: str):
+        self._unit = unit
         self._bar = tqdm.tqdm(
             total=steps,
             initial=first,
@@ -278,7 +281,7 @@ class _Progress:
         self._bar.close()
 
     def _show(self, step: int, loss: float, examples_per_second: float | None) -> None:
-        rate = f"{examples_per_second:,.0f} examples/s" if examples_per_second else "compiled"
+        rate = f"{examples_per_second:,.0f} {self._unit}/s" if examples_per_second else "compiled"
         self._bar.update(1)
         self._bar.set_postfix_str(f"loss {loss:.4f}, {rate}", refresh=False)
         now = time.monotonic()

@@ -134,6 +134,8 @@ def main() -> None:
         directory = workdir / f"length_{own.max_length}" if FLAGS.lengths else workdir
         outcome = run_requests(requests, split, own, mesh, directory, status)
         name = f"{own.encoder} {own.max_length}"
+        if own.evaluated_length != own.max_length:
+            name += f", evaluated at {own.evaluated_length}"
         found[name] = outcome.summary
         status(row_of(name, outcome.summary["test"]))
         if FLAGS.export:

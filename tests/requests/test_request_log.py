@@ -159,6 +159,7 @@ def changed(row: int, **values: Any) -> pl.DataFrame:
             LOG.with_columns(at=pl.lit("x")),
             "column at: expected dates, or seconds as numbers, got S",
         ),
+        (changed(7, seen_at=[1, 2, 2000]), "row 8, column seen_at: expected actions before the"),
         (LOG.with_columns(at=pl.lit(np.nan)), "row 1, column at: expected a time, got nan"),
         (LOG.with_columns(at=pl.lit(1e30)), r"row 1, column at: expected a time, got 1e\+30"),
         (LOG.with_columns(at=pl.lit(1).cast(pl.Duration)), "column at: expected dates, or sec"),

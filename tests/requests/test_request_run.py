@@ -51,10 +51,19 @@ def test_a_run_that_goes_on_has_the_bits_of_an_unbroken_one(tmp_path: Path):
     found = other.evaluation.logits(other.state, numbers)
     expected = whole.evaluation.logits(whole.state, numbers)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    for name, value in (("width", 8), ("eval_length", 10)):
-        changed = dataclasses.replace(SETTINGS, **{name: value})
-        with pytest.raises(UserError, match=f"its {name} is .*, this run's is {value}"):
-            run(REQUESTS, SPLIT, changed, mesh, tmp_path / "parts", silent)
+    wider = dataclasses.replace(SETTINGS, width=8)
+    with pytest.raises(UserError, match="its width is 4, this run's is 8"):
+        run(REQUESTS, SPLIT, wider, mesh, tmp_path / "parts", silent)
+
+    # The length of evaluation may be another one once there is nothing left to train.
+    short = dataclasses.replace(SETTINGS, eval_length=2)
+    outcome = run(REQUESTS, SPLIT, short, mesh, tmp_path / "parts", silent)
+    assert outcome.summary["steps"] == 12
+    assert outcome.summary["best_step"] == other.summary["best_step"]
+    assert outcome.summary["test"] != other.summary["test"]
+    more = dataclasses.replace(short, epochs=5)
+    with pytest.raises(UserError, match="eval_length: expected 20, with which the checkpoints in"):
+        run(REQUESTS, SPLIT, more, mesh, tmp_path / "parts", silent)
 
 
 @pytest.mark.thorough

@@ -14,7 +14,7 @@ from started_jobs import started
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import as_mesh
 from dlrm_jax.sequential.questions import split_of
-from dlrm_jax.sequential.run import fixed_settings, run
+from dlrm_jax.sequential.run import fixed_settings, of_earlier, run
 from dlrm_jax.training.record import read_record
 from experiments.next_item.planted_order import generate, planted_order, planted_places
 
@@ -47,11 +47,11 @@ def test_a_run_that_goes_on_has_the_bits_of_an_unbroken_one(tmp_path: Path):
     assert validated[0] == validated[1]
     assert len(validated[0]) == 4
 
-    seen = dataclasses.replace(SETTINGS, exclude_seen=True)
+    seen = dataclasses.replace(SETTINGS, exclude_seen=True, epochs=5)
     with pytest.raises(UserError, match="exclude_seen: expected False, with which the checkpoints"):
         run(LOG, SPLIT, seen, mesh, tmp_path / "parts", silent)
     other = dataclasses.replace(SETTINGS, width=8)
-    with pytest.raises(UserError, match="width"):
+    with pytest.raises(UserError, match="its width is 16, this run's is 8"):
         run(LOG, SPLIT, other, mesh, tmp_path / "parts", silent)
 
 
@@ -125,6 +125,9 @@ def test_items_of_the_history_are_ranked_by_neither(tmp_path: Path):
 
 
 def test_runs_of_earlier_versions_know_fewer_settings():
-    assert not {"beta2", "decay_start", "decay_steps"} & fixed_settings(SETTINGS).keys()
-    assert fixed_settings(dataclasses.replace(SETTINGS, decay_steps=9))["decay_steps"] == 9
-    assert fixed_settings(dataclasses.replace(SETTINGS, beta2=0.9))["beta2"] == 0.9
+    here = fixed_settings(SETTINGS)
+    added = {"beta2", "decay_start", "decay_steps"}
+    assert added < here.keys()
+    assert of_earlier({x: y for x, y in here.items() if x not in added}) == here
+    other = fixed_settings(dataclasses.replace(SETTINGS, decay_steps=9))
+    assert of_earlier(other)["decay_steps"] == 9
