@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from main_job import run
 
 PROGRAM = ("-m", "experiments.next_item.seeds")
@@ -35,4 +37,31 @@ def test_what_is_no_run(tmp_path: Path):
     assert result.returncode == 2
     assert "summary.json: expected the summary of a run of experiments.next_item" in result.stderr
     result = run(f"--runs={write(tmp_path / 'x-1', 1.0)}", "--metrics=mrr", program=PROGRAM)
-    assert "has no 'mrr'; it has hr@10, ndcg@10" in result.stderr
+    assert "has no number 'mrr'; it has hr@10, ndcg@10" in result.stderr
+    twice = f"{tmp_path}/x-1,{tmp_path}/./x-1"
+    result = run(f"--runs={twice}", program=PROGRAM)
+    assert "--runs: expected each run once, got " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"strata": {"rare": 0.1}, "hr@10": 0.2}, "has no number 'strata'; it has hr@10"),
+        ({"strata": None, "hr@10": 0.2}, "has no number 'strata'; it has hr@10"),
+        (None, "summary.json: test: expected metrics of the model, got None"),
+    ],
+)
+def test_what_is_no_number(model: Any, message: str, tmp_path: Path):
+    text = json.dumps({"test": {"model": model}})
+    (tmp_path / "summary.json").write_text(text, encoding="utf-8")
+    result = run(f"--runs={tmp_path}", "--metrics=strata", program=PROGRAM)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+def test_a_run_without_questions_for_validation_shows_its_test(tmp_path: Path):
+    text = json.dumps({"test": {"model": {"hr@10": 0.2}}})
+    (tmp_path / "summary.json").write_text(text, encoding="utf-8")
+    result = run(f"--runs={tmp_path}", "--metrics=hr@10", program=PROGRAM)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[1].split()[1:] == ["1", "0.2000"]
