@@ -160,6 +160,7 @@ def checkpoints_of(
         config.keep_checkpoints,
         config.best_metric,
         data.earlier_fingerprints,
+        for_new_data="--continue_from trains a model further on new data",
         say=say,
     )
 

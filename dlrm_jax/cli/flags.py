@@ -167,7 +167,7 @@ def named_as_flag(message: str) -> str:
     if flag is None:
         return message
     # Where one value alone is right, or data set the limit, an example may be of a wrong one.
-    has_example = re.match(r" expected (?![0-9,]+ for |(?:at most|less than) the )", text)
+    has_example = re.match(r" expected (?![0-9,]+ (?:for|with) |(?:at most|less than) the )", text)
     return f"--{message}{such_as(flag) if has_example else ''}"
 
 

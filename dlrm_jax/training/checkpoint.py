@@ -67,6 +67,7 @@ class Checkpoints:
         say: function that shows the user a line on each table that has another number of rows.
         ahead: function that gives the state of a checkpoint's directory if it was read before, and
             makes maps those of the state, see `standby`; None for no such function.
+        for_new_data: sentence on what takes new data, for the message on other data.
     """
 
     directory: Path
@@ -77,6 +78,7 @@ class Checkpoints:
     groups: Groups = dataclasses.field(default_factory=dict)
     say: Callable[[str], None] = lambda line: None
     ahead: Callable[[Path, IdMaps | None], TrainState | None] | None = None
+    for_new_data: str = ""
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, ascending; some of them may be damaged."""
@@ -238,7 +240,14 @@ class Checkpoints:
             return state
         metadata = self.metadata(step)
         check_version(path, metadata)
-        check_identity(path, metadata["identity"], self.identity, self.groups, self.earlier_data)
+        check_identity(
+            path,
+            metadata["identity"],
+            self.identity,
+            self.groups,
+            self.earlier_data,
+            self.for_new_data,
+        )
         release_memory()
         sums = LoadedSums(path, metadata)
         try:

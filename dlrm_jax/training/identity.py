@@ -21,6 +21,7 @@ def check_identity(
     identity: Mapping[str, Any],
     groups: Groups,
     earlier_data: Sequence[str],
+    for_new_data: str = "",
 ) -> None:
     """Checks that a checkpoint is of a run with these settings.
 
@@ -30,6 +31,7 @@ def check_identity(
         identity: identity of this run.
         groups: functions for values that are groups, see `checkpoint.Checkpoints`.
         earlier_data: other values of "data" that mean the same data.
+        for_new_data: sentence on what takes new data, the end of the message on other data.
 
     Raises:
         UserError: it is of another run; the message names the first difference.
@@ -44,8 +46,8 @@ def check_identity(
             raise UserError(
                 f"checkpoint {path} is of another run: it was trained on other data (their "
                 f"fingerprint is {_short(found)}, that of these is {_short(expected)}); give "
-                f"the data of the training, or another workdir. --continue_from trains a "
-                f"model further on new data"
+                f"the data of the training, or another workdir"
+                f"{for_new_data and f'. {for_new_data}'}"
             )
 
 

@@ -111,7 +111,7 @@ class Stopping:
             if needed and (needed + 1) * config.eval_every >= steps:
                 say(
                     f"warning: {name}={needed} has no effect in {steps} steps with an evaluation "
-                    f"every {config.eval_every}; make eval_every smaller"
+                    f"every {config.eval_every}; evaluate more often"
                 )
 
     @property

@@ -155,7 +155,8 @@ def check_places(interactions: Interactions, settings: SequentialSettings) -> No
     """
     if max(settings.at) >= len(interactions.values):
         raise UserError(
-            f"at: expected less than the {len(interactions.values):,} items, got {max(settings.at)}"
+            f"at: expected less than the {len(interactions.values):,} items, got "
+            f"{max(settings.at)}; give smaller ones"
         )
 
 

@@ -140,6 +140,7 @@ def test_files_that_a_repeated_flag_would_leave_out_are_an_error(program: Module
     [
         ("top_mlp: expected it to end in 1", "--top_mlp: expected it to end in 1; such as --.*"),
         ("target_auc: expected 0 for data", "--target_auc: expected 0 for data"),
+        ("dropout: expected 0 with stca", "--dropout: expected 0 with stca"),
         ("batch_size: expected at most the 9 rows", "--batch_size: expected at most the 9 rows"),
         ("batch_size: 10 is odd", "--batch_size: 10 is odd"),
         ("--mesh: expected DxM", "--mesh: expected DxM"),

@@ -232,6 +232,7 @@ def test_another_runs_is_not_damaged(
     with pytest.raises(UserError, match=message) as caught:
         checkpoints.restore_latest(begun[0])
     assert not isinstance(caught.value, DamagedCheckpointError)
+    assert str(caught.value).endswith("or another workdir")  # no flag of a program that isn't this
     assert names(checkpoints) == before
 
 
