@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +68,40 @@ def measured(cell: Cell, run: Callable[[Cell], Measured], directory: Path) -> Me
         directory: directory of the files.
 
     Raises:
-        UserError: a file is damaged.
+        UserError: a file is damaged or another cell's, or a result isn't finite.
     """
     content: dict[str, Any] = {"version": _VERSION, **dataclasses.asdict(cell)}
     key = hashlib.blake2b(to_json(content).encode(), digest_size=8).hexdigest()
     path = directory / f"{cell.model}-{key}.json"
     if path.exists():
-        try:
-            return Measured(**read_json(path)["measured"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"cell {path}: expected the result of a training, got something else; delete the "
-                f"file to train again"
-            ) from error
+        return _read(path, content)
     directory.mkdir(parents=True, exist_ok=True)
     found = run(cell)
+    if not _is_finite(found):
+        raise UserError(
+            f"{cell.model}: expected finite results of {cell}, got {found}; the training diverges"
+        )
     write_json(path, {"cell": content, "measured": dataclasses.asdict(found)})
     return found
+
+
+def _read(path: Path, content: Mapping[str, Any]) -> Measured:
+    """The result in a file, which names the cell that it is of."""
+    try:
+        stored = read_json(path)
+        found = Measured(**stored["measured"])
+        if stored["cell"] != content:
+            raise ValueError(f"it is of {stored['cell']}")
+        if not _is_finite(found):
+            raise ValueError("not all are finite numbers")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"cell {path}: expected the result of a training, got something else: {error}; delete "
+            f"it to train again"
+        ) from error
+    return found
+
+
+def _is_finite(found: Measured) -> bool:
+    values = dataclasses.astuple(found)
+    return all(isinstance(x, int | float) and math.isfinite(x) for x in values)

@@ -53,9 +53,15 @@ class Finding:
         """The excess of the test split of each size and seed, [n, seeds]."""
         return np.array([[x.test for x in self.results[size]] for size in self.along[axis]])
 
-    def law(self) -> PowerLaw:
-        """The law of the ladder, through the results of all seeds."""
+    def law(self) -> PowerLaw | None:
+        """The law of the ladder, through the results of all seeds.
+
+        There is none if one of them is as good as the planted cause, which chance may do on a test
+        split: the logarithm of its excess isn't a number.
+        """
         flops, excess = self.flops(LADDER), self.excess(LADDER)
+        if excess.min() <= 0:
+            return None
         return fit(np.repeat(flops, excess.shape[1]), excess.ravel())
 
 
@@ -87,14 +93,16 @@ def law_row(finding: Finding) -> tuple[str, ...]:
     """
     flops, excess = finding.flops(LADDER), finding.excess(LADDER)
     whole = finding.law()
+    best = f"{finding.results[finding.along[LADDER][0]][0].best:.4f}"
+    begin = (finding.model, f"{finding.learning_rate:g}", best)
+    if whole is None:
+        return (*begin, "none, as an excess isn't above 0", "", "", "")
     laws = [fit(flops, of_seed) for of_seed in excess.T]
     lines = [line(flops, of_seed).exponent for of_seed in excess.T]
     slope = line(np.repeat(flops, excess.shape[1]), excess.ravel()).exponent
     misfit = np.abs(excess.mean(axis=1) / whole(flops) - 1).max()
     return (
-        finding.model,
-        f"{finding.learning_rate:g}",
-        f"{finding.results[finding.along[LADDER][0]][0].best:.4f}",
+        *begin,
         _with_range(slope, lines),
         _with_range(whole.exponent, [each.exponent for each in laws]),
         _with_range(whole.floor, [each.floor for each in laws]),

@@ -20,7 +20,7 @@ _MARKERS = {"width": "s", "layers": "D", "rows": "^", "length": "v"}
 def draw(findings: Sequence[Finding]) -> Figure:
     """Draws width and depth together with the laws, and below one thing at a time.
 
-    Points are means over seeds, bars their range.
+    Points are means over seeds, bars their range. Those at 0 or below have no place on the axis.
     """
     others = [(each, axis) for each in findings for axis in each.along if axis != LADDER]
     figure, grid = new_grid(7.6 if others else 4.0, 2 if others else 1, 1)
@@ -28,8 +28,9 @@ def draw(findings: Sequence[Finding]) -> Figure:
     grid[0].set_title(f"{LADDER} together, with the laws", size=9.5, loc="left")
     for each in findings:
         law, flops, colour = each.law(), each.flops(LADDER), colours[each.model]
-        curve = np.geomspace(flops.min(), flops.max(), 100)
-        grid[0].plot(curve, law(curve), color=colour, linewidth=1.2)
+        if law:
+            curve = np.geomspace(flops.min(), flops.max(), 100)
+            grid[0].plot(curve, law(curve), color=colour, linewidth=1.2)
         _points(grid[0], each, LADDER, colour, "o", each.model)
     if others:
         grid[1].set_title("one thing at a time", size=9.5, loc="left")

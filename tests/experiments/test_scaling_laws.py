@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from main_job import run
 
+from dlrm_jax.cli.pictures import save
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.sequential.batches import SequenceTraining
@@ -19,6 +22,8 @@ from dlrm_jax.training.step import make_train_step
 from experiments.benchmarks.roofline import matrix_flops
 from experiments.scaling import ranking, sequences
 from experiments.scaling.cell import Cell, Measured, measured
+from experiments.scaling.findings import LAW_HEADER, Finding, law_row
+from experiments.scaling.picture import draw
 from experiments.scaling.planted_products import generate, planted_products
 from experiments.scaling.power_law import PowerLaw, fit, line
 from experiments.scaling.sizes import LADDER, MODELS, Size, is_of_sequences, sizes_of
@@ -135,10 +140,50 @@ def test_a_damaged_result_is_named(tmp_path: Path):
     cell = Cell("dlrm", Size(4, 1, 16), 0.01, 0, 1024)
     known = Measured(10, 2.0, 0.6, 0.2, 0.1, 1.0)
     assert measured(cell, lambda _: known, tmp_path) == known
+    assert measured(cell, lambda _: pytest.fail("it is trained again"), tmp_path) == known
     (path,) = tmp_path.iterdir()
-    path.write_text("{}", encoding="utf-8")
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    for part, name, value in (
+        ("measured", "test", "x"), ("measured", "test", None), ("measured", "test", math.nan),
+        ("cell", "seed", 1), ("measured", "more", 1.0),
+    ):  # fmt: skip
+        damaged = {**whole, part: {**whole[part], name: value}}
+        path.write_text(json.dumps(damaged), encoding="utf-8")
+        with pytest.raises(UserError, match=f"cell {path}: expected the result of a training"):
+            measured(cell, lambda _: known, tmp_path)
+    path.unlink()
+    path.mkdir()
     with pytest.raises(UserError, match=f"cell {path}: expected the result of a training"):
         measured(cell, lambda _: known, tmp_path)
+
+
+def test_a_result_that_is_not_finite_is_not_kept(tmp_path: Path):
+    cell = Cell("dlrm", Size(4, 1, 16), 0.01, 0, 1024)
+    with pytest.raises(UserError, match="dlrm: expected finite results"):
+        measured(cell, lambda _: Measured(10, 2.0, 0.6, math.nan, 0.1, 1.0), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_as_good_as_the_planted_cause_has_no_law(tmp_path: Path):
+    sizes = sizes_of("dlrm")[LADDER][:3]
+
+    def finding(excess: tuple[float, ...]) -> Finding:
+        results = {
+            size: [Measured(10, 1e3 * size.width, 0.6, x, x, 1.0)]
+            for size, x in zip(sizes, excess, strict=True)
+        }
+        return Finding("dlrm", 0.01, {LADDER: sizes}, results)
+
+    known, without = finding((0.3, 0.2, 0.1)), finding((0.3, 0.2, -0.001))
+    assert known.law() is not None
+    assert without.law() is None
+    assert law_row(without)[3] == "none, as an excess isn't above 0"
+    assert len(law_row(without)) == len(law_row(known)) == len(LAW_HEADER)
+    (axes,) = draw([without]).axes
+    (with_law,) = draw([known]).axes
+    assert len(axes.lines) == len(with_law.lines) - 1
+    save(draw([without]), str(tmp_path / "x.png"))
+    assert (tmp_path / "x.png").stat().st_size > 5000
 
 
 def test_an_unknown_model_is_refused(tmp_path: Path):
