@@ -40,6 +40,7 @@ from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import scratch_directory
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.processes import is_distributed
 from dlrm_jax.requests.columns import Columns, read_columns
@@ -157,8 +158,26 @@ def check_flags() -> None:
         refuse(["export"], "with --lengths, which trains several models")
     if FLAGS.export and Path(FLAGS.export).exists():
         raise UserError(f"export: expected a directory to make, got {FLAGS.export}, which exists")
+    if FLAGS.export:  # before all training
+        check_writable(Path(FLAGS.export))
     if settings_of_flags()[0].encoder == "mean":
         refuse(["layers", "heads"], "with --encoder=mean, which has none")
+
+
+def check_writable(path: Path) -> None:
+    """Checks that a directory can be made.
+
+    Raises:
+        UserError: it can't.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_directory(path):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"export: expected a directory that can be made, got {path}: {error}"
+        ) from error
 
 
 def settings_of_flags() -> list[RequestSettings]:

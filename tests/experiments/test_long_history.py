@@ -109,6 +109,7 @@ def test_flags_that_are_refused():
         (("--log=x.parquet", "--horizon=9"), "--horizon has no effect with --log"),
         (("--lengths=8", "--max_length=8"), "--max_length has no effect with --lengths"),
         (("--encoder=mean", "--layers=1"), "--layers has no effect with --encoder=mean"),
+        (("--export=/proc/x/y",), "export: expected a directory that can be made, got /proc/x/y"),
         (("--lengths=64,0",), "--max_length: expected at least 1, got 0"),
         (("--log=x.parquet",), "--history: expected at least one column, got none"),
     ):
