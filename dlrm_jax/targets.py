@@ -61,7 +61,7 @@ def lacks(target: str) -> str | None:
         return None
     return (
         f"expected JAX's compiler for it, one of {', '.join(compiler.modules)}, found none; "
-        f'install it: pip install "dlrm-jax[{compiler.extra}]"'
+        f'install it: pip install -e ".[{compiler.extra}]" in the directory of dlrm-jax'
     )
 
 

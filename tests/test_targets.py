@@ -40,7 +40,9 @@ def test_targets_are_devices_of_the_planner():
 @pytest.mark.parametrize(("name", "extra"), [("h100", "aot-cuda"), ("tpu_v5e", "aot-tpu")])
 def test_a_compiler_that_is_not_installed(name: str, extra: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(targets, "_is_installed", lambda module: False)
-    with pytest.raises(UserError, match=rf'--target={name}: expected .*"dlrm-jax\[{extra}\]"'):
+    with pytest.raises(
+        UserError, match=rf'--target={name}: expected .* pip install -e "\.\[{extra}\]"'
+    ):
         target_mesh(name, (1, 1))
 
 
