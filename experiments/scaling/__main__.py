@@ -14,9 +14,11 @@ and ``scaling.png`` to the workdir. If it is interrupted, run the same command a
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from absl import flags
 
-from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_workdir
+from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_workdir, refuse_unless
 from dlrm_jax.cli.pictures import save
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
@@ -51,6 +53,11 @@ def main() -> None:
     unknown = [name for name in FLAGS.models if name not in MODELS]
     if unknown or not FLAGS.models:
         raise UserError(f"--models: expected some of {', '.join(MODELS)}, got {FLAGS.models}")
+    if len(set(FLAGS.models)) < len(FLAGS.models):
+        raise UserError(f"--models: expected each model once, got {','.join(FLAGS.models)}")
+    for flag, of_sequences in (("users", True), ("examples", False)):
+        readers = [name for name in MODELS if is_of_sequences(name) == of_sequences]
+        refuse_unless(set(readers) & set(FLAGS.models), f"--models={','.join(readers)}", flag)
     workdir = chosen_workdir("scaling")
     mesh = start("1x1")
     with owned(workdir, "cells"):
@@ -69,8 +76,24 @@ def main() -> None:
         for each in findings:
             status(text_table(SIZE_HEADER, size_rows(each), left=(0, 1)))
         status(text_table(LAW_HEADER, [law_row(each) for each in findings]))
-        write_text(workdir / "cells.csv", cells_csv(findings))
+        text = cells_csv(findings)
+        _print_replaced(workdir / "cells.csv", text)
+        write_text(workdir / "cells.csv", text)
         save(draw(findings), str(workdir / "scaling.png"))
+
+
+def _print_replaced(path: Path, text: str) -> None:
+    """Prints of which models the results of an earlier study in this workdir are gone."""
+    if not path.exists():
+        return
+    earlier, new = ([x.rpartition(",")[0] for x in each.splitlines()[1:]]  # whatever the seconds
+                    for each in (path.read_text(encoding="utf-8"), text))  # fmt: skip
+    if gone := [line.partition(",")[0] for line in earlier if line not in new]:
+        models = ", ".join(dict.fromkeys(gone))
+        status(
+            f"cells.csv and scaling.png replace those of another study, with {len(gone)} results "
+            f"of {models}; its cells stay in cells/"
+        )
 
 
 if __name__ == "__main__":

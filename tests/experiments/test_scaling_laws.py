@@ -134,6 +134,9 @@ def test_the_program_trains_each_size_once_and_resumes(tmp_path: Path):
     assert cells[0].exists()
     assert again.stdout == first.stdout
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
+    fewer = run(*flags[:1], "--models=dlrm", *flags[2:3], *flags[4:], program=PROGRAM)
+    assert fewer.returncode == 0, fewer.stderr[-3000:]
+    assert "replace those of another study, with 2 results of hstu; its cells" in fewer.stdout
 
 
 def test_a_damaged_result_is_named(tmp_path: Path):
@@ -186,7 +189,17 @@ def test_a_model_as_good_as_the_planted_cause_has_no_law(tmp_path: Path):
     assert (tmp_path / "x.png").stat().st_size > 5000
 
 
-def test_an_unknown_model_is_refused(tmp_path: Path):
-    result = run("--models=dlrm,gpt", f"--workdir={tmp_path}", program=PROGRAM)
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--models=dlrm,gpt",), "--models: expected some of dlrm, wukong, rankmixer, hstu"),
+        (("--models=hstu,hstu",), "--models: expected each model once, got hstu,hstu"),
+        (("--models=hstu", "--examples=5000"), "--examples has no effect without --models=dlrm,"),
+        (("--models=dlrm", "--users=100"), "--users has no effect without --models=hstu"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused(flags, message, tmp_path: Path):
+    result = run(*flags, f"--workdir={tmp_path}", program=PROGRAM)
     assert result.returncode == 2
-    assert "--models: expected some of dlrm, wukong, rankmixer, hstu" in result.stderr
+    assert message in result.stderr
+    assert not list(tmp_path.iterdir())
