@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,9 +73,11 @@ def flops_of(result: Result) -> str:
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """Formats values as 0.8012 ± 0.0004; a single value has no deviation."""
-    mean = statistics.mean(values)
-    return f"{mean:.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
+    """Formats values as 0.8012 ± 0.0004; a single value has no deviation, and nan no number."""
+    mean = float(np.mean(values))
+    if len(values) == 1 or math.isnan(mean):
+        return f"{mean:.4f}"
+    return f"{mean:.4f} ± {statistics.stdev(values):.4f}"
 
 
 def write_page(results: Sequence[Result], task: Task, limits: Limits, path: Path) -> None:

@@ -43,3 +43,8 @@ def test_a_feature_may_be_a_group(tmp_path: Path, kind: str):
 def test_a_list_is_no_group():
     with pytest.raises(UserError, match=r"groups: expected one value a row of 'a', .* leave it"):
         Schema("y", ("a", "b"), bag_lengths={"a": 2}, groups=("a",))
+
+
+def test_lists_are_no_groups():
+    with pytest.raises(UserError, match=r"column 'user': expected single values .*, got List"):
+        group_codes(pl.Series("user", [[1], [2, 3]]))

@@ -8,7 +8,7 @@ from pathlib import Path
 from saved_run import CONFIG, examples
 
 from dlrm_jax.data.arrays import Dataset
-from experiments.compare.results_page import write_page
+from experiments.compare.results_page import mean_and_deviation, write_page
 from experiments.compare.tasks import Clicks
 from experiments.compare.trials import Contender, Result
 
@@ -33,3 +33,9 @@ def test_nothing_is_markup(tmp_path: Path):
     write_page([Result(contender, 0.1, [trial])], Clicks(data), {}, tmp_path / "page.html")
     assert "split; of 1 seed." in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert dataclasses.asdict(contender)["name"] not in page
+
+
+def test_a_seed_that_diverges_is_no_number():
+    assert mean_and_deviation([0.75]) == "0.7500"
+    assert mean_and_deviation([0.5, 0.7]) == "0.6000 ± 0.1414"
+    assert mean_and_deviation([0.7, float("nan")]) == "nan"

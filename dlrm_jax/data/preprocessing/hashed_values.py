@@ -9,6 +9,8 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int64, UInt64
 
+from dlrm_jax.errors import UserError
+
 WITHOUT_TEXT = (pl.List, pl.Array, pl.Struct, pl.Object, pl.Binary, pl.Duration)
 """Types of columns whose values have no text."""
 
@@ -19,7 +21,16 @@ _NO_GROUP = -1
 
 
 def group_codes(values: pl.Series) -> Int64[np.ndarray, " n"]:
-    """The code of each value, 63 bits of its hash; -1 of a missing one."""
+    """The code of each value, 63 bits of its hash; -1 of a missing one.
+
+    Raises:
+        UserError: the values have no text, such as lists.
+    """
+    if isinstance(values.dtype, WITHOUT_TEXT):
+        raise UserError(
+            f"column {values.name!r}: expected single values to group rows by, got {values.dtype}; "
+            f"name another column"
+        )
     texts = as_text(values)
     known = texts.drop_nulls().unique()
     codes = (hashes(known, "groups") >> np.uint64(1)).astype(np.int64)
