@@ -122,7 +122,13 @@ class Manifest:
                 raise OSError("expected a file, found none")
             content = path.read_bytes()
             text = content.decode()
-            number = msgspec.json.decode(content, type=_Format).format
+            noted = msgspec.json.decode(content, type=_Format)
+            number = noted.format
+            if noted.kind:
+                raise UserError(
+                    f"{directory}: expected an artifact of rows or of two towers, got a model of "
+                    f"{noted.kind}; a program reads it, see dlrm_jax.{noted.kind}.saved_model"
+                )
             if number > FORMAT:
                 raise UserError(
                     f"{path} has format {number}, this program reads {FORMAT}: a later version of "
@@ -208,3 +214,4 @@ class _InconsistentError(Exception):
 @dataclasses.dataclass(frozen=True)
 class _Format:
     format: int
+    kind: str = ""  # of models that this package doesn't read

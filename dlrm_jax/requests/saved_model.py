@@ -58,6 +58,12 @@ class _Manifest:
     files: dict[str, FileNote]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    format: int
+    kind: str = ""  # of other artifacts
+
+
 class RequestModel:
     """A saved model, which takes values as the log has them.
 
@@ -69,27 +75,27 @@ class RequestModel:
     def __init__(self, scorer: RequestScorer, vocabularies: Mapping[str, pl.DataFrame]):
         self.scorer, self.vocabularies = scorer, dict(vocabularies)
 
-    def encode(
-        self, history: Mapping[str, Any], times: Any = None, time: int | None = None
-    ) -> Encoded:
+    def encode(self, history: Mapping[str, Any], times: Any = None, time: Any = None) -> Encoded:
         """Encodes a history; see `RequestScorer.encode`.
 
         Args:
             history: values of each column, the oldest first.
-            times: time of each token in seconds, where the model has times.
-            time: time of the request in seconds.
+            times: time of each token in seconds, or dates, where the model has times.
+            time: time of the request in seconds, or a date.
 
         Raises:
             UserError: see `RequestScorer.encode`, or values have another type than the log's.
         """
-        return self.scorer.encode(self._ids(self.scorer.columns.history, history), times, time)
+        ids = self._ids("history", self.scorer.columns.history, history)
+        moment = None if time is None else int(_seconds([time])[0])
+        return self.scorer.encode(ids, None if times is None else _seconds(times), moment)
 
     def score(
         self,
         encoded: Encoded,
         candidates: Mapping[str, Any],
         context: Mapping[str, Any],
-        time: int | None = None,
+        time: Any = None,
     ) -> Float32[np.ndarray, " m"]:
         """The logits of candidates; see `RequestScorer.score`.
 
@@ -97,28 +103,67 @@ class RequestModel:
             encoded: result of `encode`.
             candidates: values of each column.
             context: value of each column.
-            time: time in seconds, where it isn't that of `encode` any more.
+            time: time in seconds, or a date, where it isn't that of `encode` any more.
 
         Raises:
             UserError: see `RequestScorer.score`, or values have another type than the log's.
         """
         columns = self.scorer.columns
-        single = self._ids(columns.context, {name: [value] for name, value in context.items()})
-        own = {name: int(ids[0]) for name, ids in single.items()}
-        return self.scorer.score(encoded, self._ids(columns.candidates, candidates), own, time)
+        single = {name: [value] for name, value in context.items()}
+        of_context = self._ids("context", columns.context, single)
+        return self.scorer.score(
+            encoded,
+            self._ids("candidates", columns.candidates, candidates),
+            {name: int(ids[0]) for name, ids in of_context.items()},
+            None if time is None else int(_seconds([time])[0]),
+        )
 
-    def _ids(self, tables: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
-        """The rows of values; columns that the model hasn't are for the scorer to refuse."""
-        return {name: self._rows(name, tables.get(name), own) for name, own in values.items()}
+    def _ids(
+        self, part: str, tables: Mapping[str, str], values: Mapping[str, Any]
+    ) -> dict[str, np.ndarray]:
+        """The rows of the values of a part."""
+        if set(values) != set(tables):
+            raise UserError(
+                f"{part}: expected the columns {', '.join(sorted(tables)) or 'none'}, got "
+                f"{', '.join(sorted(values)) or 'none'}"
+            )
+        return {name: self._rows(part, name, tables[name], own) for name, own in values.items()}
 
-    def _rows(self, name: str, table: str | None, values: Any) -> Any:
-        if table not in self.vocabularies or not len(values):
-            return np.asarray(values)
-        try:
-            series = pl.Series(name, values)
-        except TypeError as error:
-            raise UserError(f"{name}: expected values of one type, got {values!r}") from error
+    def _rows(self, part: str, name: str, table: str, values: Any) -> np.ndarray:
+        series = _series(f"{part}: {name}", values)
+        if table not in self.vocabularies or not len(series):
+            return series.to_numpy()
+        if part != "context" and series.null_count():
+            raise UserError(f"{part}: {name}: expected a value in each place, got a missing one")
+        known = self.vocabularies[table]["value"].dtype
+        if series.dtype.is_numeric() != known.is_numeric() and series.dtype != pl.Null:
+            raise UserError(f"{part}: {name}: expected values of {known}, got {series.dtype}")
         return vocabulary.encode(series, self.vocabularies[table], 1)[:, 0]
+
+
+def _series(name: str, values: Any) -> pl.Series:
+    """Single values, one behind the other.
+
+    Raises:
+        UserError: they aren't.
+    """
+    try:
+        found = pl.Series(values=values)
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{name}: expected a list of values of one type, got {values!r}") from error
+    if found.dtype.is_nested() or found.dtype == pl.Object:
+        raise UserError(f"{name}: expected a list of single values, got {values!r}")
+    return found
+
+
+def _seconds(times: Any) -> np.ndarray:
+    """Times in seconds, as of a log: numbers of them, or dates."""
+    found = _series("times", times)
+    if found.dtype in (pl.Date, pl.Datetime):
+        found = found.cast(pl.Datetime("us")).dt.epoch("s")
+    if len(found) and (found.null_count() or not found.dtype.is_integer()):
+        raise UserError(f"times: expected integers of seconds, or dates, got {times!r}")
+    return found.cast(pl.Int64).to_numpy()
 
 
 def write_model(
@@ -157,7 +202,7 @@ def write_model(
         (directory / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def read_model(directory: Path) -> RequestModel:
+def read_model(directory: Path | str) -> RequestModel:
     """Reads a model, and checks that its files are as they were written.
 
     Args:
@@ -167,6 +212,7 @@ def read_model(directory: Path) -> RequestModel:
         UserError: there is none, or a later version wrote it.
         DamagedArtifactError: a file isn't as it was written.
     """
+    directory = Path(directory)
     manifest = _read_manifest(directory)
     check_present(directory, manifest.files)
     for name, note in manifest.files.items():
@@ -225,17 +271,20 @@ def _read_manifest(directory: Path) -> _Manifest:
     path = directory / MANIFEST
     try:
         content = path.read_bytes()
+        noted = msgspec.json.decode(content, type=_Kind)
+        if noted.kind != KIND or noted.format > FORMAT:
+            raise UserError(
+                f"{path}: expected a model of {KIND} of format {FORMAT}, got one of "
+                f"{noted.kind or 'rows'} of format {noted.format}"
+            )
         found = msgspec.json.decode(content, type=_Manifest)
         is_whole = is_signed(content.decode())
     except OSError as error:
         raise UserError(f"{directory} is no saved model: cannot read {path}: {error}") from error
+    except UserError:
+        raise
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise DamagedArtifactError(str(directory), MANIFEST, str(error)) from error
-    if found.kind != KIND or found.format > FORMAT:
-        raise UserError(
-            f"{path}: expected a model of requests of format {FORMAT}, got one of {found.kind!r} "
-            f"of format {found.format}; use the version that wrote it"
-        )
     if not is_whole:
         raise DamagedArtifactError(
             str(directory), MANIFEST, "its bytes aren't those that were written"

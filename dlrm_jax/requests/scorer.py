@@ -124,6 +124,8 @@ class RequestScorer:
         start = max(length - self.settings.evaluated_length, 0)
         room = _room(length - start, BLOCK)
         relative = None
+        if not self.columns.is_timed and times is not None:
+            raise UserError("times: expected none, as the model was trained without times")
         if self.columns.is_timed:
             if times is None or time is None:
                 raise UserError(

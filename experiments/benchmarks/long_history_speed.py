@@ -42,7 +42,7 @@ define_numbers(
     "lengths", (500, 1000, 2000, 5000, 10_000), "Lengths of a history; such as 100,200.", low=1
 )
 flags.DEFINE_integer("requests", 2, "Requests whose times are taken by length; such as 8.", 1)
-flags.DEFINE_integer("candidates", 100, "Candidates of a request; such as 20.", 1)
+flags.DEFINE_integer("candidates", 100, "Candidates of a request; such as 20.", 2)
 flags.DEFINE_integer(
     "shared_length", 500, "Length of the history that candidates share; such as 1000.", 1
 )
@@ -192,6 +192,8 @@ def _difference(one: Any, other: Any) -> float:
 
 def main() -> None:
     """Prints both tables."""
+    if len(set(FLAGS.lengths)) < len(FLAGS.lengths):
+        raise UserError(f"--lengths: expected each once, got {', '.join(map(str, FLAGS.lengths))}")
     encoder = make_encoder()
     by_length(encoder)
     by_request(encoder)

@@ -94,7 +94,7 @@ def test_a_log(tmp_path: Path):
     assert "100 requests with 1.0 candidates" in result.stdout
     model = read_model(tmp_path / "model")
     kept = model.encode({"seen": [3, 1, 77]})
-    scores = model.score(kept, {"item": [1, 5, None, 88, 99]}, {})
+    scores = model.score(kept, {"item": [1, 5, 7, 88, 99]}, {})
     assert scores[3] == scores[4]  # both are new
     assert len(set(scores.tolist())) == 4
     again = run("--mesh=1x1", *flags, program=PROGRAM)

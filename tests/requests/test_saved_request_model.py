@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import polars as pl
 import pytest
 from random_requests import COLUMNS, ROWS, random_requests
 
+from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.artifact.signed_text import signed_text
 from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.errors import DamagedArtifactError, UserError
@@ -44,7 +46,7 @@ def scores(
 def test_a_model_that_is_read_scores_as_before(tmp_path: Path, encoder: str):
     own = scorer(encoder)
     write_model(tmp_path / "model", own)
-    found = read_model(tmp_path / "model")
+    found = read_model(str(tmp_path / "model"))
     np.testing.assert_array_equal(scores(found), scores(own))
     assert found.scorer.settings == own.settings
     with pytest.raises(UserError, match="expected ids below 30"):
@@ -74,8 +76,22 @@ def test_values_are_those_of_the_log(tmp_path: Path):
     )
     given = {"seen": seen, "did": did}, ["item5", "never seen"], {"country": "country2"}
     np.testing.assert_array_equal(scores(found, *given), wanted)
-    with pytest.raises(UserError, match="expected the columns did, seen, got other, seen"):
-        found.encode({"seen": seen, "other": did}, TIMES, TIME)
+    for history, text in (
+        ({"seen": seen, "other": did}, "expected the columns did, seen, got other, seen"),
+        ({"seen": 3, "did": did}, "history: seen: expected a list of values of one type, got 3"),
+        ({"seen": [seen], "did": did}, "history: seen: expected a list of single values"),
+        ({"seen": [1, 2, 3], "did": did}, "history: seen: expected values of String, got Int64"),
+        ({"seen": ["a", None, "b"], "did": did}, "history: seen: expected a value in each place"),
+    ):
+        with pytest.raises(UserError, match=text):
+            found.encode(history, TIMES, TIME)
+    with pytest.raises(UserError, match="times: expected integers of seconds, or dates"):
+        found.encode({"seen": seen, "did": did}, ["a", "b", "c"], TIME)
+    with pytest.raises(UserError, match="context: expected the columns country, got city"):
+        scores(found, given[0], given[1], {"city": "country2"})
+    dates = [datetime.datetime(1970, 1, 1, second=x // 60) for x in (60, 120, 180)]
+    kept = found.encode(given[0], dates, datetime.datetime(1970, 1, 2))
+    assert kept.time == 86400
 
 
 def test_damage_and_other_directories(tmp_path: Path):
@@ -88,6 +104,8 @@ def test_damage_and_other_directories(tmp_path: Path):
     (own / "manifest.json").write_text(json.dumps(later), encoding="utf-8")
     with pytest.raises(UserError, match="expected a model of requests of format 1, got"):
         read_model(own)
+    with pytest.raises(UserError, match=r"expected an artifact of rows .* a model of requests"):
+        Manifest.read(own)
     changed = manifest.replace('"width": 8', '"width": 9')
     (own / "manifest.json").write_text(changed, encoding="utf-8")
     with pytest.raises(DamagedArtifactError, match="its bytes aren't those that were written"):
