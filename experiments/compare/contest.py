@@ -75,7 +75,7 @@ def asked(base: Config) -> tuple[list[Contender], Config]:
 
     Raises:
         UserError: a flag has no effect because the contenders decide or no contender reads it, or
-            a name is unknown.
+            a name is unknown or there twice, or a learning rate isn't positive.
     """
     plain = dataclasses.replace(base, model="logistic_regression", model_options=())
     models = _named(FLAGS.models, overridden(plain))
@@ -88,8 +88,13 @@ def asked(base: Config) -> tuple[list[Contender], Config]:
     contenders = [Contender(model, name) for model in models for name in FLAGS.optimizers]
     if twice := [str(x) for x, count in Counter(contenders).items() if count > 1]:
         raise UserError(f"--models and --optimizers name {twice[0]} twice; name it once")
-    if bad := [x for x in FLAGS.learning_rates if not 0 <= x < math.inf]:
-        raise UserError(f"--learning_rates: expected finite numbers of 0 or more, got {bad[0]:g}")
+    if bad := [x for x in FLAGS.learning_rates if not 0 < x < math.inf]:
+        raise UserError(f"--learning_rates: expected positive, finite numbers, got {bad[0]:g}")
+    kinds = [each.model for each in contenders]
+    if unknown := [kind for kind in kinds if ":" not in kind and kind not in MODELS]:
+        raise UserError(
+            f"--models: expected some of {', '.join(MODELS)}, or MODULE:CLASS; got {unknown[0]!r}"
+        )
     # In the shape of the first one: what the preset's own model demands may be wrong for all.
     config = overridden(dataclasses.replace(base, model=contenders[0].model, model_options=()))
     source_hashes([each.model for each in contenders], [config.loss])  # as they are imported

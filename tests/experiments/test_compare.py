@@ -113,11 +113,12 @@ def test_interrupted_it_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--models=fmm",), "model: expected one of logistic_regression, "),
+        (("--models=fmm",), "error: --models: expected some of logistic_regression, "),
         (("--target_auc=0.7",), "--target_auc has no effect: --evaluations decides"),
         (("--models=fm", "--top_mlp=8,1"), "--top_mlp has no effect without a model that has it"),
         (("--models=fm,fm",), "name fm, rowwise_adagrad twice"),
-        (("--learning_rates=0.1,-1",), "--learning_rates: expected finite numbers of 0 or more"),
+        (("--learning_rates=1,-1",), "--learning_rates: expected positive, finite numbers, got -1"),
+        (("--learning_rates=0",), "--learning_rates: expected positive, finite numbers, got 0"),
         (("--model=fm",), "--model has no effect: --models, "),
         (("--models=ncf", "--seeds=1"), "is for two fields, a user and an item"),
         (("--models=dlrm", "--learning_rates=1e30", "--optimizers=sgd", "--seeds=1", *SMALL[:-1]),
