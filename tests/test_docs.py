@@ -254,7 +254,8 @@ def test_output_of_the_first_command():
 
 def test_the_checkout_is_installed_in_one_way():
     """In the messages of commands, too."""
-    known = r"pip install -e [\"']\.\[(\{extra\}|serve|torch|onnx|redis|kafka|retrieval|aot-cuda|aot-tpu)\][\"']"
+    extras = r"\{(compiler\.)?extra\}|serve|torch|onnx|redis|kafka|retrieval|aot-cuda|aot-tpu"
+    known = rf"pip install -e [\"']\.\[({extras})\][\"']"
     for path in [*PAGES, *(ROOT / "dlrm_jax").rglob("*.py")]:
         for found in re.findall(r"pip install .{0,4}\.\[.*", path.read_text()):
             assert re.match(known, found), f"{found} in {name_of(path)}"
