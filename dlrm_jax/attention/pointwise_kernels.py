@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +17,18 @@ from dlrm_jax.native import library
 
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)  # kernels sum in float32
 
+_FOR_ANY = contextvars.ContextVar("for_any_device", default=False)
+
+
+@contextlib.contextmanager
+def for_any_device() -> Iterator[None]:
+    """What is traced inside gets no kernels: it runs on any device, of any machine."""
+    token = _FOR_ANY.set(True)
+    try:
+        yield
+    finally:
+        _FOR_ANY.reset(token)
+
 
 def kernels_for(dtype: Any) -> ModuleType | None:
     """The module of the kernels for these devices; None if XLA makes the program of them.
@@ -24,9 +39,9 @@ def kernels_for(dtype: Any) -> ModuleType | None:
     Args:
         dtype: dtype of the values.
     """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if dtype not in _DTYPES:
+    if dtype not in _DTYPES or _FOR_ANY.get():
         return None
+    device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
     attention = backend_named(platform).attention
     if attention == "native":

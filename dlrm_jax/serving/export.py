@@ -20,6 +20,7 @@ from dlrm_jax.artifact.key_files import write_keys
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.artifact.notes import LayerNote, LookupNote, ProgramNote, TableNote
 from dlrm_jax.artifact.row_formats import RowFormat
+from dlrm_jax.attention.pointwise_kernels import for_any_device
 from dlrm_jax.copied_files import copy_directory
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.metadata import METADATA, VOCABULARIES
@@ -223,7 +224,8 @@ def write_dense(
     width = sum(map(math.prod, shapes.values()))
 
     def logits(layers: Any, dense: Any, vectors: Any) -> Any:
-        return function(layers, dense, split_vectors(shapes, vectors))
+        with for_any_device():
+            return function(layers, dense, split_vectors(shapes, vectors))
 
     made = export_programs(logits, arrays, manifest.dense_features, width)
     for size, content in made.items():
