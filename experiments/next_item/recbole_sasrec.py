@@ -32,6 +32,15 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/recbole"))
     parser.add_argument("--epochs", type=int, default=300, help="Epochs at most; such as 1.")
     arguments = parser.parse_args()
+    if arguments.epochs < 1:
+        parser.error(f"--epochs: expected at least 1, got {arguments.epochs}")
+    summary_file = arguments.workdir / "summary.json"
+    if summary_file.exists():
+        parser.error(f"--workdir: {summary_file} is there; give another directory")
+    try:
+        arguments.workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--workdir: expected a directory to write to: {error}")
     try:
         recbole = prepared_recbole()
     except ImportError as error:
@@ -72,7 +81,7 @@ def main() -> None:
         for split, metrics in results.items()
     }
     text = json.dumps({"seed": arguments.seed, **summary}, indent=1)
-    (arguments.workdir / "summary.json").write_text(text, encoding="utf-8")
+    summary_file.write_text(text, encoding="utf-8")
     print(text)
 
 
