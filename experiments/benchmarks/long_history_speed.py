@@ -31,6 +31,7 @@ from dlrm_jax.attention.block_pairs import BLOCK
 from dlrm_jax.attention.jagged import Candidates, Sequences, sequences_of
 from dlrm_jax.cli.flags import FLAGS, define_numbers
 from dlrm_jax.cli.run import run
+from dlrm_jax.errors import UserError
 from dlrm_jax.models.history_encoder import HistoryEncoder
 from dlrm_jax.models.hstu_candidates import HSTUCandidates
 from dlrm_jax.models.stca import STCA
