@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 from main_job import run
 
 from dlrm_jax.requests.saved_model import read_model
@@ -57,6 +58,7 @@ def test_generated_requests_by_length(tmp_path: Path):
     assert (tmp_path / "w" / "length_16" / "summary.json").exists()
 
 
+@pytest.mark.thorough
 def test_the_shape_of_dlrm_v3_cut_to_a_small_machine(tmp_path: Path):
     sizes = ("--encoder_width=8", "--attention_width=4", "--linear_width=4", "--max_length=8")
     flags = ("--preset=dlrm_v3", "--most_rows=64", *sizes, f"--workdir={tmp_path / 'w'}")

@@ -114,6 +114,7 @@ def test_a_unit_of_hstu_has_its_projections_and_the_pairs_that_attend():
     assert unit == pytest.approx(expected)
 
 
+@pytest.mark.thorough
 def test_the_program_trains_each_size_once_and_resumes(tmp_path: Path):
     flags = ("--quick", "--models=dlrm,hstu", "--examples=1024", "--users=64", "--seeds=1",
              f"--workdir={tmp_path}")  # fmt: skip

@@ -205,8 +205,8 @@ def test_each_candidate_is_evaluated_once():
 @pytest.mark.parametrize(
     ("encoder", "mesh"),
     [
-        ("stca", "2x4"),
         ("hstu", "2x4"),
+        pytest.param("stca", "2x4", marks=pytest.mark.thorough),
         *(
             pytest.param(encoder, mesh, marks=pytest.mark.thorough)
             for encoder in ("stca", "hstu")

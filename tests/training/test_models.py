@@ -198,7 +198,7 @@ def test_a_class_of_the_users_own_takes_dtype_and_dropout():
         ({"model": "dcn", "model_options": ("layers=1", "layers=2")}, "layers is set twice"),
         ({"model": "xdeepfm", "model_options": ("cin=8,8",)}, "numbers such as 64-32"),
         ({"model": "xdeepfm", "model_options": ("cin=0",)}, "numbers such as 64-32"),
-        ({"model": "autoint", "model_options": ("heads=0",)}, "at least 1 of layers, heads"),
+        ({"model": "autoint", "model_options": ("heads=0",)}, "heads: expected at least 1, got 0"),
         ({"model": "finalmlp", "model_options": ("second_mlp=x",)}, "numbers such as 64-32"),
         ({"model": "finalmlp", "model_options": ("second_dropout=x",)}, "expected a number, got"),
         ({"model": "ssr", "model_options": ("filters=x",)}, "expected static or dynamic"),
