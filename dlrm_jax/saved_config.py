@@ -49,12 +49,19 @@ VERSION = 1 + len(_ADDED)
 def saved_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that a checkpoint keeps, under the names of this version.
 
-    A field that is newer than the checkpoint gets the value that means what was done before.
+    A field that is newer than the checkpoint gets the value that means what was done before, and
+    options that a model didn't read are left out.
 
     Args:
         fields: fields of a config, or some of them beside others, as JSON gives them.
     """
-    return _ADDED | {_RENAMED.get(name, name): value for name, value in fields.items()}
+    found = _ADDED | {_RENAMED.get(name, name): value for name, value in fields.items()}
+    options = found.get("model_options", ())
+    if options and found.get("model") == "masknet" and "structure=parallel" not in options:
+        # At first it took those of parallel blocks with serial ones, too, and now refuses them.
+        read = [x for x in options if x.partition("=")[0] not in ("blocks", "block_width")]
+        found["model_options"] = type(options)(read)
+    return found
 
 
 def check_version(checkpoint: Path, metadata: Mapping[str, Any]) -> None:

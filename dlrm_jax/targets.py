@@ -111,8 +111,8 @@ def _chips(target: str, count: int) -> dict[str, Any]:
         raise UserError(
             f"--mesh: expected 1, 2, 4, 8 and so on up to 256 chips of a TPU, got {count}"
         )
-    # Without a TPU, its library would ask the cloud which one this is, and tell of it at length. No
-    # chip is opened, so others may use the library at the same time.
+    # Without a TPU, its library would ask the cloud which one this is, and log that. No chip is
+    # opened, so others may use the library at the same time.
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("TPU_ACCELERATOR_TYPE", "v5litepod-8"), ("TPU_STDERR_LOG_LEVEL", "3"),
