@@ -1,0 +1,1 @@
+"""Compiled programs, read: their kernels, scatters, products and large arrays."""
