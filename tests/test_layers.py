@@ -23,7 +23,9 @@ BELOW = {
     "backend": {"errors"},
     "device_memory": {"errors", "backend"},
     "mesh": {"errors", "backend"},
-    "targets": {"errors", "mesh"},
+    "gpu_targets": set(),
+    "targets": {"errors", "mesh", "gpu_targets"},
+    "programs": set(),
     "processes": {"errors", "backend"},
     "host_exchange": {"processes"},
     "signals": set(),
@@ -82,6 +84,7 @@ BELOW = {
         "embedding",
         "artifact",
         "dynamic_ids",
+        "programs",
     },
 }
 BELOW["inference"] = {*BELOW["training"], "training", "copied_files"}

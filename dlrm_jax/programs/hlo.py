@@ -26,7 +26,7 @@ class Array(NamedTuple):
 
     Attributes:
         dtype: XLA's name of its type, such as f32.
-        dims: its shape.
+        dims: sizes of its axes.
         layout: XLA's layout: the order of its axes, tiles and the space of memory.
     """
 
@@ -37,7 +37,7 @@ class Array(NamedTuple):
     @property
     def nbytes(self) -> int:
         """The bytes of its elements."""
-        return math.ceil(math.prod(self.dims) * _bits(self.dtype) / 8)
+        return math.ceil(math.prod(self.dims) * bits(self.dtype) / 8)
 
     @property
     def padded_nbytes(self) -> int:
@@ -50,7 +50,7 @@ class Array(NamedTuple):
         for place, size in enumerate(reversed(tile[1].split(","))):
             if place < len(sizes):
                 sizes[place] = -(-sizes[place] // int(size)) * int(size)
-        return math.ceil(math.prod(sizes) * _bits(self.dtype) / 8)
+        return math.ceil(math.prod(sizes) * bits(self.dtype) / 8)
 
     @property
     def space(self) -> int:
@@ -66,9 +66,9 @@ class Instruction(NamedTuple):
     """An instruction of a computation.
 
     Attributes:
-        name: its name.
+        name: name of it.
         arrays: arrays that it gives, several if it gives a tuple.
-        opcode: what it does, such as fusion or scatter.
+        opcode: name of what it does, such as fusion or scatter.
         operands: names of the instructions whose arrays it reads.
         attributes: text of its operands and attributes.
         is_root: whether its arrays are those of the computation.
@@ -219,7 +219,7 @@ def _closed(text: str, start: int) -> int:
     raise ValueError(f"expected a closing parenthesis in {text[start : start + 80]!r}")
 
 
-def _bits(dtype: str) -> int:
-    """The bits of an element: 8 of a pred, 16 of bf16, 8 of f8e4m3fn."""
+def bits(dtype: str) -> int:
+    """The bits of an element of a type: 8 of pred, 16 of bf16, 8 of f8e4m3fn."""
     found = re.search(r"\d+", dtype)
     return int(found[0]) if found else 8 if dtype == "pred" else 0

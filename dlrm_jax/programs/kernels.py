@@ -62,10 +62,7 @@ def kernels(program: Program) -> Kernels:
 def _of(program: Program, computation: Computation) -> tuple[Counter[str], Counter[str], int]:
     once, in_loops, loops = Counter[str](), Counter[str](), 0
     for instruction in computation.instructions.values():
-        inner = [
-            _of(program, program.computations[name])
-            for name in called_in_turn(instruction)
-        ]
+        inner = [_of(program, program.computations[name]) for name in called_in_turn(instruction)]
         if instruction.opcode == "while":
             turns = _turns(instruction)
             loops += sum(x[2] for x in inner) + (turns is None)

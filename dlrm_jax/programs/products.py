@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-from dlrm_jax.programs.hlo import Array, Computation, Instruction, Program
+from dlrm_jax.programs.hlo import Array, Computation, Instruction, Program, bits
 from dlrm_jax.programs.kernels import custom_target
 
 # What factors of float32 are rounded to at XLA's precisions. GPUs since the A100 multiply them as
@@ -17,6 +17,7 @@ _FACTORS = {
     "tpu": {"default": "bfloat16", "high": "bfloat16_3x", "highest": "float32"},
 }
 _NAMES = {"f32": "float32", "f64": "float64", "bf16": "bfloat16", "f16": "float16"}
+_LOWERED = r"stablehlo\.(?:dot_general|convolution).*: \(tensor<(?:\d+x)*(\w+)>.* loc\((#loc\d+)\)"
 FULL = ("float32", "float64")
 """Precisions of factors that lose nothing of a float32."""
 
@@ -26,7 +27,8 @@ class Product(NamedTuple):
 
     Attributes:
         asked: type of the factors as the model has them.
-        computed: what factors are rounded to.
+        computed: type that factors are rounded to, such as tf32; bfloat16_3x is a sum of three
+            products of bfloat16.
     """
 
     asked: str
@@ -41,18 +43,19 @@ class Product(NamedTuple):
 def asked_types(stablehlo: str) -> dict[str, str]:
     """The type of the factors of each product of a lowered program, by the operation's name.
 
+    Names are those within the function that has the product. If products of one name have several
+    types, it is the one with the most bits.
+
     Args:
         stablehlo: text of the program before it is compiled, with its locations.
     """
     names = dict(re.findall(r'^(#loc\d+) = loc\("([^"]*)"', stablehlo, re.MULTILINE))
-    found = {}
+    found: dict[str, str] = {}
     for line in stablehlo.splitlines():
-        match = re.search(
-            r"stablehlo\.(?:dot_general|convolution).*: \(tensor<(?:\d+x)*(\w+)>.* loc\((#loc\d+)\)",
-            line,
-        )
-        if match and match[2] in names:
-            found[names[match[2]]] = match[1]
+        factors = re.search(_LOWERED, line)
+        if factors and factors[2] in names:
+            name, dtype = names[factors[2]], factors[1]
+            found[name] = max(found.get(name, dtype), dtype, key=bits)
     return found
 
 
@@ -77,17 +80,22 @@ def products(
                 continue
             dtype, name = factors.dtype, instruction.op_name
             product = Product(
-                asked=_NAMES.get(asked.get(name, dtype), dtype),
+                asked=_NAMES.get(asked_type := _asked(name, asked) or dtype, asked_type),
                 computed=_computed(instruction, platform, dtype),
             )
             if product.asked in (*FULL, *_NAMES.values()):
-                found.setdefault(product, Counter())[name] += 1
+                found.setdefault(product, Counter())[name or instruction.name] += 1
     return {product: dict(sorted(names.items())) for product, names in sorted(found.items())}
 
 
-def _factors(
-    program: Program, computation: Computation, instruction: Instruction
-) -> Array | None:
+def _asked(name: str, asked: dict[str, str]) -> str | None:
+    """The type of the factors of an operation, whose name begins with those of its callers."""
+    parts = name.partition(";")[0].split("/")
+    tails = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((asked[tail] for tail in tails if tail in asked), None)
+
+
+def _factors(program: Program, computation: Computation, instruction: Instruction) -> Array | None:
     """The first factor of a product; None for other instructions."""
     is_product = instruction.opcode in ("dot", "convolution") or (
         instruction.opcode == "custom-call" and _is_of_library(instruction)

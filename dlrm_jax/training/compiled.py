@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import jax
@@ -15,19 +14,14 @@ from dlrm_jax.embedding.collectives import Collective, collectives
 from dlrm_jax.embedding.owner_exchange import LATER_ROUNDS
 from dlrm_jax.embedding.planning.temporaries import temporaries
 from dlrm_jax.mesh import DATA, MODEL
+from dlrm_jax.programs.collectives import collectives as collectives_of
+from dlrm_jax.programs.hlo import program_of
 from dlrm_jax.training import dense_split
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.member_losses import MemberLoss
 from dlrm_jax.training.pipelined import abstract_routed, make_pipelined_step
 from dlrm_jax.training.ranking_losses import RankingLoss
 from dlrm_jax.training.step import make_train_step
-
-_KINDS = (
-    "all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute|collective-broadcast"
-    "|ragged-all-to-all"
-)
-_RESULT = re.compile(rf"^\s*(?:ROOT )?\S+ = (.*?) ({_KINDS})(-start|-done)?\(", re.MULTILINE)
-_ARRAY = re.compile(r"[a-z]+(\d+)[a-z0-9]*\[([\d,]*)\]")
 
 
 def lower_step(
@@ -192,15 +186,4 @@ def compiled_collectives(compiled: jax.stages.Compiled) -> list[tuple[str, int]]
 
     Those of rounds that seldom run aren't among them, see `embedding.owner_exchange`.
     """
-    found, text = [], compiled.as_text()
-    assert text is not None
-    text = "\n".join(line for line in text.splitlines() if LATER_ROUNDS not in line)
-    for shapes, kind, part in _RESULT.findall(text):
-        if part == "-start":
-            continue  # what it gives has other arrays, too; the result is that of its end
-        nbytes = [
-            math.prod(int(n) for n in shape.split(",") if n) * int(bits) // 8
-            for bits, shape in _ARRAY.findall(shapes)
-        ]
-        found.append((kind, sum(nbytes)))
-    return found
+    return collectives_of(program_of(compiled), LATER_ROUNDS)

@@ -1,0 +1,55 @@
+"""The collectives of a program, and the bytes of their results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from dlrm_jax.programs.hlo import Program
+from dlrm_jax.programs.kernels import COLLECTIVES
+
+
+def collectives(program: Program, seldom: str) -> list[tuple[str, int]]:
+    """Kind and bytes of every collective's result on one device, in the order of the text.
+
+    One that begins and ends in two instructions counts at its end, one in a fusion or in an
+    asynchronous computation within it.
+
+    Args:
+        program: program.
+        seldom: part of the names of operations that seldom run; theirs aren't among them.
+    """
+    found = []
+    for instruction in program.instructions():
+        kind = instruction.opcode.removesuffix("-done")
+        # What one that begins gives has other arrays, too.
+        if kind in COLLECTIVES and seldom not in instruction.op_name:
+            found.append((kind, sum(array.nbytes for array in instruction.arrays)))
+    return found
+
+
+def bytes_by_kind(collectives: Iterable[tuple[str, int]]) -> Counter[str]:
+    """The bytes of collectives of each kind."""
+    found = Counter[str]()
+    for kind, nbytes in collectives:
+        found[kind] += nbytes
+    return found
+
+
+def as_all_reduces(planned: Counter[str], found: Counter[str], devices: int) -> Counter[str]:
+    """What is planned, with reduce-scatters and all-gathers that the compiler replaces.
+
+    XLA's compiler for TPUs makes an all-reduce of whole arrays of a reduce-scatter, of which each
+    device then takes its part, and of an all-gather of small ones.
+
+    Args:
+        planned: bytes of the results on one device by kind.
+        found: the same of the compiled program.
+        devices: number of devices that take part.
+    """
+    result = Counter(planned)
+    for kind, times in (("reduce-scatter", devices), ("all-gather", 1)):
+        missing = max(planned[kind] - found[kind], 0)
+        result[kind] -= missing
+        result["all-reduce"] += times * missing
+    return +result
