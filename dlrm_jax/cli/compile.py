@@ -16,33 +16,30 @@ has more. --json also writes all that is printed, and more, to a file.
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
 
 from dlrm_jax.backend import describe_devices
+from dlrm_jax.cli.compiled_step import (
+    compile_step,
+    compiled_for,
+    define_target,
+    memory_text,
+    mesh_to_compile_for,
+    write_found,
+)
 from dlrm_jax.cli.config_flags import OF_WHOLE_RUNS, define_run_flags, with_flags
-from dlrm_jax.cli.flags import FLAGS, check_new
+from dlrm_jax.cli.flags import FLAGS
 from dlrm_jax.cli.program_report import program_text
-from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
-from dlrm_jax.embedding.owner_exchange import LATER_ROUNDS
-from dlrm_jax.embedding.planning.devices import DEVICES
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import creating, write_json
-from dlrm_jax.mesh import check_batch_size, parse_mesh
+from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.presets import preset
 from dlrm_jax.programs.collectives import as_all_reduces, bytes_by_kind
-from dlrm_jax.programs.report import report
-from dlrm_jax.targets import parse_target, target_mesh
 from dlrm_jax.text_table import text_table
-from dlrm_jax.training import dense_split
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.compiled import (
     compiled_collectives,
@@ -57,118 +54,48 @@ define_run_flags(
     dict.fromkeys((*OF_WHOLE_RUNS, "teacher", "seed"), "a step is compiled, and nothing is trained")
     | {"emulate": "the devices are always emulated"},
 )
-flags.DEFINE_string(
-    "target",
-    None,
-    "Device that the step is compiled for instead of emulated ones, alone or with the number of "
-    "devices; such as h100:8.",
-)
-flags.DEFINE_string("json", None, "File to make for all of it, as JSON; such as step.json.")
+define_target(" instead of emulated ones")
 
 
 def main() -> None:
     """Descriptions, compilation, and what is read of the program."""
     config = with_flags(preset(FLAGS.preset))
-    check_new("json")
-    target = parse_target(FLAGS.target) if FLAGS.target else None
-    mesh = start(FLAGS.mesh, emulate=True)
-    if target:
-        mesh = target_mesh(target, parse_mesh(FLAGS.mesh))
+    mesh = mesh_to_compile_for()
     if config.kernels == "auto":
         # The step of another machine doesn't depend on what has been built on this one.
         config = dataclasses.replace(config, kernels="jax")
     check_batch_size(mesh, "batch_size", config.batch_size, config.accumulation_steps)
     print(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     learner = make_learner(config, mesh)
-    begun = time.perf_counter()
     lowered = lower_step(
         learner, config.batch_size, config.dense_features, pipelined=config.pipelined
     )
-    compiled = compile_for(FLAGS.target, lowered)
-    print(f"compiled in {time.perf_counter() - begun:.1f} s")
     ids = config.batch_size * sum(feature.max_ids for feature in learner.collection.features)
-    platform = mesh.devices.flat[0].platform
+    compiled, found = compile_step(learner, lowered, ids)
     found = {
-        "target": FLAGS.target, "preset": FLAGS.preset, "mesh": FLAGS.mesh,
-        "batch_size": config.batch_size, "device": mesh.devices.flat[0].device_kind,
-        "jax": jax.__version__,
-        "state": _of_state(learner),
-        **report(lowered, compiled, platform, ids // learner.axes.shards, LATER_ROUNDS),
+        "preset": FLAGS.preset,
+        "batch_size": config.batch_size,
+        **found,
         "estimated_temporaries": estimated_temporaries(learner, config.batch_size),
         **_collectives(learner, compiled, config),
-    }  # fmt: skip
-    _print_memory(found, config, target.device if target else "cpu")
+    }
+    print(f"\n{memory_text(found, found['estimated_temporaries'])}")
+    _note_on_tables(found, config)
     print(f"\n{program_text(found)}")
     _print_collectives(found)
-    if FLAGS.json:
-        with creating(Path(FLAGS.json)) as path:
-            write_json(path, found)
-    _check_collectives(learner, found, platform)
+    write_found(found)
+    _check_collectives(learner, found)
 
 
-def compile_for(target: str | None, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compiles a step.
-
-    Raises:
-        UserError: it doesn't fit into the memory of the target, as compilers for TPUs find.
-    """
-    try:
-        return lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if not target or "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        words = str(error).partition("\n")[0].partition(" :: ")[0]
-        raise UserError(
-            f"--target={target}: expected a step that fits into a device's memory, got {words}; "
-            f"choose more model shards in --mesh, or a smaller --batch_size"
-        ) from error
-
-
-def _of_state(learner: Learner) -> dict[str, int]:
-    """The bytes of each part of the state on one device."""
-    state = learner.state_specs()
-    return {
-        "tables": _bytes_on_one_device(state.embedding.tables),
-        "state of their optimizers": _bytes_on_one_device(state.embedding.slots),
-        "dense model": _bytes_on_one_device(state.params),
-        "state of its optimizer": _bytes_on_one_device(state.optimizer),
-        **_not_split(learner, state.params),
-    }
-
-
-def _print_memory(found: Mapping[str, Any], config: Config, name: str) -> None:
-    memory = found["memory"]
-    sizes = {
-        **found["state"],
-        "all arguments of the program": memory["arguments"],
-        "of these, updated in place": memory["updated_in_place"],
-        "temporaries": memory["temporaries"],
-        "temporaries, estimated without activations": found["estimated_temporaries"],
-        "code": memory["code"],
-        "arguments in the host's memory": memory["host_arguments"],
-        "temporaries in the host's memory": memory["host_temporaries"],
-    }
-    by_need = ("code", "arguments in the host's memory", "temporaries in the host's memory")
-    rows = [
-        (name, f"{nbytes / 2**30:.4f}")
-        for name, nbytes in sizes.items()
-        if nbytes or name not in by_need
-    ]
-    print(f"\n{text_table(('on each device', 'GiB'), rows)}")
-    device = DEVICES[name]
+def _note_on_tables(found: Mapping[str, Any], config: Config) -> None:
+    """Says if a plan that isn't given fits other devices than those that are compiled for."""
+    device = compiled_for()
     of_tables = sum(found["state"][x] for x in ("tables", "state of their optimizers"))
-    needed = memory["arguments"] + memory["temporaries"] + memory["code"]
     if not config.plan and of_tables > device.memory_for_tables:
         print(
             f"note: tables and their state exceed the {device.memory_for_tables / 2**30:.3g} GiB "
             f"that a device has for them; python -m dlrm_jax plan makes plans for other devices, "
             f"for --plan"
-        )
-    elif not device.emulated and needed > device.memory:
-        print(
-            f"note: the step needs {needed / 2**30:.3g} GiB, more than the "
-            f"{device.memory / 2**30:.3g} GiB of a device; choose a smaller --batch_size, or more "
-            f"devices"
         )
 
 
@@ -198,7 +125,7 @@ def _print_collectives(found: Mapping[str, Any]) -> None:
     print(f"\n{text_table(('bytes on each device', 'planned', 'compiled'), rows)}")
 
 
-def _check_collectives(learner: Learner, found: Mapping[str, Any], platform: str) -> None:
+def _check_collectives(learner: Learner, found: Mapping[str, Any]) -> None:
     """Checks that the program has the bytes of the plan.
 
     Raises:
@@ -206,7 +133,7 @@ def _check_collectives(learner: Learner, found: Mapping[str, Any], platform: str
     """
     planned, compiled = Counter(found["planned_bytes"]), Counter(found["compiled_bytes"])
     wanted = planned
-    if platform == "tpu":
+    if found["platform"] == "tpu":
         wanted = as_all_reduces(planned, compiled, learner.axes.device_count)
         if wanted != planned:
             print(
@@ -226,18 +153,3 @@ def _check_collectives(learner: Learner, found: Mapping[str, Any], platform: str
             f"{' and '.join(differing)}; don't rely on the plan's estimates for this config, and "
             f"report this with your command"
         )
-
-
-def _not_split(learner: Learner, params: object) -> dict[str, int]:
-    """The bytes of parameters that each device updates whole, if it shouldn't."""
-    if not learner.shard_dense_optimizer:
-        return {}
-    whole = [x for x in jax.tree.leaves(params) if not dense_split.is_split(learner.axes, x.shape)]
-    return {"of its parameters, updated on each device": _bytes_on_one_device(whole)}
-
-
-def _bytes_on_one_device(arrays: object) -> int:
-    return sum(
-        x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
-        for x in jax.tree.leaves(arrays)
-    )

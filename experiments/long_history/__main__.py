@@ -6,6 +6,7 @@ r"""Trains a model that ranks the candidates of a request by the user's long his
     python -m experiments.long_history --max_length=2000 --eval_length=10000 --longest=10000
     python -m experiments.long_history --preset=dlrm_v3 --most_rows=20000 --requests=40 \
         --batch_size=8 --max_length=128
+    python -m experiments.long_history --mesh=1x8 --target=h100:8
 
 ``--log`` is one or more Parquet files with a row for each request: lists of what the user did, and
 the candidates, as lists or as single values. A column reads the table that is named behind a colon,
@@ -16,6 +17,9 @@ which `dlrm_jax.requests.saved_model.read_model` reads.
 
 Without a log it generates requests whose labels depend on the latest ``--horizon`` actions, so that
 the best result is known. ``--lengths`` trains once for each length, one after the other.
+
+With ``--target`` nothing is trained: the train step is compiled for GPUs or TPUs that needn't be
+there, as ``python -m dlrm_jax compile`` does. The requests say how large a batch is.
 """
 
 from __future__ import annotations
@@ -27,6 +31,12 @@ from typing import Any, get_type_hints
 from absl import flags
 
 from dlrm_jax.backend import describe_devices
+from dlrm_jax.cli.compiled_step import (
+    check_target,
+    define_target,
+    mesh_to_compile_for,
+    report_step,
+)
 from dlrm_jax.cli.config_flags import define_field
 from dlrm_jax.cli.flags import (
     FLAGS,
@@ -43,15 +53,18 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.files import scratch_directory
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.processes import is_distributed
+from dlrm_jax.requests.batches import RequestTraining
 from dlrm_jax.requests.columns import Columns, read_columns
 from dlrm_jax.requests.encoded_log import read_requests
 from dlrm_jax.requests.evaluation import GAUC, metrics
 from dlrm_jax.requests.mapped_log import read_vocabularies
+from dlrm_jax.requests.model import learner_for
 from dlrm_jax.requests.requests import Requests, Split, split_of
 from dlrm_jax.requests.run import run as run_requests
 from dlrm_jax.requests.saved_model import write_model
 from dlrm_jax.requests.scorer import RequestScorer
 from dlrm_jax.requests.settings import RequestSettings
+from dlrm_jax.requests.step import make_request_step
 from dlrm_jax.text_table import text_table
 from experiments.long_history.planted_interest import PlantedInterest, generate
 from experiments.long_history.presets import PRESETS
@@ -89,6 +102,7 @@ define_numbers(
     "lengths", (), "Values of max_length that are trained one after the other; such as 64,512.", int
 )
 define_workdir("Directory of metrics and checkpoints", "runs/long")
+define_target(" and nothing is trained")
 flags.DEFINE_string(
     "export", None, "Directory to make of the trained model, for scoring; such as ranker."
 )
@@ -111,7 +125,7 @@ def main() -> None:
     """Settings, requests, split, then what `dlrm_jax.requests.run.run` does for each length."""
     check_flags()
     workdir, (settings, *others) = chosen_workdir("long_history"), settings_of_flags()
-    mesh = start(FLAGS.mesh)
+    mesh = mesh_to_compile_for() if FLAGS.target else start(FLAGS.mesh)
     if FLAGS.export and is_distributed():
         raise UserError("export: expected a run of one process, got one of several")
     check_batch_size(mesh, "batch_size", settings.batch_size)
@@ -129,6 +143,12 @@ def main() -> None:
         assert requests.times is not None
         split = split_of(requests.times)
     status(describe(requests, split))
+    if FLAGS.target:
+        batches = RequestTraining(requests, split.train, settings, mesh.size)
+        learner = learner_for(requests.columns, requests.rows, batches.shapes, settings, mesh)
+        batch = batches[0]
+        report_step(learner, make_request_step(learner), batch, batch.ids.size)
+        return
     status(f"workdir {workdir}")
     found = {}
     for own in (settings, *others):
@@ -149,6 +169,9 @@ def main() -> None:
 
 def check_flags() -> None:
     """Refuses flags that contradict each other or that nothing would read."""
+    check_target()
+    if FLAGS.target:
+        refuse(["export", "lengths"], "with --target, for which nothing is trained")
     if FLAGS.log:
         refuse(_GENERATED, "with --log, which has requests")
     else:

@@ -4,6 +4,7 @@
     python -m experiments.next_item --log=views.parquet --user=user_id --item=item_id --time=at
     python -m experiments.next_item --preset=hstu_ml1m --data=ml-1m
     python -m experiments.next_item --mesh=2x4
+    python -m experiments.next_item --preset=hstu_ml1m --mesh=1x8 --target=h100:8
 
 ``--data`` is a MovieLens directory as GroupLens publishes it, or in RecBole's form; ``--log`` is a
 Parquet or CSV file of your own with a row for each interaction. Each user's last item is asked for
@@ -13,6 +14,9 @@ and of rare items. If the program is interrupted, run the same command again to 
 
 Without either it generates histories whose order decides what follows, so that the best ranking is
 known. ``--encoder=bag`` is blind to the order.
+
+With ``--target`` nothing is trained: the train step is compiled for GPUs or TPUs that needn't be
+there, as ``python -m dlrm_jax compile`` does. The data say how large a batch is.
 """
 
 from __future__ import annotations
@@ -26,6 +30,12 @@ import polars as pl
 from absl import flags
 
 from dlrm_jax.backend import describe_devices
+from dlrm_jax.cli.compiled_step import (
+    check_target,
+    define_target,
+    mesh_to_compile_for,
+    report_step,
+)
 from dlrm_jax.cli.config_flags import define_field
 from dlrm_jax.cli.flags import (
     FLAGS,
@@ -40,12 +50,15 @@ from dlrm_jax.console import status
 from dlrm_jax.data.movielens.formats import read_tables
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size
+from dlrm_jax.sequential.batches import SequenceTraining
 from dlrm_jax.sequential.interactions import Interactions, interactions_of
 from dlrm_jax.sequential.metrics import STRATA, metrics
+from dlrm_jax.sequential.model import learner_for
 from dlrm_jax.sequential.presets import PRESETS
 from dlrm_jax.sequential.questions import SPLITS, split_of
 from dlrm_jax.sequential.run import run as run_sequences
 from dlrm_jax.sequential.settings import SequentialSettings
+from dlrm_jax.sequential.step import make_sequential_step
 from dlrm_jax.text_table import text_table
 from experiments.next_item.planted_order import generate, planted_order, planted_places
 
@@ -67,6 +80,7 @@ flags.DEFINE_enum(
 for _field in dataclasses.fields(SequentialSettings):
     define_field(_field, get_type_hints(SequentialSettings)[_field.name], _field.default)
 define_workdir("Directory of metrics and checkpoints", "runs/sequences")
+define_target(" and nothing is trained")
 flags.DEFINE_integer("users", 4000, "Users of the generated histories; such as 1000.", 3)
 flags.DEFINE_integer("items", 500, "Items of the generated histories; such as 2000.", 20)
 flags.DEFINE_integer("longest", 60, "Longest generated history; such as 200.", 10)
@@ -76,7 +90,7 @@ def main() -> None:
     """Settings, interactions, split, then what `dlrm_jax.sequential.run.run` does."""
     check_flags()
     workdir, settings = chosen_workdir("next_item"), settings_of_flags()
-    mesh = start(FLAGS.mesh)
+    mesh = mesh_to_compile_for() if FLAGS.target else start(FLAGS.mesh)
     check_batch_size(mesh, "batch_size", settings.batch_size)
     status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     order = None
@@ -91,6 +105,13 @@ def main() -> None:
     check_places(interactions, settings)
     split = split_of(interactions, FLAGS.split)
     status(describe(interactions, split, settings))
+    if FLAGS.target:
+        batches = SequenceTraining(interactions, split.train, settings, mesh.size)
+        learner = learner_for(len(interactions.values), batches.shapes, settings, mesh)
+        batch = batches[0]
+        ids = sum(x.size for x in (batch.items, batch.candidates, batch.targets))
+        report_step(learner, make_sequential_step(learner, settings), batch, ids)
+        return
     status(f"workdir {workdir}")
     outcome = run_sequences(interactions, split, settings, mesh, workdir, status)
     summary = dict(outcome.summary)
@@ -102,6 +123,9 @@ def main() -> None:
 
 def check_flags() -> None:
     """Refuses flags that contradict each other or that nothing would read."""
+    check_target()
+    if FLAGS.target:
+        refuse(["workdir"], "with --target, for which nothing is trained")
     if FLAGS.data and FLAGS.log:
         raise UserError("--data and --log: expected one of them, got both")
     if not FLAGS.log:
