@@ -51,10 +51,44 @@ def test_devices_by_name_and_by_kind():
     kinds = {
         "cpu": "cpu", "NVIDIA A100-SXM4-80GB": "a100", "NVIDIA H200": "h200", "NVIDIA B200": "b200",
         "NVIDIA GB200": "gb200", "AMD Instinct MI300X": "mi300x", "TPU v4": "tpu_v4",
-        "TPU v5": "tpu_v5p", "TPU v5 lite": "tpu_v5e", "TPU v6 lite": "tpu_v6e", "X9": "h100",
+        "TPU v5": "tpu_v5p", "TPU v5 lite": "tpu_v5e", "TPU v6 lite": "tpu_v6e",
+        "NVIDIA H100 80GB HBM3": "h100",
     }  # fmt: skip
     for kind, name in kinds.items():
         assert device_like(kind) == DEVICES[name]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("X9", "h100"), ("TPU v9", "tpu_v5e")])
+def test_an_unknown_kind_is_named(kind: str, name: str):
+    with pytest.warns(UserWarning, match=rf"no data sheet of '{kind}' and plans for {name}"):
+        assert device_like(kind) == DEVICES[name]
+
+
+def test_bytes_on_a_torus_pass_other_chips():
+    # Links of 50 GB/s: a 16 x 16 torus of TPU v5e has 1.6 TB/s in its middle (Google's data sheet),
+    # over which half of the bytes of 128 chips go to the other 128.
+    link = 50e9
+    v5e = dataclasses.replace(DEVICES["tpu_v5e"], link_bandwidth=4 * link)
+    assert v5e.exchange(1e9, 256).host == pytest.approx(128 * 0.5e9 / 1.6e12)
+    assert v5e.exchange(1e9, 2).host == pytest.approx(0.5e9 / link)
+    # Lines of four chips, as blocks of 2 x 4 and as the longer axis of groups at a distance.
+    assert v5e.exchange(1e9, 8).host == v5e.exchange(1e9, 2, 4).host == pytest.approx(1e9 / link)
+    assert v5e.exchange(1e9, 8, 256).host == 0  # other slices, over the network
+    # Rings receive from both sides, on both axes; a line of two chips over one link.
+    assert v5e.gather(1e9, 1, 256).host == pytest.approx(255 / 256 * 1e9 / (4 * link))
+    assert v5e.gather(1e9, 1, 2).host == pytest.approx(0.5e9 / link)
+    assert v5e.gather(1e9, 16, 8).host == pytest.approx(7 / 8 * 2e9 / (2 * link))
+
+
+def test_rings_of_tpus():
+    square, cubes = SHEETS["tpu_v6e"].torus, SHEETS["tpu_v5p"].torus
+    assert square
+    assert cubes
+    assert [square.shape(chips) for chips in (1, 2, 8, 100)] == [(1, 1), (1, 2), (2, 4), (8, 16)]
+    assert square.directions((8, 16)) == (1, 2)
+    assert cubes.directions((2, 2, 4)) == (1, 1, 1)
+    assert cubes.directions((4, 4, 8)) == (2, 2, 2)
+    assert cubes.directions((1, 2, 2)) == (0, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -67,5 +101,6 @@ def test_devices_by_name_and_by_kind():
         ("NVIDIA GH200 144G HBM3e", "h100", 80),
     ],
 )
+@pytest.mark.filterwarnings("ignore:the planner has no data sheet of 'Tesla")
 def test_a_device_has_no_more_memory_than_its_kind_names(kind: str, name: str, gigabytes: int):
     assert device_like(kind) == dataclasses.replace(DEVICES[name], memory=gigabytes * 10**9)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from dlrm_jax.embedding.planning.torus import Torus
+
 
 class Sheet(NamedTuple):
     """The data sheet of a device. Sizes and bandwidths are in 10⁹ bytes, speeds in 10¹² FLOP/s.
@@ -16,6 +18,7 @@ class Sheet(NamedTuple):
         devices_per_host: number of devices that the fast links join.
         flops: speed of dense matrix products of float32, as JAX computes them by default.
         flops16: speed of dense matrix products of bfloat16.
+        torus: axes of the links; None for a switch, over which a device reaches any other one.
     """
 
     memory: float
@@ -25,6 +28,7 @@ class Sheet(NamedTuple):
     devices_per_host: int
     flops: float
     flops16: float
+    torus: Torus | None = None
 
 
 class Reached(NamedTuple):
@@ -56,9 +60,13 @@ class Reached(NamedTuple):
 # DGX H100 and later ones have 400 Gb/s. B200: the data sheet of DGX B200, divided by its eight
 # GPUs. GB200: that of GB200 NVL72, whose NVLink joins 72 GPUs.
 # AMD: data sheet of the MI300X: 896 GB/s of Infinity Fabric to seven others in both directions.
-# Google Cloud's pages on TPU v4, v5e, v5p and v6e: interconnects of 2,400, 1,600, 4,800 and 3,584
-# Gb/s, which join a slice; the network of a data centre joins slices. By default JAX computes
-# float32 products in bfloat16 there.
+# Google Cloud's pages docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e: links of 400, 1,200 and
+# 800 GB/s of v5e, v5p and v6e in both directions and, in an older version, 2,400 Gb/s of v4. They
+# join a slice. The network of a data centre joins slices: 50 Gb/s a chip of v5p, taken for v4, too;
+# for a host of eight chips of v5e 2 x 100 Gb/s, and of v6e 4 x 200. By default JAX computes float32
+# products in bfloat16 there.
+_SQUARE = Torus(axes=2, ring=16, of_cubes=False)
+_CUBES = Torus(axes=3, ring=4, of_cubes=True)
 SHEETS = {
     "a100": Sheet(80, 2039, 300, 25, 8, 156, 312),
     "h100": Sheet(80, 3350, 450, 50, 8, 494.7, 989.4),
@@ -66,10 +74,10 @@ SHEETS = {
     "b200": Sheet(180, 8000, 900, 50, 8, 1125, 2250),
     "gb200": Sheet(186, 8000, 900, 50, 72, 1250, 2500),
     "mi300x": Sheet(192, 5300, 448, 50, 8, 653.7, 1307.4),
-    "tpu_v4": Sheet(34.4, 1228, 300, 6.25, 4096, 275, 275),
-    "tpu_v5e": Sheet(17.2, 819, 200, 3.125, 256, 197, 197),
-    "tpu_v5p": Sheet(102, 2765, 600, 6.25, 6144, 459, 459),
-    "tpu_v6e": Sheet(34.4, 1640, 448, 12.5, 256, 918, 918),
+    "tpu_v4": Sheet(34.4, 1200, 300, 6.25, 4096, 275, 275, _CUBES),
+    "tpu_v5e": Sheet(17.2, 819, 200, 3.125, 256, 197, 197, _SQUARE),
+    "tpu_v5p": Sheet(102, 2765, 600, 6.25, 6144, 459, 459, _CUBES),
+    "tpu_v6e": Sheet(34.4, 1638, 400, 12.5, 256, 918, 918, _SQUARE),
 }
 
 # NVLink: 370 of 450 GB/s, by NVIDIA's sjeaugey in NVIDIA/nccl-tests#212. Network: 48 of 50 GB/s, by

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import warnings
 from typing import Any
 
 from dlrm_jax.embedding.planning.data_sheets import SHEETS, Reached, Sheet, reached
+from dlrm_jax.embedding.planning.torus import Torus
 from dlrm_jax.errors import UserError
 
 Numbers = Any
@@ -50,6 +52,7 @@ class Device:
             them by default.
         flops16: floating point operations a second of matrix products of bfloat16.
         emulated: whether the devices share the cores and the memory of one host.
+        torus: axes of the links; None for a switch.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Device:
     flops: float
     flops16: float
     emulated: bool = False
+    torus: Torus | None = None
 
     @classmethod
     def of(cls, name: str, sheet: Sheet, share: Reached) -> Device:
@@ -89,6 +93,7 @@ class Device:
             launch=share.launch,
             flops=share.products * sheet.flops * tera,
             flops16=share.products * sheet.flops16 * tera,
+            torus=sheet.torus,
         )
 
     @property
@@ -109,6 +114,9 @@ class Device:
             stride: distance between devices that take part, in the order of the hosts.
         """
         near, far = self._near_and_far(stride, devices)
+        if self.torus and near:
+            together = self._together(stride, devices)
+            near = self.torus.exchange(together, stride) * together / devices
         return LinkSeconds(
             nbytes * near / self.link_bandwidth, nbytes * far / self.network_bandwidth
         )
@@ -125,8 +133,9 @@ class Device:
         """
         near, far = self._near_and_far(stride, devices)
         together = self._together(stride, devices)
+        passes = self.torus.gather(together, stride) if self.torus and together > 1 else 1.0
         return LinkSeconds(
-            nbytes * (near + far) / self.link_bandwidth * (together > 1),
+            nbytes * (near + far) * passes / self.link_bandwidth * (together > 1),
             nbytes * far / together / self.network_bandwidth,
         )
 
@@ -189,11 +198,12 @@ def device(name: str) -> Device:
     return DEVICES[name]
 
 
-# Parts of JAX's names of devices. TPUs are "TPU v4", "TPU v5 lite", "TPU v5" and "TPU v6 lite". A
-# GH200 is an H100 with at least its memory.
+# Parts of JAX's names of devices. TPUs are "TPU v4", "TPU v5 lite", "TPU v5" and "TPU v6 lite", and
+# in other programs v5e, v5p and v6e. A GH200 is an H100 with at least its memory.
 _KINDS = {
     "cpu": "cpu",
     "gh200": "h100",
+    "h100": "h100",
     "gb200": "gb200",
     "b200": "b200",
     "h200": "h200",
@@ -202,22 +212,31 @@ _KINDS = {
     "tpu v4": "tpu_v4",
     "tpu v5 lite": "tpu_v5e",
     "tpu v5e": "tpu_v5e",
+    "tpu v5": "tpu_v5p",
     "tpu v6": "tpu_v6e",
-    "tpu": "tpu_v5p",
 }
 
 
 def device_like(kind: str) -> Device:
     """The device that resembles a kind of JAX device.
 
-    For an unknown kind it is the H100: such plans are valid, but maybe not the best. If the kind
-    names less memory, as that of an A100 of 40 GB or of a part of one does, the device has so much.
+    For an unknown kind, a warning says so, and it is the H100, or of TPUs the v5e: such plans are
+    valid, but maybe not the best. If the kind names less memory, as that of an A100 of 40 GB or of
+    a part of one does, the device has so much.
 
     Args:
         kind: kind as in ``jax.devices()[0].device_kind``, such as ``"NVIDIA A100-SXM4-80GB"``.
     """
-    kind = kind.lower()
-    found = DEVICES[next((name for part, name in _KINDS.items() if part in kind), "h100")]
+    lower = kind.lower()
+    name = next((name for part, name in _KINDS.items() if part in lower), None)
+    if name is None:
+        name = "tpu_v5e" if "tpu" in lower else "h100"
+        warnings.warn(
+            f"the planner has no data sheet of {kind!r} and plans for {name}; the plan is valid, "
+            f"but maybe not the fastest: python -m dlrm_jax plan makes one for another device",
+            stacklevel=2,
+        )
+    found = DEVICES[name]
     # Of more than one size the smallest is meant: "GH200 480GB" counts its CPU's memory.
-    named = [int(size) * 10**9 for size in re.findall(r"(\d+)gb", kind)]
+    named = [int(size) * 10**9 for size in re.findall(r"(\d+)gb", lower)]
     return dataclasses.replace(found, memory=min([found.memory, *named]))
