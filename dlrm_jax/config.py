@@ -121,6 +121,11 @@ class Config(TableSettings):
     compute_dtype: Literal["float32", "bfloat16"] = field(
         "float32", "Type that the dense model computes in."
     )
+    product_precision: Literal["float32", "tf32"] = field(
+        "float32",
+        "Precision of the dense model's products of float32 matrices; with tf32, which GPUs "
+        "compute several times faster, CPUs don't round.",
+    )
 
     # Optimization.
     loss: str = field(

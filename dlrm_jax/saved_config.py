@@ -40,6 +40,7 @@ _ADDED: dict[str, Any] = {
     "dense_comm_dtype": "float32",
     "pipelined": False,
     "dynamic_ids": (),
+    "product_precision": "float32",
 }
 
 VERSION = 1 + len(_ADDED)

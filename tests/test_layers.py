@@ -21,6 +21,7 @@ BELOW = {
     "saved_config": {"errors", "json_objects", "config", "config_fields"},
     "presets": {"errors", "config"},
     "backend": {"errors"},
+    "precision": set(),
     "device_memory": {"errors", "backend"},
     "mesh": {"errors", "backend"},
     "gpu_targets": set(),

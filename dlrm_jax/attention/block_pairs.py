@@ -138,7 +138,8 @@ class Products:
     def __init__(self, dtype: Any):
         self.dtype, self.sum_dtype = dtype, jnp.promote_types(dtype, jnp.float32)
         is_short = self.sum_dtype != dtype
-        self._precision = None if is_short else jax.lax.Precision.HIGHEST
+        precisions = jax.lax.Precision
+        self._precision = precisions.DEFAULT if is_short else precisions.HIGHEST
 
     def __call__(self, notation: str, *factors: Array) -> Float[Array, "..."]:
         """The product of some factors by `jax.numpy.einsum`'s notation."""

@@ -61,7 +61,7 @@ def product(
         exact: precision by which factors of float32 are multiplied.
     """
     over = ((of_x,), (of_y,)), ((), ())
-    precision = exact if y.dtype == jnp.float32 else None
+    precision = exact if y.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     return jax.lax.dot_general(
         x.astype(y.dtype), y, over, precision=precision, preferred_element_type=jnp.float32
     )

@@ -149,21 +149,33 @@ def product(
     return found
 
 
+_SHORT = jax.lax.Precision.DEFAULT
+
+
+def _product_of_short(x: Array, kernel: Array) -> Array:
+    return jnp.dot(x, kernel, precision=_SHORT, preferred_element_type=jnp.float32)
+
+
 @jax.custom_vjp
 def _product(x: Float[Array, "B in"], kernel: Float[Array, "in out"]) -> Float[Array, "B out"]:
-    return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
+    return _product_of_short(x, kernel)
 
 
 def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return jnp.dot(x, kernel, preferred_element_type=jnp.float32), (x, kernel)
+    return _product_of_short(x, kernel), (x, kernel)
 
 
 def _product_backward(given: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = given
     gradient = gradient.astype(x.dtype)
-    d_x = jnp.einsum("bo,io->bi", gradient, kernel, preferred_element_type=jnp.float32)
-    # XLA has no short form of this product, nor, under vmap, a fallback for it.
-    d_kernel = jnp.einsum("bi,bo->io", x.astype(jnp.float32), gradient.astype(jnp.float32))
+    d_x = jnp.einsum(
+        "bo,io->bi", gradient, kernel, precision=_SHORT, preferred_element_type=jnp.float32
+    )
+    # XLA has no short form of this product on CPUs, nor, under vmap, a fallback for it. Its
+    # factors are short numbers, which no precision rounds.
+    d_kernel = jnp.einsum(
+        "bi,bo->io", x.astype(jnp.float32), gradient.astype(jnp.float32), precision=_SHORT
+    )
     return d_x.astype(x.dtype), d_kernel.astype(kernel.dtype)
 
 

@@ -56,7 +56,7 @@ class Evaluation:
             pooled, _ = collection.lookup(state.embedding, batch.ids)
             return on_each(state.params, state.model_state, pooled, batch)
 
-        self._logits = jax.jit(of_batch, out_shardings=learner.replicated)
+        self._logits = learner.jit(of_batch, out_shardings=learner.replicated)
 
     def __call__(
         self, state: TrainState, numbers: Int64[np.ndarray, " n"]

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Float32, Int32
 from dlrm_jax.attention.block_pairs import BLOCK
 from dlrm_jax.attention.jagged import Candidates, sequences_of
 from dlrm_jax.errors import UserError
+from dlrm_jax.precision import jit
 from dlrm_jax.requests.columns import Columns
 from dlrm_jax.requests.model import RequestRanker, feature
 from dlrm_jax.requests.settings import RequestSettings
@@ -81,7 +82,7 @@ class RequestScorer:
             candidates = Candidates(jnp.zeros_like(ends), ends, times)
             return nnx.merge(graph, state).score(kept, vectors, repeated, candidates)
 
-        self._encode, self._score = jax.jit(encode), jax.jit(score)
+        self._encode, self._score = jit(encode), jit(score)
 
     @classmethod
     def of_state(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
@@ -43,7 +42,7 @@ class Encoder:
             pooled, _ = learner.collection.lookup(state.embedding, ids)
             return getattr(learner.model(state.params), tower)(dense, pooled)
 
-        self._compiled = jax.jit(of_batch, out_shardings=learner.replicated)
+        self._compiled = learner.jit(of_batch, out_shardings=learner.replicated)
 
     def __call__(
         self, state: TrainState, dense: Float32[np.ndarray, "n D"], ids: Int32[np.ndarray, "n C"]

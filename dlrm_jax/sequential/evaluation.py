@@ -67,7 +67,7 @@ class Evaluation:
             pooled, _ = collection.lookup(state.embedding, ids_of(batch, negatives))
             return on_each(state.params, state.model_state, pooled, batch)
 
-        self._histories = jax.jit(of_batch, out_shardings=learner.replicated)
+        self._histories = learner.jit(of_batch, out_shardings=learner.replicated)
 
     def __call__(self, state: TrainState, questions: Questions) -> dict[str, float]:
         """``hr@k``, ``ndcg@k`` and ``mrr`` of a state.

@@ -170,6 +170,7 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
         native_keys=config.model in MODELS,  # classes of users may do anything with keys
         shard_dense_optimizer=config.shard_dense_optimizer,
         dense_comm_dtype=_narrower(config.dense_comm_dtype),
+        product_precision=config.product_precision,
     )
     check_demanded(config.kernels, learner.kernels_in_use)
     return learner

@@ -68,4 +68,4 @@ def make_device_step(
         after = TrainState(state.step + 1, params, optimizer, embedding, state.model_state)
         return after, loss / total
 
-    return jax.jit(step, donate_argnames="state")
+    return learner.jit(step, donate_argnames="state")

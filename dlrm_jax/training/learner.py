@@ -21,6 +21,7 @@ from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState, comm_dtype
 from dlrm_jax.embedding.copies import check_copies, of_tables
 from dlrm_jax.errors import UserError
 from dlrm_jax.native import threefry
+from dlrm_jax.precision import ProductPrecision, jit
 from dlrm_jax.training import dense_split
 from dlrm_jax.training.batch_layers import (
     check_keys,
@@ -87,6 +88,7 @@ class Learner:
             updates a part of the parameters, see `dense_update`.
         dense_comm_dtype: dtype of the gradients of the model between devices, see
             `dense_update.sum_over_devices`; None keeps their dtype.
+        product_precision: precision of products of float32 matrices, see `jit`.
 
     Raises:
         UserError: the mesh's axes are Explicit, a number is out of range, no parameter can be split
@@ -107,6 +109,7 @@ class Learner:
         native_keys: bool = False,
         shard_dense_optimizer: bool = False,
         dense_comm_dtype: str | None = None,
+        product_precision: ProductPrecision = "float32",
     ):
         if collection.axes.explicit:
             raise UserError(
@@ -139,6 +142,7 @@ class Learner:
         self.shard_dense_optimizer = shard_dense_optimizer and self.axes.device_count > 1
         comm_dtype.check_dtype(dense_comm_dtype, "dense_comm_dtype")
         self.dense_comm_dtype = dense_comm_dtype
+        self.product_precision: ProductPrecision = product_precision
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self._make_model = make_model
         self._native_keys = native_keys and collection.native
@@ -203,6 +207,10 @@ class Learner:
         rngs = keys_of(state.get("rngs", {}), self._rng_specs, micro_batch)
         graph = self._training_graph if training else self._graph
         return nnx.merge(graph, params, rngs, state.get("statistics", {}))
+
+    def jit(self, function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
+        """`jax.jit` for what calls the model, with the precision of its products."""
+        return jit(function, self.product_precision, **options)
 
     def init_model(self, seed: int) -> tuple[Any, dict[str, Any]]:
         """Initial parameters of the model, as nested dicts, and its other state."""

@@ -41,7 +41,7 @@ def make_pipelined_step(
         return state, loss, ahead
 
     # Routed ids aren't donated: the new ones would have to wait until the old ones are read.
-    return jax.jit(train_step, donate_argnames="state")
+    return learner.jit(train_step, donate_argnames="state")
 
 
 class PipelinedStep:

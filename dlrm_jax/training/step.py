@@ -52,7 +52,7 @@ def make_train_step(learner: Learner, with_logits: bool = False) -> TrainStep:
             logits = jax.lax.with_sharding_constraint(logits, learner.replicated)
         return (*found, logits)
 
-    return jax.jit(train_step, donate_argnames="state")
+    return learner.jit(train_step, donate_argnames="state")
 
 
 def route(learner: Learner, batch: Batch) -> RoutedIds:
@@ -130,7 +130,7 @@ def make_predict(learner: Learner) -> Predict:
         pooled, _ = learner.collection.lookup(state.embedding, batch.ids, batch.id_weights)
         return data_parallel.logits(learner, state, pooled, batch)
 
-    return jax.jit(predict, out_shardings=learner.replicated)
+    return learner.jit(predict, out_shardings=learner.replicated)
 
 
 def _accumulate(

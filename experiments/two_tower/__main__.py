@@ -68,7 +68,7 @@ _DEFAULTS: dict[str, Any] = {
 _READ = (
     "embedding_dim", "table_dtype", "stochastic_rounding", "comm_dtype", "placements", "kernels",
     "optimizer", "table_optimizers", "dense_optimizer", "shard_dense_optimizer",
-    "dense_comm_dtype", "eps", "warmup_steps",
+    "dense_comm_dtype", "product_precision", "eps", "warmup_steps",
     "decay_start", "decay_steps", "batch_size", "evaluation_batch_size", "steps", "epochs",
     "log_every", "eval_every", "checkpoint_every", "check_copies_every", "keep_checkpoints",
     "validation_examples", "seed", "shuffle_window",

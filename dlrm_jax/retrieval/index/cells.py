@@ -59,7 +59,8 @@ def _chunks(vectors: Float32[np.ndarray, "n d"], count: int) -> list[Float32[np.
 
 @jax.jit
 def _nearest(vectors: Float[Array, "n d"], centroids: Float[Array, "C d"]) -> Int[Array, " n"]:
-    return jnp.argmax(vectors @ centroids.T, axis=1)
+    products = jnp.matmul(vectors, centroids.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.argmax(products, axis=1)
 
 
 @functools.partial(jax.jit, static_argnames="count")
