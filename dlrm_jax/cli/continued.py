@@ -23,7 +23,8 @@ OF_NEW_DAYS = MAY_CHANGE | {
     "loss", "class_weights", "learning_rate", "eps", "warmup_steps", "decay_start", "decay_steps",
     "plateau_factor", "plateau_patience", "clip_norm", "accumulation_steps", "batch_size",
     "validation_examples", "seed", "shuffle_window", "min_count", "compress_above", "comm_dtype",
-    "dense_comm_dtype", "stochastic_rounding", "compute_dtype", "product_precision", "frozen_tables",
+    "dense_comm_dtype", "stochastic_rounding", "compute_dtype", "product_precision",
+    "frozen_tables",
     "table_l2", "table_l2_rows", "dense_l2", "dropout", "unseen_rate", "label_weights", "metrics",
 }  # fmt: skip
 """Fields that a run may have otherwise than the one that it continues: no array changes its shape
