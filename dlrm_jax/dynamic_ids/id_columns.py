@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,15 +115,26 @@ def place(
 
 
 def map_groups(
-    tables: Mapping[str, Table], features: Sequence[Feature], lookups: Sequence[Lookup]
+    tables: Mapping[str, Table],
+    features: Sequence[Feature],
+    lookups: Sequence[Lookup],
+    names: Collection[str] | None = None,
 ) -> list[MapGroup]:
-    """The tables with dynamic ids by the map that they share, in the order of the tables."""
-    pairs = [(x.feature, x.table) for x in lookups if tables[x.table].ids]
+    """The tables with maps by the map that they share, in the order of the tables.
+
+    Args:
+        tables: all tables, by name.
+        features: features in the order of their columns.
+        lookups: lookups of the features in the tables.
+        names: names of the tables with maps; None for those with dynamic ids.
+    """
+    mapped = [x.name for x in tables.values() if (x.ids if names is None else x.name in names)]
+    pairs = [(x.feature, x.table) for x in lookups if x.table in mapped]
     ends = np.cumsum([feature.max_ids for feature in features])
     columns = {
         f.name: np.arange(end - f.max_ids, end) for f, end in zip(features, ends, strict=True)
     }
-    found, left = [], [table.name for table in tables.values() if table.ids]
+    found, left = [], mapped
     while left:
         own, read_by = {left[0]}, set()
         while True:  # until no feature reads another table, and no table has another feature

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,9 +43,7 @@ def initial_values(tables: Sequence[Table], seed: int) -> dict[str, Float[Array,
         bound = np.repeat([table.initial_bound for table in alike], chunks)
 
         def draw(chunk: tuple[Array, Array, Array], table: Table = alike[0]) -> Array:
-            name, number, bound = chunk
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), name), number)
-            return table.initial_rows(key, INITIAL_ROWS, bound)
+            return initial_chunk(table, jax.random.key(seed), *chunk)
 
         dtype = jnp.promote_types(alike[0].dtype, jnp.float32)
         drawn = jax.lax.map(draw, (name.astype("u4"), number.astype("u4"), bound.astype(dtype)))
@@ -54,6 +53,22 @@ def initial_values(tables: Sequence[Table], seed: int) -> dict[str, Float[Array,
             found[table.name] = drawn[start : start + table.rows]
             start += count * INITIAL_ROWS
     return found
+
+
+def initial_chunk(
+    table: Table, key: Array, name: Any, number: Any, bound: float | Array
+) -> Float[Array, "n d"]:
+    """The `INITIAL_ROWS` rows of a chunk; the last one may go past the table's end.
+
+    Args:
+        table: table, or one that differs from it in name and number of rows only.
+        key: key of the seed.
+        name: hash of the table's name.
+        number: number of the chunk.
+        bound: the table's `Table.initial_bound`.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(key, name), number)
+    return table.initial_rows(key, INITIAL_ROWS, bound)
 
 
 def native_initial_slab(

@@ -14,6 +14,7 @@ from dlrm_jax.embedding import kernel_dispatch, reshard, row_reads, table_io
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.row_reset import RowReset
+from dlrm_jax.embedding.row_swaps import OldRows, PlacedRows, RowSwaps, Values
 from dlrm_jax.embedding.row_writes import RowWrites
 from dlrm_jax.embedding.state import EmbeddingState
 from dlrm_jax.embedding.table import Table
@@ -57,6 +58,10 @@ class WholeTables:
     @cached_property
     def _row_writes(self) -> RowWrites:
         return RowWrites(self.axes, self.layout)
+
+    @cached_property
+    def _row_swaps(self) -> RowSwaps:
+        return RowSwaps(self.axes, self.layout)
 
     def init(self, seed: int) -> EmbeddingState:
         """Initial tables and optimizer state, which depend on the seed, not on mesh or plan."""
@@ -144,6 +149,30 @@ class WholeTables:
                 of range, or an array has another shape.
         """
         return self._row_writes(state, rows, values)
+
+    def place_rows(self, rows: Mapping[str, Any], values: Values) -> dict[str, PlacedRows]:
+        """Places the values of rows on the devices, for `swap_rows`. Any thread may call it.
+
+        Args:
+            rows: numbers of rows by table, [n] integers, each once.
+            values: the ``"table"`` [n, dim] and slots by row, by table, as `read_row_state` gives
+                them; or all without slots.
+        """
+        return self._row_swaps.place(rows, values)
+
+    def swap_rows(
+        self, state: EmbeddingState, placed: Mapping[str, PlacedRows]
+    ) -> tuple[EmbeddingState, OldRows]:
+        """Gives rows new values in place, and returns those that they had.
+
+        It waits for nothing: `OldRows.read` does. Programs are compiled for numbers of rows that
+        are powers of two.
+
+        Args:
+            state: tables and their optimizer state; what has new values is donated.
+            placed: result of `place_rows`.
+        """
+        return self._row_swaps(state, placed)
 
     def array_specs(self, table: str) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, dtypes and shardings of a table's whole arrays, as `from_arrays` takes them.
