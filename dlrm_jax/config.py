@@ -81,6 +81,11 @@ class Config(TableSettings):
         "rules if wanted: admit_count, admit_probability, evict, evict_share, max_age, defaults, "
         "parts; such as C3=100000,C4=50000:evict=lfu:admit_count=2.",
     )
+    host_tables: tuple[str, ...] = field(
+        (),
+        "Tables in host memory, with the rows of each that devices have at a time: a cache of hot "
+        "rows, which must hold all rows that a batch reads; such as C3=1000000.",
+    )
     frozen_tables: tuple[str, ...] = field((), "Tables that aren't trained; such as C1,C2.")
     table_optimizers: tuple[str, ...] = field(
         (), "Optimizers of single tables, with a learning rate if wanted; such as C3=sgd:0.01."
@@ -298,7 +303,7 @@ class Config(TableSettings):
 FIELD_TYPES = get_type_hints(Config)
 
 MAY_CHANGE = frozenset(
-    ("placements", "plan", "kernels", "shard_dense_optimizer", "pipelined",
+    ("placements", "plan", "host_tables", "kernels", "shard_dense_optimizer", "pipelined",
      "evaluation_batch_size", "steps", "epochs", "log_every", "eval_every", "checkpoint_every",
      "check_copies_every", "keep_checkpoints", "best_metric", "target_auc", "patience", "metrics")
 )  # fmt: skip

@@ -54,7 +54,7 @@ class TableSettings:
                     continue
                 if item not in names:
                     raise self.no_table(field, item)
-                value = "ROWS" if field == "dynamic_ids" else "VALUE"
+                value = "ROWS" if field in ("dynamic_ids", "host_tables") else "VALUE"
                 raise UserError(f"{field}: expected {item}={value}, got {item!r} alone")
         expected = f"TABLE=VALUE with a table of {listed(names)}"
         return read_settings(field, items, names, expected)

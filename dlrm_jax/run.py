@@ -33,6 +33,7 @@ from dlrm_jax.run_training import Say, Training, first_step, make_step
 from dlrm_jax.saved_config import VERSION_KEY, is_ours
 from dlrm_jax.training.dynamic_tables import id_maps_of
 from dlrm_jax.training.evaluation import evaluate
+from dlrm_jax.training.host_memory import check_host_tables
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Metrics
 from dlrm_jax.training.measures import Measures, measures_of
@@ -96,6 +97,15 @@ def run(
         say(f"no examples for {' and '.join(absent)}: there are no metrics of them")
     if correction := correction_of(config, data.kept_negatives.get("train", 1.0)):
         say(correction)
+    check_host_tables(
+        config,
+        {
+            "continue_from": bool(options.continue_from),
+            "warm_start": bool(options.warm_start),
+            "journal_seconds": bool(options.journal_seconds),
+            "standby": options.standby,
+        },
+    )
     check_processes(learner.mesh, learner.kernels_in_use)
     with contextlib.ExitStack() as opened:
         workdir, checkpoints, training = options.workdir, None, not options.evaluate_only

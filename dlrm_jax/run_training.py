@@ -14,9 +14,11 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.batches import LaterBatches
 from dlrm_jax.dynamic_ids.id_maps import IdMaps
+from dlrm_jax.host_tables.row_feed import FedBatches
 from dlrm_jax.run_continued import Continued
 from dlrm_jax.training.build import train_batches
 from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.host_memory import feed_of
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps, TranslatedBatches
 from dlrm_jax.training.loop import Intervals, Metrics, train
@@ -184,6 +186,9 @@ class Training:
         if self.id_maps:
             live = LiveMaps(learner, self.id_maps, config.seed, int(state.step))
             batches = TranslatedBatches(batches, live)
+        feed = feed_of(learner)
+        if feed:
+            batches = FedBatches(batches, feed)
         if publication := self.publication:
             publication.begin(state, live)
             batches = ToldBatches(batches, publication)
@@ -207,7 +212,7 @@ class Training:
             is_enough=stopping,
             looks_ahead=config.pipelined,
             publication=publication,
-            maps=live,
+            maps=live or feed,
             journal=journal,
             note=functools.partial(self._noted, stopping),
         )
@@ -220,6 +225,8 @@ class Training:
             live.rewind(int(trained.state.step))
         steps, speed = int(trained.state.step), self._speed(trained.examples_per_second)
         summary = {"steps": steps, "examples_per_second": speed, "stopped_early": steps < total}
+        if feed:
+            summary["host_tables"] = feed.traffic.summary()
         noted = {**stopping.noted, "validation": trained.validation}
         return trained.state, summary, noted
 

@@ -41,6 +41,7 @@ _ADDED: dict[str, Any] = {
     "pipelined": False,
     "dynamic_ids": (),
     "product_precision": "float32",
+    "host_tables": (),
 }
 
 VERSION = 1 + len(_ADDED)

@@ -51,6 +51,7 @@ BELOW = {
         "processes",
         "text_table",
     },
+    "host_tables": {"errors", "embedding", "dynamic_ids", "data"},
     "artifact": {
         "errors",
         "files",
@@ -86,6 +87,7 @@ BELOW = {
         "artifact",
         "dynamic_ids",
         "programs",
+        "host_tables",
     },
 }
 BELOW["inference"] = {*BELOW["training"], "training", "copied_files"}

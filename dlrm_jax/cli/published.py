@@ -14,6 +14,7 @@ from dlrm_jax.cli.flags import FLAGS, refuse_unless
 from dlrm_jax.config import Config
 from dlrm_jax.console import status
 from dlrm_jax.processes import on_process_0
+from dlrm_jax.training.host_memory import check_host_tables
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.publication import Publication
 
@@ -74,10 +75,11 @@ def published(
         A context of what publishes the run, or of None if ``--publish`` isn't given.
 
     Raises:
-        UserError: the directory has other files.
+        UserError: the directory has other files, or tables lie in host memory.
     """
     if not FLAGS.publish:
         return contextlib.nullcontext()
+    check_host_tables(config, {"publish": True})
     from dlrm_jax.publishing.live_model import LiveModels
     from dlrm_jax.publishing.published import check_directory
     from dlrm_jax.publishing.publisher import Publisher, Settings

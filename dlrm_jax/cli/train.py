@@ -157,7 +157,7 @@ def main() -> None:
         check_shared(config, data)
     check_same({"data": data.fingerprint, **dataclasses.asdict(config)})
     status(data.source)
-    learner = make_learner(config, mesh)
+    learner = make_learner(config, mesh, feeds=True)
     check_same_plan(learner.collection.plan)
     collection = learner.collection
     status(collection.plan.describe(collection.tables.values(), learner.axes.groups))

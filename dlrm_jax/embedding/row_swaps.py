@@ -64,7 +64,8 @@ class OldRows(NamedTuple):
     @property
     def is_ready(self) -> bool:
         """Whether `read` doesn't wait for a device."""
-        return all(x.is_ready() for _, old in self.of_slabs.values() for x in old.values())
+        arrays: list[Any] = [x for _, old in self.of_slabs.values() for x in old.values()]
+        return all(x.is_ready() for x in arrays)
 
     def read(self) -> dict[str, dict[str, np.ndarray]]:
         """The values by table and name, [n, d] or [n], of the dtypes of the tables."""
@@ -112,7 +113,9 @@ class RowSwaps:
             order = [*slab.tables]
             numbers = np.full((2, size), NO_ROW, np.int32)
             numbers[0] = 0
-            numbers[0, :total] = np.repeat([order.index(name) for name in counts], [*counts.values()])
+            numbers[0, :total] = np.repeat(
+                [order.index(name) for name in counts], [*counts.values()]
+            )
             np.concatenate([rows[name] for name in counts], out=numbers[1, :total])
             specs = state_specs(self._axes, self._layout)
             dtypes = {"table": specs.tables[slab.name].dtype}

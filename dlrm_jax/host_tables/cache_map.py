@@ -80,8 +80,8 @@ class CacheMap:
         if len(rows) > len(self._cached):
             raise UserError(
                 f"table {self.name}: a batch reads {len(rows):,} different rows, and its cache has "
-                f"{len(self._cached):,}; give it at least {len(rows):,} rows in host_tables, or "
-                f"make the batch smaller"
+                f"{len(self._cached):,}; give it at least as many, or make the batches of "
+                f"training and evaluation smaller"
             )
         self._replacement.read(rows)
         before = self._places[rows]

@@ -51,7 +51,7 @@ class CachedCollection(EmbeddingCollection):
 
     Attributes:
         whole: whole tables that lie in the host's memory, by name.
-        groups: those tables by the cache map that they share, see `map_groups`.
+        groups: tables that share a cache map, see `map_groups`.
 
     Raises:
         UserError: a table of ``cache_rows`` can't be cached, or there are several processes.
@@ -110,7 +110,8 @@ class CachedCollection(EmbeddingCollection):
                     raise UserError(
                         f"table {table.name} has {', '.join(specs)}, but {key!r} was given"
                     )
-                check_array(f"table {table.name}: {key}", array, specs[key])
+                spec = jax.ShapeDtypeStruct(specs[key].shape, specs[key].dtype)
+                check_array(f"table {table.name}: {key}", array, spec)
                 own[key] = np.array(array, specs[key].dtype, order="C")
             optimizer = self.layout.slab_of(table.name).optimizer
             own |= initial_arrays(whole, optimizer, specs, own, seed)

@@ -30,12 +30,12 @@ from dlrm_jax.host_tables.cached_collection import CachedCollection
 
 @dataclasses.dataclass
 class Traffic:
-    """What has moved for the batches that were begun.
+    """The rows and bytes that have moved for the batches that were begun.
 
     Attributes:
         batches: number of batches.
         read: different rows of each batch, summed, by table that names a cache map.
-        missed: those of them that weren't in the cache.
+        missed: number of them that weren't in the cache.
         to_devices: bytes of values that were sent to the devices, padding included.
         to_host: bytes of values that came back.
     """
@@ -82,9 +82,7 @@ class RowFeed:
         half_life: see `Replacement`.
     """
 
-    def __init__(
-        self, collection: CachedCollection, writes_back: bool = True, **half_life: float
-    ):
+    def __init__(self, collection: CachedCollection, writes_back: bool = True, **half_life: float):
         self._collection, self._writes_back = collection, writes_back
         host = self._host = collection.host
         host.land()
@@ -122,9 +120,7 @@ class RowFeed:
                 exchanges.append(places.exchange(number, rows))
                 own[present] = places.places(rows)
             found[:, group.columns] = own
-        placed = None
-        if all(exchange.left_in.max(initial=-1) < 0 for exchange in exchanges):
-            placed = self._placed(exchanges)
+        placed = self._placed(exchanges) if _last_left(exchanges) < 0 else None
         self._prepared.append(_Prepared(exchanges, placed))
         self._number += 1
         return found
@@ -141,7 +137,7 @@ class RowFeed:
         del step
         exchanges, placed = self._prepared.popleft()
         if placed is None:
-            self._host.land(max(exchange.left_in.max(initial=-1) for exchange in exchanges))
+            self._host.land(_last_left(exchanges))
             placed = self._placed(exchanges)
         embedding, old = self._collection.swap_rows(state.embedding, placed)
         going: dict[str, Any] = {}
@@ -171,9 +167,7 @@ class RowFeed:
     def _placed(self, exchanges: list[Exchange]) -> dict[str, PlacedRows]:
         """The rows that come, from the host to their places on the devices."""
         coming, places = {}, {}
-        pairs: zip[tuple[MapGroup, Exchange]] = zip(
-            self._collection.groups, exchanges, strict=True
-        )
+        pairs: zip[tuple[MapGroup, Exchange]] = zip(self._collection.groups, exchanges, strict=True)
         for group, exchange in pairs:
             if len(exchange.coming):
                 coming |= dict.fromkeys(group.tables, exchange.coming)
@@ -190,6 +184,11 @@ class RowFeed:
 
     def stop(self) -> None:
         """Nothing: no thread waits for another one."""
+
+
+def _last_left(exchanges: list[Exchange]) -> int:
+    """The last exchange in which a row left that comes now; -1 if all are on the host."""
+    return int(max(exchange.left_in.max(initial=-1) for exchange in exchanges))
 
 
 class FedBatches:

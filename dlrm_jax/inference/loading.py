@@ -102,6 +102,7 @@ def for_prediction(config: Config, batch_size: int, by_row: bool = False) -> Con
         frozen_tables=tuple(dict.fromkeys(config.table_of.values())),
         table_optimizers=(),
         dynamic_ids=config.dynamic_ids if by_row else (),
+        host_tables=(),
         placements=(),
         plan="",
         loss="bce",  # not read; its own may be a function that would be imported

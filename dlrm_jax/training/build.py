@@ -28,6 +28,7 @@ from dlrm_jax.embedding.planning.meshes import plan_on_mesh
 from dlrm_jax.embedding.planning.workload import bags_of
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import numbered, renamed_hint
+from dlrm_jax.host_tables.cached_collection import CachedCollection, device_tables
 from dlrm_jax.mesh import DATA, MODEL, check_batch_size
 from dlrm_jax.models.ensemble import Ensemble
 from dlrm_jax.models.zoo import MODELS
@@ -147,13 +148,23 @@ def train_batches(config: Config, data: Dataset, process: int = 0, processes: in
     )
 
 
-def make_learner(config: Config, mesh: Mesh) -> Learner:
+def make_learner(config: Config, mesh: Mesh, feeds: bool = False) -> Learner:
     """The learner of a config.
 
+    Args:
+        config: config.
+        mesh: mesh of the learner.
+        feeds: whether the caller feeds tables in host memory, see `host_memory.feed_of`.
+
     Raises:
-        UserError: the config contradicts itself or the mesh, or demands native kernels and none
-            would run.
+        UserError: the config contradicts itself or the mesh, demands native kernels and none
+            would run, or has tables in host memory that nothing feeds.
     """
+    if config.host_tables and not feeds:
+        raise UserError(
+            f"host_tables: only train moves rows between host and devices, got "
+            f"{','.join(config.host_tables)}; leave it out here"
+        )
     check_batch_size(mesh, "batch_size", config.batch_size, config.accumulation_steps)
     described = describe(config)
     learner = Learner(
@@ -234,12 +245,13 @@ def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:
 
 def _place(config: Config, described: Descriptions, mesh: Mesh) -> EmbeddingCollection:
     axes = MeshAxes(mesh, (DATA,), MODEL)
+    tables = device_tables(described.tables, described.cache_rows)
     if config.plan:
-        plan = read_plan(config, described.tables, axes.shards)
+        plan = read_plan(config, tables, axes.shards)
     else:
         device, limits = _devices_of(mesh)
         found = plan_on_mesh(
-            described.tables,
+            tables,
             described.features,
             described.lookups,
             axes.shards,
@@ -250,7 +262,10 @@ def _place(config: Config, described: Descriptions, mesh: Mesh) -> EmbeddingColl
             limits=limits,
         )
         plan = found.plan
-    return EmbeddingCollection(
+    make = EmbeddingCollection
+    if described.cache_rows:
+        make = functools.partial(CachedCollection, cache_rows=described.cache_rows)
+    return make(
         described.tables,
         described.features,
         described.lookups,

@@ -13,6 +13,7 @@ from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.batches import evaluation_batches
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.signals import check
+from dlrm_jax.training.host_memory import feed_of
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.measures import Measures
 from dlrm_jax.training.step import Predict
@@ -47,9 +48,19 @@ def predictions(
     batch_size = limited(batch_size, left, learner.mesh.size)
     own = evaluation_batches(split, batch_size, jax.process_index(), jax.process_count())
     own = (batch._replace(ids=as_ids(batch.ids)) for batch in own)
+    feed = feed_of(learner, writes_back=False)
+    if feed:
+        own = (batch._replace(ids=feed.prepare(batch.ids)) for batch in own)
+        state = feed.copied(state)
+
+    def outputs(state: TrainState) -> Iterator[jax.Array]:
+        for batch in batches:
+            if feed:
+                state = feed.begin(state)
+            yield predict(state, batch)
+
     with Prefetch(own, learner.put_evaluation) as batches:
-        outputs = (predict(state, batch) for batch in batches)
-        for logits in read_behind(outputs, learner.backend.programs_ahead):
+        for logits in read_behind(outputs(state), learner.backend.programs_ahead):
             check()
             yield logits[:left]  # the last batch is filled up
             left -= len(logits)

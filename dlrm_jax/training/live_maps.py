@@ -23,6 +23,7 @@ from dlrm_jax.dynamic_ids.keys import Keys
 from dlrm_jax.dynamic_ids.translation import Undos
 from dlrm_jax.errors import UserError
 from dlrm_jax.host_exchange import connected
+from dlrm_jax.host_tables.row_feed import RowFeed
 from dlrm_jax.training.learner import Learner, TrainState
 
 
@@ -160,7 +161,7 @@ class LiveMaps:
 
 
 @contextlib.contextmanager
-def stopped_after(maps: LiveMaps | None) -> Iterator[None]:
+def stopped_after(maps: LiveMaps | RowFeed | None) -> Iterator[None]:
     """Stops maps at the end; enter it behind the thread that translates, which then can end.
 
     Processes load different numbers of batches ahead, so one may wait for others that have ended

@@ -18,6 +18,7 @@ from dlrm_jax.console import status
 from dlrm_jax.data.batches import Batches
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.errors import CopiesDifferError, UserError
+from dlrm_jax.host_tables.row_feed import RowFeed
 from dlrm_jax.processes import agreed, all_agreed, is_process_0
 from dlrm_jax.signals import Interrupted, deferred
 from dlrm_jax.training.learner import Learner, TrainState
@@ -74,7 +75,7 @@ def train(
     is_enough: Callable[[int, Metrics], bool] = lambda step, validation: False,
     looks_ahead: bool = False,
     publication: Publication | None = None,
-    maps: LiveMaps | None = None,
+    maps: LiveMaps | RowFeed | None = None,
     journal: RunJournal | None = None,
     note: Callable[[Metrics | None, float | None], Mapping[str, Any]] = lambda *_: {},
     unit: str = "examples",
@@ -97,7 +98,8 @@ def train(
         looks_ahead: whether the step also takes the batch after its own, as `PipelinedStep` does;
             after the last one, its own again.
         publication: publisher of the states, which knows the batches; None for nothing.
-        maps: maps that have translated the batches' ids; None without dynamic ids.
+        maps: maps of dynamic ids, or the feed of tables in host memory, which have translated the
+            batches' ids; None if ids are rows.
         journal: journal of the run, which is told of the batches elsewhere; None for none. If there
             is no checkpoint that its entries follow, one is due when an entry is.
         note: function of the validation metrics of a state, if they are known, and the examples per

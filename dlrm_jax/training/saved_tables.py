@@ -16,6 +16,8 @@ from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.memory import release_memory
 from dlrm_jax.training.serialization import ITEM_BYTES, NOT_FINITE, orbax
 
+_ROWS = 2**16  # of a table in the host's memory that are looked at together
+
 
 class SavedTables:
     """Arrays of tables on their way to a checkpoint: `add` and `write` each, then `finish`.
@@ -92,6 +94,13 @@ def save_tables(
     return saved.finish()
 
 
+def _is_finite(array: Array | np.ndarray) -> bool:
+    if isinstance(array, np.ndarray):
+        parts = (array[i : i + _ROWS] for i in range(0, len(array), _ROWS))
+        return all(bool(np.isfinite(part).all()) for part in parts)
+    return bool(_all_finite(array))
+
+
 @jax.jit  # it makes no array
-def _is_finite(array: Array) -> Array:
+def _all_finite(array: Array) -> Array:
     return jnp.isfinite(array).all()

@@ -18,6 +18,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.models.composed import Composer, LearnedPooling, Projection, QuotientRemainder
 from dlrm_jax.models.fields import SMALL, Field, Read
 from dlrm_jax.training.dynamic_tables import dynamic_rows
+from dlrm_jax.training.host_memory import cached_rows
 from dlrm_jax.training.model import fields_of, model_class
 from dlrm_jax.training.schedule import WarmupDecay
 
@@ -42,6 +43,7 @@ class Descriptions:
         optimizer: default optimizer.
         placements: given placements, by table name.
         composers: functions that make composed vectors, by the name of the vector.
+        cache_rows: rows on the devices of each table in host memory, by name.
     """
 
     tables: tuple[Table, ...]
@@ -50,6 +52,7 @@ class Descriptions:
     optimizer: RowOptimizer
     placements: dict[str, str]
     composers: dict[str, MakeComposer]
+    cache_rows: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def describe(config: Config) -> Descriptions:
@@ -68,14 +71,16 @@ def describe(config: Config) -> Descriptions:
     if unknown:
         raise config.no_table("frozen_tables", min(unknown))
     placed, dynamic = config.per_table("placements"), dynamic_rows(config)
+    cached = cached_rows(config)
     tables: dict[str, Table] = {}
     owners: dict[str, str] = {}
     lookups: list[Lookup] = []
     placements: dict[str, str] = {}
+    cache_rows: dict[str, int] = {}
     composers: dict[str, MakeComposer] = {}
     table_of = config.table_of
     named = {"table_optimizers": optimizers, "frozen_tables": config.frozen_tables,
-             "placements": placed, "dynamic_ids": dynamic}  # fmt: skip
+             "placements": placed, "dynamic_ids": dynamic, "host_tables": cached}  # fmt: skip
     for setting, names in named.items():
         for name in names:
             if (owner := table_of[name]) != name:
@@ -106,6 +111,13 @@ def describe(config: Config) -> Descriptions:
                             f"tables are read by parts of an id; leave one of the two out"
                         )
                     table_rows, ids = dynamic[owner]
+                if owner in cached:
+                    if lookup.id_map:
+                        raise UserError(
+                            f"host_tables: {owner} is compressed to {config.compression}, whose "
+                            f"tables are small; leave one of the two out"
+                        )
+                    cache_rows[name] = cached[owner]
                 tables[name] = Table(
                     name,
                     table_rows,
@@ -130,6 +142,7 @@ def describe(config: Config) -> Descriptions:
         row_optimizer(config.optimizer, schedule(config), config.eps or None),
         placements,
         composers,
+        cache_rows,
     )
 
 

@@ -14,9 +14,7 @@ def test_new_rows_are_there_and_old_ones_come_back(mesh: str, plan: str):
     before, others = random_arrays(seed=1), random_arrays(seed=2)
     before["b"]["table"][0] = -0.0  # a sum with zeros would lose the sign
     random = np.random.default_rng(0)
-    rows = {
-        x.name: random.permutation(x.rows)[: x.rows // 2].astype(np.int32) for x in TABLES
-    }
+    rows = {x.name: random.permutation(x.rows)[: x.rows // 2].astype(np.int32) for x in TABLES}
     rows["b"][0] = 0
     state = built(own, before)
     new = own.read_row_state(built(own, others), rows)
@@ -40,6 +38,7 @@ def test_tables_alone_leave_the_slots():
     state, old = own.swap_rows(
         state, own.place_rows(rows, {"b": {"table": others["b"]["table"][rows["b"]]}})
     )
-    assert old.read().keys() == {"b"} and old.read()["b"].keys() == {"table"}
+    assert old.read().keys() == {"b"}
+    assert old.read()["b"].keys() == {"table"}
     before["b"]["table"][rows["b"]] = others["b"]["table"][rows["b"]]
     assert_same(read(own, state), read(own, built(own, before)))
