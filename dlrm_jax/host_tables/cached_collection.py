@@ -47,7 +47,8 @@ class CachedCollection(EmbeddingCollection):
         features: features in the order of their columns in the id array.
         lookups: lookups in the order of the results.
         cache_rows: number of rows on the devices of each table that lies in host memory, by name.
-        options: further arguments of `EmbeddingCollection`.
+        arguments: further arguments of `EmbeddingCollection` by position, from the mesh on.
+        options: further arguments of it by name.
 
     Attributes:
         whole: whole tables that lie in the host's memory, by name.
