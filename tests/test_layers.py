@@ -72,6 +72,7 @@ BELOW = {
         "feature_names",
         "saved_config",
         "backend",
+        "precision",
         "device_memory",
         "mesh",
         "processes",
