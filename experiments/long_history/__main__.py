@@ -172,6 +172,8 @@ def check_flags() -> None:
     check_target()
     if FLAGS.target:
         refuse(["export", "lengths"], "with --target, for which nothing is trained")
+    if FLAGS.target and not FLAGS.log:  # a log's encoded columns are written there
+        refuse(["workdir"], "with --target, for which nothing is trained")
     if FLAGS.log:
         refuse(_GENERATED, "with --log, which has requests")
     else:
