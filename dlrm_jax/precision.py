@@ -26,7 +26,7 @@ def jit(
 
     Args:
         function: function.
-        precision: what factors of float32 are rounded to. For ``"tf32"``, TPUs add up three
+        precision: precision that factors of float32 are rounded to. For ``"tf32"``, TPUs add up three
             products of bfloat16, which is more.
         options: options of `jax.jit`.
     """
