@@ -43,6 +43,10 @@ class Backend:
         host_memory: whether all devices share the memory of the machine.
         widens_short_floats: whether XLA makes a float32 copy of a whole array of shorter floats
             to compute with it.
+        row_sums: way to sum the gradients of equal rows. A CPU adds each to its place, which it
+            finds by a hash scratch and a loop; it sorts slowly. Accelerators sort ids by row and
+            sum those of a row in a fixed order. There, additions to one place are atomic on GPUs,
+            in another order each time, or one after the other; a loop waits for the host.
         atomic_scatters: whether XLA sums scatters with atomics, in another order each time, unless
             it is told not to.
         attention: compiler of HSTU's attention: XLA, Mosaic, Triton or native. Mosaic and Triton
@@ -64,6 +68,7 @@ class Backend:
     native_kernels: bool = False
     host_memory: bool = False
     widens_short_floats: bool = False
+    row_sums: Literal["scatter", "sorted"] = "sorted"
     atomic_scatters: bool = False
     attention: Literal["xla", "mosaic", "triton", "native"] = "xla"
 
@@ -79,6 +84,7 @@ CPU = Backend(
     attention="native",
     host_memory=True,
     widens_short_floats=True,
+    row_sums="scatter",
 )
 GPU = Backend("gpu", atomic_scatters=True, attention="triton")
 TPU = Backend("tpu", attention="mosaic")

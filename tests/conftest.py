@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import signal
@@ -27,6 +28,7 @@ hypothesis.settings.register_profile("project", deadline=None, max_examples=30)
 hypothesis.settings.load_profile("project")
 install_import_hook("dlrm_jax", "type_checks.checked")
 
+from dlrm_jax import backend  # noqa: E402
 from dlrm_jax.mesh import emulate_devices  # noqa: E402
 
 _FLAGS = os.environ.get("XLA_FLAGS", "")
@@ -41,6 +43,8 @@ def pytest_configure(config: pytest.Config):
 
     Two thirds of the tests' time is compilation, often of what another test has compiled.
     """
+    if config.getoption("--accelerator_rows"):
+        backend.CPU = dataclasses.replace(backend.CPU, row_sums=backend.GPU.row_sums)
     # A shell lets programs in its background ignore it, and some tests send it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # With it, each program that a test starts would compile all modules of the package again.
@@ -106,6 +110,11 @@ def pytest_addoption(parser: pytest.Parser):
         type=part_of_parts,
         metavar="K/N",
         help="also the tests that take long, or the K-th of N parts of them",
+    )
+    parser.addoption(
+        "--accelerator_rows",
+        action="store_true",
+        help="the emulated devices sum gradients of equal rows in the way of accelerators",
     )
 
 

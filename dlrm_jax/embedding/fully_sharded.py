@@ -17,12 +17,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from dlrm_jax.embedding import exchange, row_gradients, row_requests
+from dlrm_jax.embedding.bag_cotangents import BlockCotangents, expand, one_by_one
 from dlrm_jax.embedding.layout import Block, Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.owner_exchange import OwnerExchange, stages
 from dlrm_jax.embedding.reshard import slot_ndims
-from dlrm_jax.embedding.row_gradients import BlockCotangents
 from dlrm_jax.embedding.row_penalty import numbers_of_all, penalized
+from dlrm_jax.embedding.row_sums import RowSums, sum_touched
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import RoutedIds, RowPenalty, RowRequests
 
@@ -44,12 +45,14 @@ class FullySharded:
         layout: layout of all slabs.
         comm_dtype: dtype of rows and gradients between devices; None keeps their dtype.
         native: whether native kernels may be used.
+        row_sums: way to sum gradients of equal rows, see `backend.Backend`.
     """
 
     axes: MeshAxes
     layout: Layout
     comm_dtype: str | None
     native: bool
+    row_sums: RowSums
 
     @functools.cached_property
     def slabs(self) -> dict[str, Slab]:
@@ -123,7 +126,7 @@ class FullySharded:
                     for i, block in self._blocks(slab).items()
                 ]
                 asked = routed.requests[self.layout.askers[name]]
-                sums = row_requests.sum_by_row(asked.rows.size, items)
+                sums = row_requests.sum_by_row(asked.rows.size, items, self.row_sums)
                 found[name] = asked, sums[None, None]
         return found
 
@@ -134,7 +137,9 @@ class FullySharded:
             if asked.rows.ndim > 3:
                 own = RowRequests(asked.rows[:, 0, 0], asked.starts[:, 0, 0])
                 slab = self.slabs[name]
-                asked, gradients = row_requests.merge(slab, own, gradients[:, 0, 0], self.native)
+                asked, gradients = row_requests.merge(
+                    slab, own, gradients[:, 0, 0], self.native, self.row_sums
+                )
                 asked = self._exchange(slab, asked.rows.size).ask(asked)
                 asked, gradients = jax.tree.map(lambda x: x[None, None], (asked, gradients))
             found[name] = asked, gradients
@@ -157,7 +162,7 @@ class FullySharded:
         for name, (_, gradients) in sums.items():
 
             def add(items: Sequence[BlockCotangents], total: Array) -> Array:
-                return total + jnp.sum(jnp.square(row_gradients.expand(items)[1]))
+                return total + jnp.sum(jnp.square(expand(items)[1]))
 
             def table_of(_: Array, name: str = name) -> Array:
                 assert tables is not None
@@ -233,16 +238,20 @@ class FullySharded:
         ids = asked.rows.size
 
         def of_round(rows: Array, gradients: Array, carry: Any) -> Any:
-            items = row_gradients.one_by_one((rows, gradients))
+            items = one_by_one((rows, gradients))
             if penalty is not None:
-                found = row_gradients.expand(row_gradients.sum_rows(slab, items, True, ids))
+                found = expand(row_gradients.sum_rows(slab, items, True, ids, self.row_sums))
                 items = penalized(slab, table_of(carry), found, penalty.strength)
             elif always is not None:
-                items = row_gradients.sum_rows(slab, items, always, ids)
+                items = row_gradients.sum_rows(slab, items, always, ids, self.row_sums)
             return receive(items, carry)
 
         def added(rows: Array, gradients: Array, totals: Array) -> Array:
-            return totals.at[rows].add(gradients, mode="drop")
+            if self.row_sums == "sorted":
+                items = one_by_one((rows, gradients))
+                rows, gradients = sum_touched(len(totals), items, self.row_sums)
+            differ = self.row_sums == "sorted"
+            return totals.at[rows].add(gradients, mode="drop", unique_indices=differ)
 
         send = self._exchange(slab, ids).send_sums
         asked, gradients = jax.tree.map(lambda x: x[0, 0], (asked, gradients))
@@ -258,4 +267,4 @@ class FullySharded:
         """The exchange of a slab's rows, for so many ids of a device's samples."""
         axes, distinct = self.axes, self.layout.distinct(slab)
         found = stages(axes.mesh.shape, axes.data, axes.model, ids, distinct)
-        return OwnerExchange(slab, found, axes.split, self.comm_dtype, self.native)
+        return OwnerExchange(slab, found, axes.split, self.comm_dtype, self.native, self.row_sums)

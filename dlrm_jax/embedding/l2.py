@@ -8,8 +8,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from dlrm_jax.embedding import fully_sharded
+from dlrm_jax.embedding.bag_cotangents import BlockCotangents, expand
 from dlrm_jax.embedding.collection import EmbeddingCollection
-from dlrm_jax.embedding.row_gradients import BlockCotangents, expand
 from dlrm_jax.embedding.row_penalty import penalized, with_all_rows
 from dlrm_jax.embedding.sharded_ops import row_specs
 from dlrm_jax.embedding.state import EmbeddingState, RowGradients, RowPenalty

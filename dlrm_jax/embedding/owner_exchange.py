@@ -27,7 +27,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from dlrm_jax.embedding import comm_dtype
-from dlrm_jax.embedding.row_requests import message, unique
+from dlrm_jax.embedding.bag_cotangents import one_by_one
+from dlrm_jax.embedding.row_requests import message, sum_by_row, unique
+from dlrm_jax.embedding.row_sums import RowSums
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import Round, RowRequests
 
@@ -117,6 +119,7 @@ class OwnerExchange:
         axes: axes of all devices that the slab is split over.
         dtype: dtype of rows and gradients between devices; None keeps theirs.
         native: whether native kernels may be used.
+        row_sums: way to sum gradients of equal rows, see `backend.Backend`.
     """
 
     slab: Slab
@@ -124,6 +127,7 @@ class OwnerExchange:
     axes: tuple[str, ...]
     dtype: str | None
     native: bool
+    row_sums: RowSums
 
     def ask(self, requests: RowRequests) -> RowRequests:
         """The requests with their first round, which tells the owners what rows it is about."""
@@ -148,7 +152,13 @@ class OwnerExchange:
                     flat.at[current.slots].get(mode="fill", fill_value=0)
                 )
             received = comm_dtype.unpack(vectors, wire, table.dtype)
-            return buffer.at[current.places].set(received, mode="drop")
+            count, places = len(buffer), current.places.reshape(-1)
+            # A number of its own for each "no row", so that all differ.
+            places = jnp.where(
+                places < count, places, count + jnp.arange(places.size, dtype=jnp.int32)
+            )
+            received = received.reshape(places.size, -1)
+            return buffer.at[places].set(received, mode="drop", unique_indices=True)
 
         buffer = jnp.zeros((requests.rows.size, table.shape[1]), table.dtype)
         return self._rounds(requests, answer, buffer)
@@ -179,8 +189,8 @@ class OwnerExchange:
         def deliver(current: Round, carry: Any) -> Any:
             gradients = sent(self.stages[0], sums.at[current.places].get(mode="fill", fill_value=0))
             if current.slots is not None:
-                totals = jnp.zeros((current.rows.size, width), sums.dtype)
-                totals = totals.at[current.slots].add(gradients, mode="drop")
+                items = one_by_one((current.slots.reshape(-1), gradients.reshape(-1, width)))
+                totals = sum_by_row(current.rows.size, items, self.row_sums)
                 gradients = sent(self.stages[1], totals.reshape(*current.rows.shape, width))
             return receive(current.rows.reshape(-1), gradients.reshape(-1, width), carry)
 
@@ -219,7 +229,8 @@ class OwnerExchange:
         passed_on = None if last is first else self._pass_on(asked, none)
         own = jax.lax.axis_index(first.axes)  # the number of this device as a partner
         if passed_on is not None:
-            left = left.at[own].min(passed_on[2])
+            is_own = jnp.arange(first.partners, dtype=jnp.int32) == own
+            left = jnp.where(is_own, jnp.minimum(left, passed_on[2]), left)
         limit, more = jnp.full_like(left, none), None
         if not is_bounded(self.stages, count):
             limit = jax.lax.pmin(left, self.axes)

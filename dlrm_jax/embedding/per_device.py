@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from dlrm_jax.backend import backend_of
 from dlrm_jax.embedding import exchange, pooling, row_gradients
+from dlrm_jax.embedding.bag_cotangents import BlockCotangents, expand
 from dlrm_jax.embedding.fully_sharded import FullySharded
 from dlrm_jax.embedding.kernel_dispatch import has_native_lookup, has_native_update
 from dlrm_jax.embedding.layout import Layout
@@ -21,6 +23,7 @@ from dlrm_jax.embedding.reshard import shard_axes, slab_spec, slot_ndims
 from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
 from dlrm_jax.embedding.routing_key import check_routed, routing_key
 from dlrm_jax.embedding.row_optimizer import mean_of_columns
+from dlrm_jax.embedding.row_sums import RowSums
 from dlrm_jax.embedding.row_update import checked_step, update_rows
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import EmbeddingState, RoutedIds, RowGradients, SparseCotangents
@@ -63,7 +66,12 @@ class PerDevice:
     @functools.cached_property
     def fully_sharded(self) -> FullySharded:
         """The slabs that are split over all devices."""
-        return FullySharded(self.axes, self.layout, self.comm_dtype, self.native)
+        return FullySharded(self.axes, self.layout, self.comm_dtype, self.native, self.row_sums)
+
+    @functools.cached_property
+    def row_sums(self) -> RowSums:
+        """The way to sum gradients of equal rows on these devices."""
+        return backend_of(self.axes.mesh).row_sums
 
     @functools.cached_property
     def native_slabs(self) -> set[str]:
@@ -198,7 +206,7 @@ class PerDevice:
             return x.reshape(-1, *x.shape[-2:])
 
         slabs = self.exchanged_slabs
-        blocks: dict[str, list[row_gradients.BlockCotangents]] = {name: [] for name in slabs}
+        blocks: dict[str, list[BlockCotangents]] = {name: [] for name in slabs}
         trained = [block for block in self.layout.blocks if block.slab.name in slabs]
         for i, block in enumerate(trained):
             weights = None if cotangents.id_weights is None else local(cotangents.id_weights[i])
@@ -212,6 +220,7 @@ class PerDevice:
             sum_duplicates,
             self.comm_dtype,
             self.native_slabs,
+            self.row_sums,
         )
         requests = self.fully_sharded.merge(cotangents.requests)
         squares = self.fully_sharded.squares(requests) if requests and sum_duplicates else None
@@ -221,7 +230,11 @@ class PerDevice:
         """Whether `coalesce` returns each row once."""
         return all(
             sum_duplicates
-            or (slab.needs_sums(False) and name not in self.native_slabs and not slab.fully_sharded)
+            or (
+                slab.needs_sums(self.row_sums == "sorted")
+                and name not in self.native_slabs
+                and not slab.fully_sharded
+            )
             for name, slab in self.trained_slabs.items()
         )
 
@@ -251,7 +264,7 @@ class PerDevice:
         slab: Slab,
         table: Array,
         slots: dict[str, Array],
-        blocks: Sequence[row_gradients.BlockCotangents],
+        blocks: Sequence[BlockCotangents],
         step: Array,
         rate_factor: Array | None,
     ) -> tuple[Array, dict[str, Array]]:
@@ -259,7 +272,7 @@ class PerDevice:
         if slab.name in self.native_slabs:
             optimizer = at_rate(slab.optimizer, rate_factor)
             return optimizer.native_update(table, slots, blocks, step)
-        rows, gradients = row_gradients.expand(blocks)
+        rows, gradients = expand(blocks)
 
         def mean_of_all_columns(x: Array) -> Array:
             return jax.lax.pmean(mean_of_columns(x), self.axes.model)
@@ -280,6 +293,7 @@ class PerDevice:
             slab.dtype,
             rounded if slab.rounds_randomly else None,
             rate_factor,
+            slab.needs_sums(self.row_sums == "sorted"),
         )
 
     def update(

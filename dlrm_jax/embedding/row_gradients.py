@@ -14,18 +14,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float64, Int
+from jaxtyping import Bool, Float64
 
 from dlrm_jax.embedding import comm_dtype
+from dlrm_jax.embedding.bag_cotangents import BlockCotangents, Sums, one_by_one
 from dlrm_jax.embedding.mesh_axes import MeshAxes, copy_axes
+from dlrm_jax.embedding.row_sums import RowSums, sum_all, sum_touched
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.errors import UserError
-
-BlockCotangents = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ _"]]
-"""One block's rows [N, T, L], id weights [N, T, L] or None, and cotangents [N, T, d]."""
-
-Sums = tuple[Int[Array, " K"], Float[Array, "K d"]]
-"""Different rows, with numbers past the slab's end for "no row", and their gradients."""
 
 
 def coalesce(
@@ -35,6 +31,7 @@ def coalesce(
     sum_duplicates: bool,
     dtype: str | None = None,
     native_slabs: Container[str] = (),
+    row_sums: RowSums = "scatter",
 ) -> dict[str, tuple[BlockCotangents, ...]]:
     """The gradients of the rows that the batch touched, equal on all copies of a slab.
 
@@ -48,7 +45,9 @@ def coalesce(
             need it.
         dtype: dtype of cotangents between copies; None keeps their dtype.
         native_slabs: names of slabs whose updates sum the gradients of equal rows themselves.
+        row_sums: way to sum, see `backend.Backend`.
     """
+    always = sum_duplicates or row_sums == "sorted"
     found: dict[str, tuple[BlockCotangents, ...]] = {}
     for sharded in (True, False):
         between = copy_axes(sharded, axes.mesh.shape, axes.data, axes.model)
@@ -65,22 +64,24 @@ def coalesce(
                         f"(padding included) of {slab.rows:,} rows, and the sum must be below "
                         f"2^31; make the batch smaller"
                     )
-                way = reduction(
-                    slab.rows, slab.width, ids, bags, copies, slab.needs_sums(sum_duplicates)
-                )
+                way = reduction(slab.rows, slab.width, ids, bags, copies, slab.needs_sums(always))
                 if way.exchanged:
-                    found[slab.name] = one_by_one(_sum_densely(slab.rows, items, between))
+                    found[slab.name] = one_by_one(_sum_densely(slab.rows, items, between, row_sums))
                 else:
                     apart.append((slab, way))
         everywhere = _gather_copies([blocks[slab.name] for slab, _ in apart], between, dtype)
         for (slab, way), items in zip(apart, everywhere, strict=True):
             kernel_sums = slab.name in native_slabs and not sum_duplicates
-            found[slab.name] = tuple(items) if kernel_sums else _sum(slab, items, way)
+            found[slab.name] = tuple(items) if kernel_sums else _sum(slab, items, way, row_sums)
     return found
 
 
 def sum_rows(
-    slab: Slab, items: Sequence[BlockCotangents], sum_duplicates: bool, ids: int
+    slab: Slab,
+    items: Sequence[BlockCotangents],
+    sum_duplicates: bool,
+    ids: int,
+    row_sums: RowSums,
 ) -> tuple[BlockCotangents, ...]:
     """The gradients of the rows of one device, as `coalesce` makes them where there are no copies.
 
@@ -90,18 +91,19 @@ def sum_rows(
         sum_duplicates: whether to sum the gradients of equal rows even if the optimizer doesn't
             need it.
         ids: number of ids that decides the way, whatever the size of the items.
+        row_sums: way to sum, see `backend.Backend`.
     """
-    needs_sums = slab.needs_sums(sum_duplicates)
-    return _sum(slab, items, reduction(slab.rows, slab.width, ids, ids, 1, needs_sums))
+    needs_sums = slab.needs_sums(sum_duplicates or row_sums == "sorted")
+    return _sum(slab, items, reduction(slab.rows, slab.width, ids, ids, 1, needs_sums), row_sums)
 
 
 def _sum(
-    slab: Slab, items: Sequence[BlockCotangents], way: Reduction
+    slab: Slab, items: Sequence[BlockCotangents], way: Reduction, row_sums: RowSums
 ) -> tuple[BlockCotangents, ...]:
     if way.dense:
-        return one_by_one(_sum_densely(slab.rows, items, ()))
+        return one_by_one(_sum_densely(slab.rows, items, (), row_sums))
     if way.dedup:
-        return one_by_one(_coalesce_rows(slab.rows, *expand(items)))
+        return one_by_one(sum_touched(slab.rows, items, row_sums))
     return tuple(items)
 
 
@@ -173,89 +175,14 @@ def _gather_copies(
     ]
 
 
-def one_by_one(sums: Sums) -> tuple[BlockCotangents, ...]:
-    """Sums as bags of one row each."""
-    rows, gradients = sums
-    return ((rows[:, None, None], None, gradients[:, None]),)
-
-
-def expand(
-    blocks: Sequence[BlockCotangents],
-) -> tuple[Int[Array, " K"], Float[Array, "K d"]]:
-    """The row and the gradient of each id: its bag's cotangent times its weight."""
-    all_rows, all_gradients = [], []
-    for rows, weights, cotangents in blocks:
-        shape = (*rows.shape, cotangents.shape[-1])
-        gradients = jnp.broadcast_to(cotangents[:, :, None], shape)
-        if weights is not None:
-            gradients = gradients * weights[..., None]
-        all_rows.append(rows.reshape(-1))
-        all_gradients.append(gradients.reshape(-1, shape[-1]))
-    return jnp.concatenate(all_rows), jnp.concatenate(all_gradients)
-
-
-def _sum_densely(size: int, blocks: Sequence[BlockCotangents], axes: tuple[str, ...]) -> Sums:
+def _sum_densely(
+    size: int, blocks: Sequence[BlockCotangents], axes: tuple[str, ...], row_sums: RowSums
+) -> Sums:
     """Sums the gradients of all rows of a slab that has at most as many rows as there are ids."""
-    rows, gradients = expand(blocks)
-    totals = jnp.zeros((size, gradients.shape[1]), gradients.dtype)
-    totals = totals.at[rows].add(gradients, mode="drop")
-    touched = jnp.zeros(size, jnp.int32).at[rows].max(1, mode="drop")
+    totals, touched = sum_all(size, blocks, row_sums)
     if axes:  # in one array, because devices wait for each other in each collective
         column = touched[:, None].astype(totals.dtype)
         both = jax.lax.psum(jnp.concatenate([totals, column], axis=1), axes)
         totals, touched = both[:, :-1], both[:, -1]
     number = jnp.arange(size, dtype=jnp.int32)
     return jnp.where(touched > 0, number, size + number), totals
-
-
-def _coalesce_rows(size: int, rows: Int[Array, " K"], gradients: Float[Array, "K d"]) -> Sums:
-    """Sums the gradients of equal rows."""
-    index = jnp.arange(rows.size, dtype=jnp.int32)
-    representative = dedup(size, rows)
-    totals = jnp.zeros_like(gradients).at[representative].add(gradients, mode="drop")
-    # Numbers for "no row" all differ, so that no two of the returned rows are equal.
-    return jnp.where(representative == index, rows, size + index), totals
-
-
-# Entries of the scratch per occurrence; with as many, nearly all rows have an entry alone.
-_ENTRIES = 8
-_GOLDEN = np.uint32(2654435769)  # 2³² over the golden ratio, as in Fibonacci hashing
-
-
-def dedup(size: int, rows: Int[Array, " K"]) -> Int[Array, " K"]:
-    """The index of one representative for each occurrence of a row, [K]; K for "no row".
-
-    It doesn't sort. Every occurrence writes its index to the entry of a scratch that its row is
-    hashed to, and reads the entry back. If the index there, whichever won, has the same row, it
-    represents the row. The few others try again with another hash; each round settles at least one
-    row of each entry in use.
-
-    Args:
-        size: number of rows of the slab; row numbers from it on mean "no row".
-        rows: row number of each occurrence, [K], not negative.
-    """
-    count = rows.size
-    bits = min(math.ceil(math.log2(max(_ENTRIES * count, 2))), 30)  # numbers of entries are int32
-    index = jnp.arange(count, dtype=jnp.int32)
-    nothing = jnp.full(count, count, jnp.int32)
-
-    def settle(entries: int, entry: Int[Array, " K"], found: Int[Array, " K"]) -> Array:
-        scratch = jnp.zeros(entries, jnp.int32).at[entry].set(index, mode="drop")
-        winner = scratch.at[entry].get(mode="fill", fill_value=count)
-        same = rows.at[winner].get(mode="fill", fill_value=-1) == rows
-        return jnp.where(same, winner, found)
-
-    if size <= 2**bits:  # each row has an entry of its own
-        return settle(size, rows, nothing)
-
-    def is_open(found: Int[Array, " K"]) -> Array:
-        return (found == count) & (rows < size)
-
-    def next_round(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        multiplier, found = carry
-        hashed = ((rows.astype(jnp.uint32) * multiplier) >> np.uint32(32 - bits)).astype(jnp.int32)
-        entry = jnp.where(is_open(found), hashed, 2**bits)
-        return multiplier * _GOLDEN, settle(2**bits, entry, found)
-
-    start = (jnp.asarray(_GOLDEN), nothing)
-    return jax.lax.while_loop(lambda carry: is_open(carry[1]).any(), next_round, start)[1]

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from dlrm_jax.embedding import row_split
-from dlrm_jax.embedding.row_gradients import BlockCotangents, Sums, one_by_one
+from dlrm_jax.embedding.bag_cotangents import BlockCotangents, Sums, one_by_one
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.storage_dtype import decode
 
@@ -35,7 +35,9 @@ def with_all_rows(
     """The gradients of all rows that a device stores; those of untouched rows are 0."""
     rows, gradients = sums
     totals = jnp.zeros((slab.rows, gradients.shape[1]), gradients.dtype)
-    return numbers_of_all(slab, shard), totals.at[rows].add(gradients, mode="drop")
+    return numbers_of_all(slab, shard), totals.at[rows].add(
+        gradients, mode="drop", unique_indices=True
+    )
 
 
 def numbers_of_all(slab: Slab, shard: Int[Array, ""]) -> Int[Array, " R"]:

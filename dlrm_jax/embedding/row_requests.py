@@ -19,8 +19,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dlrm_jax.embedding import row_split
+from dlrm_jax.embedding.bag_cotangents import BlockCotangents, one_by_one
 from dlrm_jax.embedding.layout import Block
-from dlrm_jax.embedding.row_gradients import BlockCotangents, expand
+from dlrm_jax.embedding.row_sums import RowSums, sum_all
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import RowRequests
 from dlrm_jax.native import ops
@@ -84,23 +85,33 @@ def unique(
         rows, starts, places = ops.unique_rows(partners, none, partner, number)
         return RowRequests(rows, starts), places
     count, index = partner.size, jnp.arange(partner.size, dtype=jnp.int32)
-    partner, number, order = jax.lax.sort((partner, number, index), num_keys=2)
+    if (partners + 1) * (none + 1) < 2**31:  # one key, and so a radix sort on GPUs
+        key = partner * (none + 1) + number
+        key = jnp.where(partner < partners, key, partners * (none + 1))
+        key, order = jax.lax.sort((key, index), num_keys=1, is_stable=True)
+        partner, number = key // (none + 1), key % (none + 1)
+    else:
+        partner, number, order = jax.lax.sort((partner, number, index), num_keys=2)
     is_first = jnp.ones(count, bool)
     is_first = is_first.at[1:].set((partner[1:] != partner[:-1]) | (number[1:] != number[:-1]))
     is_first &= partner < partners
     place = jnp.cumsum(is_first, dtype=jnp.int32) - 1
-    kept = jnp.where(is_first, place, count)
-    rows = jnp.full(count, none, jnp.int32).at[kept].set(number, mode="drop")
-    counts = jnp.zeros(partners, jnp.int32)
-    counts = counts.at[partner].add(is_first.astype(jnp.int32), mode="drop")
-    starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
+    kept = jnp.where(is_first, place, count + index)
+    rows = jnp.full(count, none, jnp.int32)
+    rows = rows.at[kept].set(number, mode="drop", unique_indices=True)
+    before = partner < jnp.arange(partners + 1, dtype=jnp.int32)[:, None]
+    starts = jnp.sum(is_first & before, axis=1, dtype=jnp.int32)
     places = jnp.full(count, count, jnp.int32)
-    places = places.at[order].set(jnp.where(partner < partners, place, count))
+    places = places.at[order].set(jnp.where(partner < partners, place, count), unique_indices=True)
     return RowRequests(rows, starts), places
 
 
 def merge(
-    slab: Slab, requests: RowRequests, sums: Float[Array, "A K d"], native: bool
+    slab: Slab,
+    requests: RowRequests,
+    sums: Float[Array, "A K d"],
+    native: bool,
+    row_sums: RowSums,
 ) -> tuple[RowRequests, Float[Array, "_ d"]]:
     """Makes one request of those of A micro-batches, and sums the gradients of equal rows.
 
@@ -109,6 +120,7 @@ def merge(
         requests: requests, with a first axis A.
         sums: gradients of the rows of each.
         native: whether native kernels may be used.
+        row_sums: way to sum, see `backend.Backend`.
     """
     partners = requests.starts.shape[1] - 1
     place = jnp.arange(requests.rows.shape[1], dtype=jnp.int32)
@@ -119,7 +131,7 @@ def merge(
     none = slab.rows * (slab.shards // partners)
     merged, places = unique(partners, none, partner, requests.rows.reshape(-1), native)
     flat = sums.reshape(-1, sums.shape[-1])
-    return merged, jnp.zeros_like(flat).at[places].add(flat, mode="drop")
+    return merged, sum_by_row(len(flat), one_by_one((places, flat)), row_sums)
 
 
 def message(
@@ -145,13 +157,14 @@ def message(
     return places, numbers, jnp.where(at + size < ends, left, none)
 
 
-def sum_by_row(count: int, blocks: Sequence[BlockCotangents]) -> Float[Array, "K d"]:
+def sum_by_row(
+    count: int, blocks: Sequence[BlockCotangents], row_sums: RowSums
+) -> Float[Array, "K d"]:
     """The gradient of each row of a request, summed over this device's samples.
 
     Args:
         count: number K of places in the request.
         blocks: places, id weights and cotangents of each block.
+        row_sums: way to sum, see `backend.Backend`.
     """
-    places, gradients = expand(blocks)
-    totals = jnp.zeros((count, gradients.shape[1]), gradients.dtype)
-    return totals.at[places].add(gradients, mode="drop")
+    return sum_all(count, blocks, row_sums)[0]

@@ -48,6 +48,7 @@ def update_rows(
     dtype: np.dtype | None = None,
     rounded: Callable[[Float32[Array, "K d"]], Float[Array, "K d"]] | None = None,
     rate_factor: Float[Array, ""] | None = None,
+    differ: bool = False,
 ) -> tuple[Shaped[Array, "R d"], Slots]:
     """Applies one update to the named rows, in place where the arrays are donated.
 
@@ -55,14 +56,15 @@ def update_rows(
         optimizer: optimizer of all R rows.
         table: rows of one device, [R, d], in their storage dtype.
         slots: optimizer slots of these rows, [R], [R, d] or [] each.
-        rows: touched rows, [K]; a number of R or more stands for "no row". They must differ unless
-            ``optimizer.linear`` and the table's numbers have more than 16 bits.
+        rows: touched rows, [K]; a number of R or more stands for "no row".
         gradients: gradients of the touched rows, [K, d].
         step: number of updates done before this one.
         row_mean: function that takes the mean over all columns of a row.
         dtype: dtype of the table; None if it is the storage dtype.
         rounded: function that rounds new values to 16 bits; None rounds to the nearest.
         rate_factor: factor of the changes; None for 1.
+        differ: whether no two of ``rows`` are equal, those of "no row" included. They may be if
+            ``optimizer.linear`` and the table's numbers have more than 16 bits.
     """
     # Row numbers are never negative, so "fill" and "drop" catch every "no row".
     dtype = dtype or table.dtype
@@ -77,7 +79,9 @@ def update_rows(
     if rate_factor is not None:
         updates *= rate_factor
     slots = {
-        name: touched[name] if name in scalars else slot.at[rows].set(touched[name], mode="drop")
+        name: touched[name]
+        if name in scalars
+        else slot.at[rows].set(touched[name], mode="drop", unique_indices=differ)
         for name, slot in slots.items()
     }
     if dtype.itemsize == 2:
@@ -85,6 +89,7 @@ def update_rows(
         new = values + updates.astype(jnp.float32)
         new = rounded(new) if rounded else new.astype(dtype)
         new = new if table.dtype == dtype else encode(new)
-        return table.at[rows].set(new, mode="drop"), slots
+        return table.at[rows].set(new, mode="drop", unique_indices=differ), slots
     # Adding, not setting: one pass over the rows, and right for repeated rows too.
-    return table.at[rows].add(updates.astype(dtype), mode="drop"), slots
+    updates = updates.astype(dtype)
+    return table.at[rows].add(updates, mode="drop", unique_indices=differ), slots

@@ -24,12 +24,12 @@ from dlrm_jax.embedding import (
     Lookup,
     Table,
     automatic_plan,
-    row_gradients,
+    row_sums,
 )
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 
-dedup = jax.jit(row_gradients.dedup, static_argnums=0)
+dedup = jax.jit(row_sums.dedup, static_argnums=0)
 
 
 def check_representatives(size: int, rows: np.ndarray) -> None:
@@ -62,7 +62,7 @@ def test_many_rows_settle_though_their_hashes_collide(size):
 def test_rows_made_to_collide_settle():
     # All of these have the same hash in the first round: multiples of the golden ratio's
     # inverse (mod 2^32), whose products have the same upper bits.
-    inverse = pow(int(row_gradients._GOLDEN), -1, 2**32)
+    inverse = pow(int(row_sums._GOLDEN), -1, 2**32)
     rows = np.array([k * inverse % 2**32 for k in range(4000)])
     rows = rows[rows < 2**31 - 1]
     assert len(rows) > 1000
