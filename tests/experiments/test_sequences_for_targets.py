@@ -11,9 +11,15 @@ from main_job import run
 from dlrm_jax.targets import lacks
 
 SMALL = {
-    "next_item": ("--users=40", "--items=30", "--longest=20", "--batch_size=8", "--width=8"),
-    "long_history": ("--requests=40", "--longest=16", "--max_length=16", "--batch_size=8"),
-}
+    "next_item": (
+        "--users=40", "--items=30", "--longest=20", "--at=5", "--batch_size=8", "--width=8",
+        "--negatives=16",
+    ),
+    "long_history": (
+        "--requests=40", "--longest=16", "--max_length=16", "--batch_size=8", "--width=4",
+        "--mlp=8",
+    ),
+}  # fmt: skip
 KERNEL = {"h100": "call of __gpu$xla.gpu.triton", "tpu_v5e": "call of tpu_custom_call"}
 
 
@@ -42,7 +48,7 @@ def test_a_step_of_sequences_for_a_target(name: str, target: str, tmp_path: Path
     if missing := lacks(target):
         pytest.skip(missing)
     kept = tmp_path / "step.json"
-    flags = *SMALL[name], "--encoder=hstu", f"--target={target}:2", "--mesh=1x2"
+    flags = *SMALL[name], "--encoder=hstu", "--layers=1", f"--target={target}:2", "--mesh=1x2"
     result = run(*flags, f"--json={kept}", program=("-m", f"experiments.{name}"), cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     found = json.loads(kept.read_text(encoding="utf-8"))
