@@ -26,8 +26,8 @@ def jit(
 
     Args:
         function: function.
-        precision: precision that factors of float32 are rounded to. For ``"tf32"``, TPUs add up three
-            products of bfloat16, which is more.
+        precision: precision that factors of float32 are rounded to. For ``"tf32"``, TPUs add up
+            three products of bfloat16, which is more.
         options: options of `jax.jit`.
     """
 

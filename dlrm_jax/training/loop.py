@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
+from dlrm_jax.agreements import Agreements
 from dlrm_jax.console import status
 from dlrm_jax.data.batches import Batches
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.errors import CopiesDifferError, UserError
 from dlrm_jax.host_tables.row_feed import RowFeed
-from dlrm_jax.processes import agreed, all_agreed, is_process_0
+from dlrm_jax.processes import agreed, is_process_0
 from dlrm_jax.signals import Interrupted, deferred
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps, stopped_after
@@ -116,6 +117,7 @@ def train(
     started: collections.deque[tuple[int, jax.Array, jax.Array]] = collections.deque()
     validation: Metrics | None = None
     enough = saved = False
+    agreements = Agreements(ahead, questions=3)
     wanted = (batches[step] for step in range(first, steps))
     with (
         deferred() as requested,
@@ -134,6 +136,12 @@ def train(
                 if is_due(step, intervals.log) or step == steps:
                     record(step, "train", {"loss": value})
 
+        def ask(step: int) -> None:
+            publishing = bool(publication and publication.is_due(step))
+            agreements.ask([requested(), bool(journal and journal.interval_over), publishing])
+
+        for step in range(first + 1, first + 1 + agreements.behind):
+            ask(step)
         clock.go_on()
         for step in range(first + 1, steps + 1):
             batch = next(placed)
@@ -156,13 +164,9 @@ def train(
                 record(step, "validation", validation)
                 enough = is_enough(step, validation)
             due = due or enough
-            # Of any process. Read once: a signal that comes later waits for its step.
-            asked = [
-                requested(),
-                bool(journal and journal.interval_over),
-                bool(publication and publication.is_due(step)),
-            ]
-            stop, writing, publishing = all_agreed(asked)
+            # Read once: a signal that comes later waits for its step.
+            ask(step + agreements.behind)
+            stop, writing, publishing = agreements.answers()
             entry = journal if writing else None
             due = due or bool(entry and not entry.begun)
             if stop or evaluating or due or comparing:

@@ -15,6 +15,7 @@ from named_arrays import dense_arrays, start
 from setups import Setup, train
 
 from dlrm_jax import processes
+from dlrm_jax.agreements import Agreements
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import emulate_devices
@@ -81,6 +82,7 @@ def main(coordinator: str, count: int, index: int, directory: Path) -> None:
     seen = {
         "largest": agreed(index * 10),
         "largest of two": all_agreed([index, -index]),
+        "two steps later": two_steps_later(index),
         "bytes": [x.tolist() for x in gathered_bytes(np.full(3000 * index, index, np.uint8))],
         "led": led(lambda ask: [ask(3), ask(4)], lambda x: answering(answers, x + index)),
         "answers": answers,
@@ -110,6 +112,16 @@ def gathered(learner: Learner, state: TrainState) -> dict[str, np.ndarray]:
         for key, array in logical.items()
     }
     return tables | dense_arrays(state.params)
+
+
+def two_steps_later(index: int) -> list[list[int]]:
+    """Answers to questions of which each process knows some; the first is due once."""
+    agreements, found = Agreements(2, questions=2), []
+    for step in range(6):
+        agreements.ask([step == index, 10 * step + index])
+        if step >= 2:
+            found.append(agreements.answers())
+    return found
 
 
 def answering(answers: list[list[int]], value: int) -> list[int]:

@@ -16,6 +16,8 @@ import pytest
 from saved_run import CONFIG, examples, learner_on
 from setups import step_of, with_one_wrong_copy
 
+from dlrm_jax import processes
+from dlrm_jax.agreements import Agreements
 from dlrm_jax.data.batches import Batch, TrainBatches
 from dlrm_jax.errors import UserError
 from dlrm_jax.signals import Interrupted, check
@@ -26,7 +28,12 @@ from dlrm_jax.training.step import make_predict
 
 
 def events_of_training(
-    mesh: str, bad_step: int = 0, validated: int = 0, stop: bool = False, keeps: bool = True
+    mesh: str,
+    bad_step: int = 0,
+    validated: int = 0,
+    stop: bool = False,
+    keeps: bool = True,
+    stop_in: int = 0,
 ) -> list[tuple[str, int]]:
     """In their order: steps started, losses read, validations and states kept, by step.
 
@@ -36,12 +43,15 @@ def events_of_training(
         validated: steps between validations; 0 for one at the end.
         stop: whether each validation gets a SIGTERM.
         keeps: whether states are saved.
+        stop_in: step that gets a SIGTERM when it is started; 0 for none.
     """
     learner = learner_on(mesh)
     run_step, events = step_of(learner), []
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
         events.append(("start", int(state.step) + 1))
+        if events[-1] == ("start", stop_in):
+            os.kill(os.getpid(), signal.SIGTERM)
         state, loss = run_step(state, batch)
         return state, loss * float("nan") if events[-1] == ("start", bad_step) else loss
 
@@ -138,6 +148,33 @@ def test_one_device_goes_from_step_to_step():
         ("start", 4), ("read", 2), ("read", 3), ("read", 4), ("keep", 4),
         ("start", 5), ("start", 6), ("read", 5), ("read", 6), ("validate", 6), ("keep", 6),
     ]  # fmt: skip
+
+
+def test_processes_agree_on_a_stop_without_waiting_for_the_step_before():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "is_distributed", lambda: True)
+        events = events_of_training("1x1", stop_in=2)
+    # What is asked after step 2 is answered after step 4, when the loss of step 2 is read.
+    assert events[:7] == [
+        ("start", 1), ("start", 2), ("start", 3), ("read", 1), ("start", 4), ("read", 2),
+        ("read", 3),
+    ]  # fmt: skip
+    assert events[7:] == [("read", 4), ("keep", 4), ("saved", 0)]
+
+
+def test_answers_come_some_steps_later():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "is_distributed", lambda: True)
+        agreements, found = Agreements(2, questions=2), []
+        for step in range(9):
+            agreements.ask([step >= 1, 7 * (step == 3)])  # due until it is done; and once
+            if step >= 2:
+                found.append(tuple(agreements.answers()))
+    assert found == [(0, 0), (1, 0), (0, 0), (0, 7), (1, 0), (0, 0), (0, 0)]
+    alone = Agreements(2, questions=1)
+    assert alone.behind == 0, "one process needs to wait for no other"
+    alone.ask([3])
+    assert alone.answers() == [3]
 
 
 def test_several_emulated_devices_have_one_program_at_a_time():

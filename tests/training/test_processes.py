@@ -159,6 +159,8 @@ def check_what_one_process_knows_all_do(trained):
         assert found.pop("answers") == [[x + count - 1, x + index] for x in (3, 4)]
         assert found == {
             "largest of two": [count - 1, 0],
+            # The first one's step 0 was the answer to all of these, the second one's to two more.
+            "two steps later": [[1, count - 1], [0, 0], [0, 0], [int(count > 3), 30 + count - 1]],
             "largest": 10 * (count - 1),
             "result": ["of", 0],
             "long": "x" * 5000,
