@@ -55,6 +55,10 @@ class Backend:
             turns launches kernels and waits for the host; neither has been timed. Native kernels
             of `dlrm_jax.native`, if they are built, keep the scores in a CPU's caches, too, and
             stop at the diagonal.
+        row_kernels: compiler of the lookups of bags of several ids. XLA's program is a loop that
+            adds the vectors of one id of all bags in a turn, so the sums pass through memory once
+            for each id of a bag, and on a GPU each turn launches kernels. Triton compiles a kernel
+            of Pallas that keeps the sum of a bag in registers; it hasn't been timed.
     """
 
     platform: str
@@ -71,6 +75,7 @@ class Backend:
     row_sums: Literal["scatter", "sorted"] = "sorted"
     atomic_scatters: bool = False
     attention: Literal["xla", "mosaic", "triton", "native"] = "xla"
+    row_kernels: Literal["xla", "triton"] = "xla"
 
 
 CPU = Backend(
@@ -86,7 +91,7 @@ CPU = Backend(
     widens_short_floats=True,
     row_sums="scatter",
 )
-GPU = Backend("gpu", atomic_scatters=True, attention="triton")
+GPU = Backend("gpu", atomic_scatters=True, attention="triton", row_kernels="triton")
 TPU = Backend("tpu", attention="mosaic")
 
 

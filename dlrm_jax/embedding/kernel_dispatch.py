@@ -1,20 +1,23 @@
-"""The choice between native kernels and JAX for lookups, updates and initial values."""
+"""The choice between kernels and XLA's programs for lookups, updates and initial values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Shaped
 
+from dlrm_jax.backend import Backend
+from dlrm_jax.embedding import pooling
 from dlrm_jax.embedding.initial_values import INITIAL_ROWS
 from dlrm_jax.embedding.layout import Block, Layout
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.embedding.row_optax import RowOptax
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.errors import UserError
-from dlrm_jax.native import library, threefry
+from dlrm_jax.native import library, ops, threefry
 from dlrm_jax.processes import check_same
 
 
@@ -27,6 +30,39 @@ def has_native_lookup(block: Block) -> bool:
     such tables x 16 took 5.9 instead of 6.6 ms.
     """
     return block.column.shape[-1] > 1 and block.slab.dtype == np.float32
+
+
+def has_triton_lookup(block: Block, backend: Backend) -> bool:
+    """Whether `pooling_gpu.pool` is better for this block: for one id a bag, XLA's is a gather."""
+    return backend.row_kernels == "triton" and block.column.shape[-1] > 1
+
+
+def pool(
+    block: Block,
+    slab: Shaped[Array, "R d"],
+    rows: Int[Array, "N T L"],
+    id_weights: Float[Array, "N T L"] | None,
+    native: bool,
+    backend: Backend,
+) -> Float[Array, "N T d"]:
+    """The best implementation of `pooling.pool` for a block.
+
+    Args:
+        block: block of the rows.
+        slab: a slab on this device, in its storage dtype.
+        rows: row numbers; R or more stands for "no row".
+        id_weights: id weights of the rows; None for ones.
+        native: whether native kernels may be used.
+        backend: record of the devices.
+    """
+    if native and has_native_lookup(block):
+        return ops.pool(slab, rows, id_weights)
+    if has_triton_lookup(block, backend):
+        from dlrm_jax.embedding import pooling_gpu  # Pallas takes a second to import
+
+        emulated = backend.platform != "gpu"
+        return pooling_gpu.pool(slab, rows, id_weights, block.slab.dtype, emulated)
+    return pooling.pool(slab, rows, id_weights, block.slab.dtype)
 
 
 def has_native_update(slab: Slab) -> bool:
@@ -68,21 +104,25 @@ def initial_values_in_use(layout: Layout, native: bool) -> str:
         layout: layout of the tables.
         native: whether native kernels may be used.
     """
-    used = {slab.name: native and has_native_initial_values(slab) for slab in layout.slabs}
-    return _summary(layout, used)
+    used = [slab.name for slab in layout.slabs if native and has_native_initial_values(slab)]
+    return _summary(layout.slabs, {"native": used})
 
 
-def kernels_in_use(layout: Layout, native: bool) -> dict[str, str]:
+def kernels_in_use(layout: Layout, native: bool, backend: Backend) -> dict[str, str]:
     """See `EmbeddingCollection.kernels_in_use`.
 
     Args:
         layout: layout of the tables.
         native: whether native kernels may be used.
+        backend: record of the devices.
     """
-    pooled = {block.slab.name for block in layout.blocks if native and has_native_lookup(block)}
-    lookups = {slab.name: slab.name in pooled for slab in layout.slabs}
-    updates = {s.name: native and has_native_update(s) for s in layout.slabs if s.optimizer}
-    return {"lookups": _summary(layout, lookups), "updates": _summary(layout, updates)}
+    blocks, trained = layout.blocks, [slab for slab in layout.slabs if slab.optimizer]
+    lookups = {
+        "native": [b.slab.name for b in blocks if native and has_native_lookup(b)],
+        "triton": [b.slab.name for b in blocks if has_triton_lookup(b, backend)],
+    }
+    updates = {"native": [slab.name for slab in trained if native and has_native_update(slab)]}
+    return {"lookups": _summary(layout.slabs, lookups), "updates": _summary(trained, updates)}
 
 
 def check_demanded(kernels: str, used: Mapping[str, str]) -> None:
@@ -133,13 +173,18 @@ def check_processes(mesh: Mesh, used: Mapping[str, str]) -> None:
         )
 
 
-def _summary(layout: Layout, native: Mapping[str, bool]) -> str:
-    """The implementation of these slabs, by table if they differ."""
-    tables: dict[str, list[str]] = {}
-    for slab in layout.slabs:
-        if slab.name in native:
-            kind = "native" if native[slab.name] else "jax"
-            tables.setdefault(kind, []).extend(slab.tables)
-    if len(tables) < 2:
-        return next(iter(tables), "none")
-    return "; ".join(f"{kind} of {', '.join(tables[kind])}" for kind in ("native", "jax"))
+def _summary(slabs: Sequence[Slab], used: Mapping[str, Sequence[str]]) -> str:
+    """The implementations of these slabs, by table if they differ.
+
+    Args:
+        slabs: slabs.
+        used: names of slabs by their kind of kernels; JAX has the others.
+    """
+    tables: dict[str, list[str]] = {kind: [] for kind in (*used, "jax")}
+    for slab in slabs:
+        kind = next((kind for kind, names in used.items() if slab.name in names), "jax")
+        tables[kind].extend(slab.tables)
+    found = {kind: names for kind, names in tables.items() if names}
+    if len(found) < 2:
+        return next(iter(found), "none")
+    return "; ".join(f"{kind} of {', '.join(names)}" for kind, names in found.items())

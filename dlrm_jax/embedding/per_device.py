@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from dlrm_jax.backend import backend_of
-from dlrm_jax.embedding import exchange, pooling, row_gradients
+from dlrm_jax.backend import Backend, backend_of
+from dlrm_jax.embedding import exchange, kernel_dispatch, pooling, row_gradients
 from dlrm_jax.embedding.bag_cotangents import BlockCotangents, expand
 from dlrm_jax.embedding.fully_sharded import FullySharded
-from dlrm_jax.embedding.kernel_dispatch import has_native_lookup, has_native_update
+from dlrm_jax.embedding.kernel_dispatch import has_native_update
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.optimizer import at_rate
@@ -28,7 +28,6 @@ from dlrm_jax.embedding.row_update import checked_step, update_rows
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import EmbeddingState, RoutedIds, RowGradients, SparseCotangents
 from dlrm_jax.embedding.table import Lookup
-from dlrm_jax.native import ops
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +70,12 @@ class PerDevice:
     @functools.cached_property
     def row_sums(self) -> RowSums:
         """The way to sum gradients of equal rows on these devices."""
-        return backend_of(self.axes.mesh).row_sums
+        return self.backend.row_sums
+
+    @functools.cached_property
+    def backend(self) -> Backend:
+        """The record of the devices."""
+        return backend_of(self.axes.mesh)
 
     @functools.cached_property
     def native_slabs(self) -> set[str]:
@@ -156,11 +160,8 @@ class PerDevice:
         vectors = []
         for i, block in enumerate(blocks):
             slab = tables[block.slab.name]
-            weights = None if row_weights is None else row_weights[i]
-            if self.native and has_native_lookup(block):
-                vectors.append(ops.pool(slab, rows[i], weights))
-            else:
-                vectors.append(pooling.pool(slab, rows[i], weights, block.slab.dtype))
+            given = rows[i], None if row_weights is None else row_weights[i]
+            vectors.append(kernel_dispatch.pool(block, slab, *given, self.native, self.backend))
         received = exchange.send_back(blocks, vectors, self.axes, self.comm_dtype)
         pooled = {}
         for lookup, bags in zip(self.lookups, self.layout.bags, strict=True):

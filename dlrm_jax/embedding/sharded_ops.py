@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from dlrm_jax.embedding.kernel_dispatch import has_native_lookup
+from dlrm_jax.embedding.kernel_dispatch import has_native_lookup, has_triton_lookup
 from dlrm_jax.embedding.per_device import PerDevice
 from dlrm_jax.embedding.reshard import slot_ndims
 from dlrm_jax.embedding.routing_key import check_routed
@@ -54,8 +54,11 @@ def pool(
         mesh=device.axes.mesh,
         in_specs=(device.state_specs.tables, routed_specs(device)),
         out_specs=device.axes.batch,
-        # The check can't know what native kernels do.
-        check_vma=not (device.native and any(map(has_native_lookup, device.layout.blocks))),
+        # The check can't know what kernels do.
+        check_vma=not any(
+            (device.native and has_native_lookup(block)) or has_triton_lookup(block, device.backend)
+            for block in device.layout.blocks
+        ),
     )(state.tables, routed)
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from dlrm_jax.backend import backend_of
 from dlrm_jax.embedding import kernel_dispatch, reshard, row_reads, table_io
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
@@ -40,10 +41,10 @@ class WholeTables:
     def kernels_in_use(self) -> dict[str, str]:
         """The implementation of the ``"lookups"`` and of the ``"updates"`` of rows.
 
-        ``"native"``, ``"jax"``, ``"none"`` if there are none, or a list of the tables of each. If
-        some lookups of an array are native, all tables in it are listed as native.
+        ``"native"``, ``"triton"``, ``"jax"``, ``"none"`` if there are none, or a list of the tables
+        of each. If some lookups of an array are native, all tables in it are listed as native.
         """
-        return kernel_dispatch.kernels_in_use(self.layout, self.native)
+        return kernel_dispatch.kernels_in_use(self.layout, self.native, backend_of(self.axes.mesh))
 
     @cached_property
     def _unpackers(self) -> dict[str, reshard.Unpacker]:
