@@ -10,6 +10,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dlrm_jax.serving.row_models import RowModels
 from dlrm_jax.serving.server import Options, Server, listen
 
 
@@ -37,8 +38,8 @@ class Client(NamedTuple):
 
 
 @contextlib.contextmanager
-def serving(directory: Path, **options: Any) -> Iterator[Client]:
-    server = Server(directory, Options("small", batch_size=16, **options))
+def serving(directory: Path, kind: Any = RowModels, **options: Any) -> Iterator[Client]:
+    server = Server(directory, Options("small", **{"batch_size": 16, **options}), kind)
     with listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=[listener])
         thread.start()

@@ -207,6 +207,15 @@ def is_artifact(directory: Path) -> bool:
     return (directory / MANIFEST).is_file()
 
 
+def kind_of(directory: Path) -> str:
+    """What a model is: empty for rows or two towers, or if nothing can be read."""
+    try:
+        content = (directory / MANIFEST).read_bytes() if is_artifact(directory) else b""
+        return msgspec.json.decode(content, type=_Format).kind
+    except (OSError, msgspec.DecodeError, RecursionError):  # whoever reads it learns why
+        return ""
+
+
 class _InconsistentError(Exception):
     """Parts of a manifest don't fit each other."""
 

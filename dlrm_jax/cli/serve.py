@@ -5,9 +5,10 @@
     python -m dlrm_jax serve models --watch=10 --versions=2 --token_file=token
 
 The directory is an artifact of ``dlrm_jax export``, or holds artifacts named by numbers, of which
-the newest are served. ``POST /predict`` takes raw rows as JSON or Arrow, and maps them by the code
-of preprocessing. ``/v2/…`` is the Open Inference Protocol, with its binary extension;
-``/metrics`` is for Prometheus.
+the newest are served. Or it is, or holds, models of requests (``experiments.long_history
+--export``), whose requests are rows of the log, as JSON. Of artifacts, ``POST /predict`` takes raw
+rows as JSON or Arrow, and maps them by the code of preprocessing. ``/v2/…`` is the Open Inference
+Protocol, with its binary extension; ``/metrics`` is for Prometheus.
 
 Requests that come while the model works are answered together. Beyond ``--queue_rows`` a request
 gets 503 with Retry-After, and so does a connection beyond ``--connections``. SIGTERM and Ctrl-C
@@ -26,6 +27,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from dlrm_jax.artifact.manifest import kind_of
 from dlrm_jax.cli.flags import FLAGS, mark_required, require
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
@@ -51,6 +53,13 @@ flags.DEFINE_float(
     "watch", 0, "Seconds between two looks for new versions; 0 for none; such as 10.", 0, 1e9
 )
 flags.DEFINE_integer("batch_size", 1024, "Most rows of a batch; such as 8192.", 1)
+flags.DEFINE_integer(
+    "batch_tokens",
+    0,
+    "Most actions of the histories that a model of requests encodes together; 0 for those of the "
+    "longest one; such as 8192.",
+    0,
+)
 flags.DEFINE_integer("queue_rows", 16384, "Most rows that wait; such as 4096.", 1)
 flags.DEFINE_integer("max_rows", 8192, "Most rows of a request; such as 1000.", 1)
 flags.DEFINE_float("max_mib", 16, "Most MiB of a request; such as 1.", 0.001, 1e9)
@@ -88,7 +97,10 @@ def main() -> None:
     """Loads, listens, and ends when it is told to."""
     require("artifact")
     try:
+        from dlrm_jax.request_serving.request_models import RequestModels
+        from dlrm_jax.requests import saved_model
         from dlrm_jax.serving.http_messages import Limits
+        from dlrm_jax.serving.row_models import RowModels
         from dlrm_jax.serving.server import Options, Server, listen, unanswered
     except ModuleNotFoundError as error:
         raise UserError(
@@ -113,14 +125,20 @@ def main() -> None:
         fade=Path(FLAGS.fade) if FLAGS.fade else None,
         drift_rows=FLAGS.drift_rows,
         log_requests=FLAGS.log_requests,
+        batch_tokens=FLAGS.batch_tokens,
     )
-    versions_in(directory)
+    of_requests = kind_of(versions_in(directory)[-1].directory) == saved_model.KIND
+    if FLAGS.batch_tokens and not of_requests:
+        raise UserError(
+            "--batch_tokens: expected a model of requests, got one of rows, which have no "
+            "histories to encode; leave it out"
+        )
     begun = time.perf_counter()
     with listen(FLAGS.host, FLAGS.port) as listener:
         _prefer_latency()
         log_format.configure(FLAGS.log_format)
         start("1x1")
-        server = Server(directory, options)
+        server = Server(directory, options, RequestModels if of_requests else RowModels)
         # What is there stays, so collections of garbage needn't look through it, which takes tens
         # of milliseconds. A version that goes is freed without them.
         gc.collect()

@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 import polars as pl
 from flax import nnx
-from jaxtyping import Float32
 
 from dlrm_jax.artifact.files import check_content, check_present, note_files, read_array
 from dlrm_jax.artifact.manifest import MANIFEST
@@ -21,12 +20,14 @@ from dlrm_jax.artifact.notes import FileNote
 from dlrm_jax.artifact.signed_text import is_signed, signed_text
 from dlrm_jax.data.formats import parquet
 from dlrm_jax.data.formats.npy import write_npy
-from dlrm_jax.data.preprocessing import vocabulary
+from dlrm_jax.data.preprocessing.loaded_vocabulary import LoadedVocabulary
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.files import creating
 from dlrm_jax.requests.columns import Columns
 from dlrm_jax.requests.model import RequestRanker
-from dlrm_jax.requests.scorer import Encoded, RequestScorer
+from dlrm_jax.requests.request_model import RequestModel
+from dlrm_jax.requests.scorer import RequestScorer
+from dlrm_jax.requests.scoring_program import CANDIDATES, Sizes
 from dlrm_jax.requests.settings import RequestSettings
 
 KIND, FORMAT = "requests", 1
@@ -62,108 +63,6 @@ class _Manifest:
 class _Kind:
     format: int
     kind: str = ""  # of other artifacts
-
-
-class RequestModel:
-    """A saved model, which takes values as the log has them.
-
-    Args:
-        scorer: scorer of rows.
-        vocabularies: vocabulary of each table; none where values are rows already.
-    """
-
-    def __init__(self, scorer: RequestScorer, vocabularies: Mapping[str, pl.DataFrame]):
-        self.scorer, self.vocabularies = scorer, dict(vocabularies)
-
-    def encode(self, history: Mapping[str, Any], times: Any = None, time: Any = None) -> Encoded:
-        """Encodes a history; see `RequestScorer.encode`.
-
-        Args:
-            history: values of each column, the oldest first.
-            times: time of each token in seconds, or dates, where the model has times.
-            time: time of the request in seconds, or a date.
-
-        Raises:
-            UserError: see `RequestScorer.encode`, or values have another type than the log's.
-        """
-        ids = self._ids("history", self.scorer.columns.history, history)
-        moment = None if time is None else int(_seconds([time])[0])
-        return self.scorer.encode(ids, None if times is None else _seconds(times), moment)
-
-    def score(
-        self,
-        encoded: Encoded,
-        candidates: Mapping[str, Any],
-        context: Mapping[str, Any],
-        time: Any = None,
-    ) -> Float32[np.ndarray, " m"]:
-        """The logits of candidates; see `RequestScorer.score`.
-
-        Args:
-            encoded: result of `encode`.
-            candidates: values of each column.
-            context: value of each column.
-            time: time in seconds, or a date, where it isn't that of `encode` any more.
-
-        Raises:
-            UserError: see `RequestScorer.score`, or values have another type than the log's.
-        """
-        columns = self.scorer.columns
-        single = {name: [value] for name, value in context.items()}
-        of_context = self._ids("context", columns.context, single)
-        return self.scorer.score(
-            encoded,
-            self._ids("candidates", columns.candidates, candidates),
-            {name: int(ids[0]) for name, ids in of_context.items()},
-            None if time is None else int(_seconds([time])[0]),
-        )
-
-    def _ids(
-        self, part: str, tables: Mapping[str, str], values: Mapping[str, Any]
-    ) -> dict[str, np.ndarray]:
-        """The rows of the values of a part."""
-        if set(values) != set(tables):
-            raise UserError(
-                f"{part}: expected the columns {', '.join(sorted(tables)) or 'none'}, got "
-                f"{', '.join(sorted(values)) or 'none'}"
-            )
-        return {name: self._rows(part, name, tables[name], own) for name, own in values.items()}
-
-    def _rows(self, part: str, name: str, table: str, values: Any) -> np.ndarray:
-        series = _series(f"{part}: {name}", values)
-        if table not in self.vocabularies or not len(series):
-            return series.to_numpy()
-        if part != "context" and series.null_count():
-            raise UserError(f"{part}: {name}: expected a value in each place, got a missing one")
-        known = self.vocabularies[table]["value"].dtype
-        if series.dtype.is_numeric() != known.is_numeric() and series.dtype != pl.Null:
-            raise UserError(f"{part}: {name}: expected values of {known}, got {series.dtype}")
-        return vocabulary.encode(series, self.vocabularies[table], 1)[:, 0]
-
-
-def _series(name: str, values: Any) -> pl.Series:
-    """Single values, one behind the other.
-
-    Raises:
-        UserError: they aren't.
-    """
-    try:
-        found = pl.Series(values=values)
-    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{name}: expected a list of values of one type, got {values!r}") from error
-    if found.dtype.is_nested() or found.dtype == pl.Object:
-        raise UserError(f"{name}: expected a list of single values, got {values!r}")
-    return found
-
-
-def _seconds(times: Any) -> np.ndarray:
-    """Times in seconds, as of a log: numbers of them, or dates."""
-    found = _series("times", times)
-    if found.dtype in (pl.Date, pl.Datetime):
-        found = found.cast(pl.Datetime("us")).dt.epoch("s")
-    if len(found) and (found.null_count() or not found.dtype.is_integer()):
-        raise UserError(f"times: expected integers of seconds, or dates, got {times!r}")
-    return found.cast(pl.Int64).to_numpy()
 
 
 def write_model(
@@ -202,11 +101,15 @@ def write_model(
         (directory / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def read_model(directory: Path | str) -> RequestModel:
+def read_model(
+    directory: Path | str, batch_tokens: int = 0, batch_candidates: int = CANDIDATES
+) -> RequestModel:
     """Reads a model, and checks that its files are as they were written.
 
     Args:
         directory: directory that `write_model` made.
+        batch_tokens: most tokens of histories that are packed together; 0 for those of the longest.
+        batch_candidates: most candidates of a call of the model.
 
     Raises:
         UserError: there is none, or a later version wrote it.
@@ -247,10 +150,21 @@ def read_model(directory: Path | str) -> RequestModel:
     nnx.update(model, own)
     model.eval()
     vocabularies = {
-        table: vocabulary.read_whole(directory / file)
-        for table, file in manifest.vocabularies.items()
+        table: LoadedVocabulary(directory / file) for table, file in manifest.vocabularies.items()
     }
-    return RequestModel(RequestScorer(manifest.columns, settings, model, tables), vocabularies)
+    sizes = Sizes.of(settings.evaluated_length, batch_tokens, batch_candidates)
+    scorer = RequestScorer(manifest.columns, settings, model, tables, sizes)
+    return RequestModel(scorer, vocabularies)
+
+
+def table_paths(directory: Path) -> list[Path]:
+    """The files of a model's tables, which are mapped.
+
+    Raises:
+        UserError: there is no model.
+        DamagedArtifactError: its manifest isn't as it was written.
+    """
+    return [directory / name for name in _read_manifest(directory).tables.values()]
 
 
 def _layers(model: RequestRanker) -> dict[str, np.ndarray]:

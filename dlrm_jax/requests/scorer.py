@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,17 +11,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
-from dlrm_jax.attention.block_pairs import BLOCK
-from dlrm_jax.attention.jagged import Candidates, sequences_of
 from dlrm_jax.errors import UserError
-from dlrm_jax.precision import jit
 from dlrm_jax.requests.columns import Columns
-from dlrm_jax.requests.model import RequestRanker, feature
+from dlrm_jax.requests.model import RequestRanker
+from dlrm_jax.requests.scoring_program import Asked, Histories, ScoringProgram, Sizes
 from dlrm_jax.requests.settings import RequestSettings
 from dlrm_jax.training.learner import Learner, TrainState
-
-_LEAST, _MOST = 16, 512
-"""Candidates of the smallest call of the model, and of the largest one."""
 
 Ids = Mapping[str, Any]
 """Integers of each column, [n] each: arrays or lists."""
@@ -41,17 +36,42 @@ class Encoded(NamedTuple):
     time: int | None
 
 
+class CheckedRequest(NamedTuple):
+    """A request that the model takes.
+
+    Attributes:
+        history: the tokens that are read.
+        candidates: ids of each column of its candidates, [m].
+        context: id of each column.
+        count: number of candidates, m.
+    """
+
+    history: Histories
+    candidates: Mapping[str, Int32[np.ndarray, " m"]]
+    context: Mapping[str, Int32[np.ndarray, " 1"]]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens that are read."""
+        return len(self.history.starts)
+
+
 class RequestScorer:
     """A trained model of requests on one device.
 
-    Histories and candidates are filled up to one of few sizes, each twice the one before, so that
-    a call compiles only when its size is new. Many candidates are scored some at a time.
+    Histories and candidates are filled up to one of few sizes, so that a call compiles only when
+    its size is new. Many candidates are scored some at a time.
 
     Args:
         columns: columns of the log.
         settings: settings of the run; the latest ``eval_length`` tokens of a history are read.
         model: trained model.
         tables: table of each name, [rows, d].
+        sizes: sizes of calls; None for those up to the longest history and 1,024 candidates.
     """
 
     def __init__(
@@ -60,29 +80,12 @@ class RequestScorer:
         settings: RequestSettings,
         model: RequestRanker,
         tables: Mapping[str, Float[Array, "rows d"]],
+        sizes: Sizes | None = None,
     ):
         self.columns, self.settings, self.model = columns, settings, model
         self.tables = dict(tables)
-        graph, self._state = nnx.split(model)
-
-        def encode(state: Any, tables: Any, ids: Any, length: Any, times: Any) -> Any:
-            vectors = _vectors(tables, "history", columns.history, ids)
-            size = next(iter(ids.values())).size
-            sequences = sequences_of(length, size, *((None, None) if times is None else times))
-            return nnx.merge(graph, state).encode(vectors, sequences)
-
-        def score(
-            state: Any, tables: Any, kept: Any, ids: Any, context: Any, ends: Any, times: Any
-        ) -> Float[Array, " N"]:
-            vectors = _vectors(tables, "candidates", columns.candidates, ids)
-            of_context = _vectors(tables, "context", columns.context, context)
-            repeated = [
-                jnp.broadcast_to(x[0], (len(ends), x.shape[2])) for x in of_context.values()
-            ]
-            candidates = Candidates(jnp.zeros_like(ends), ends, times)
-            return nnx.merge(graph, state).score(kept, vectors, repeated, candidates)
-
-        self._encode, self._score = jit(encode), jit(score)
+        sizes = sizes or Sizes.of(settings.evaluated_length)
+        self.program = ScoringProgram(columns, model, tables, sizes)
 
     @classmethod
     def of_state(
@@ -121,33 +124,15 @@ class RequestScorer:
             UserError: columns are missing or unknown, lengths differ, ids are out of range, or
                 times are missing or 68 years before the request.
         """
-        ids, length = self._checked("history", self.columns.history, history)
-        start = max(length - self.settings.evaluated_length, 0)
-        room = _room(length - start, BLOCK)
-        relative = None
-        if not self.columns.is_timed and times is not None:
-            raise UserError("times: expected none, as the model was trained without times")
-        if self.columns.is_timed:
-            if times is None or time is None:
-                raise UserError(
-                    "times: expected those of the history and of the request, as the model has "
-                    "been trained with times; got none"
-                )
-            if len(times) != length:
-                raise UserError(f"times: expected {length:,}, one a token, got {len(times):,}")
-            own = _seconds(np.asarray(times, np.int64)[start:] - int(time))
-            following = np.append(own[1:], np.zeros(min(len(own), 1), np.int32))
-            relative = _filled(own, room, 0), _filled(following, room, 0)
-        given = {name: _filled(x[start:], room, -1) for name, x in ids.items()}
-        lengths = jnp.full(1, length - start, jnp.int32)
-        kept = self._encode(self._state, self.tables, given, lengths, relative)
-        return Encoded(kept, length - start, time if self.columns.is_timed else None)
+        own = self._history(history, times, time)
+        kept = self.program.encode([own])
+        return Encoded(kept, len(own.starts), time if self.columns.is_timed else None)
 
     def score(
         self,
         encoded: Encoded,
         candidates: Ids,
-        context: Mapping[str, int],
+        context: Mapping[str, Any],
         time: int | None = None,
     ) -> Float32[np.ndarray, " m"]:
         """The logits of candidates, [m]; a larger one is of a candidate that is liked more.
@@ -162,26 +147,94 @@ class RequestScorer:
         Raises:
             UserError: columns are missing or unknown, lengths differ, or ids are out of range.
         """
+        passed = None
+        if encoded.time is not None:
+            passed = int(_seconds(np.asarray([0 if time is None else int(time) - encoded.time]))[0])
+        ids, of_context, count = self._candidates(candidates, context)
+        asked = Asked(
+            ids,
+            {name: np.repeat(x, count) for name, x in of_context.items()},
+            np.zeros(count, np.int32),
+            np.full(count, encoded.length, np.int32),
+            None if passed is None else np.full(count, passed, np.int32),
+        )
+        return self.program.score(encoded.kept, asked)
+
+    def checked(
+        self,
+        history: Ids,
+        candidates: Ids,
+        context: Mapping[str, Any],
+        times: Any = None,
+        time: int | None = None,
+    ) -> CheckedRequest:
+        """A request for `score_all`; arguments and errors are those of `encode` and `score`."""
+        own = self._history(history, times, time)
+        return CheckedRequest(own, *self._candidates(candidates, context))
+
+    def score_all(self, requests: Sequence[CheckedRequest]) -> list[Float32[np.ndarray, " m"]]:
+        """The logits of the candidates of each request.
+
+        Requests are packed while their histories fit into the largest size. The logits of a request
+        alone are those of `encode` and `score` to the last bit; in a pack, sums have another order.
+
+        Args:
+            requests: results of `checked`.
+        """
+        packs: list[list[CheckedRequest]] = []
+        room = 0
+        for request in requests:
+            if not packs or request.tokens > room:
+                packs.append([])
+                room = self.program.sizes.tokens[-1]
+            packs[-1].append(request)
+            room -= request.tokens
+        return [logits for pack in packs for logits in self._score_pack(pack)]
+
+    def _score_pack(self, pack: Sequence[CheckedRequest]) -> list[np.ndarray]:
+        kept = self.program.encode([x.history for x in pack])
+        lengths, counts = np.asarray([(x.tokens, x.count) for x in pack]).T
+        ends = np.where(lengths, np.cumsum(lengths), 0)
+        asked = Asked(
+            {x: np.concatenate([y.candidates[x] for y in pack]) for x in self.columns.candidates},
+            {
+                x: np.repeat(np.concatenate([y.context[x] for y in pack]), counts)
+                for x in self.columns.context
+            },
+            np.repeat(ends - lengths, counts),
+            np.repeat(ends, counts),
+            np.zeros(counts.sum(), np.int32) if self.columns.is_timed else None,
+        )
+        return np.split(self.program.score(kept, asked), np.cumsum(counts)[:-1])
+
+    def _history(self, history: Ids, times: Any, time: int | None) -> Histories:
+        """The tokens that are read of a history, without filling."""
+        ids, length = self._checked("history", self.columns.history, history)
+        start = max(length - self.settings.evaluated_length, 0)
+        own = following = None
+        if not self.columns.is_timed and times is not None:
+            raise UserError("times: expected none, as the model was trained without times")
+        if self.columns.is_timed:
+            if times is None or time is None:
+                raise UserError(
+                    "times: expected those of the history and of the request, as the model has "
+                    "been trained with times; got none"
+                )
+            if len(times) != length:
+                raise UserError(f"times: expected {length:,}, one a token, got {len(times):,}")
+            own = _seconds(np.asarray(times, np.int64)[start:] - int(time))
+            following = np.append(own[1:], np.zeros(min(len(own), 1), np.int32))
+        read = {name: x[start:] for name, x in ids.items()}
+        return Histories(read, np.zeros(length - start, np.int32), own, following)
+
+    def _candidates(
+        self, candidates: Ids, context: Mapping[str, Any]
+    ) -> tuple[dict[str, Int32[np.ndarray, " m"]], dict[str, Int32[np.ndarray, " 1"]], int]:
+        """The ids of candidates and of the context, and the number of candidates."""
         ids, count = self._checked("candidates", self.columns.candidates, candidates)
         single = {name: np.asarray([x]) for name, x in context.items()}
         of_context, _ = self._checked("context", self.columns.context, single)
-        passed = None
-        if encoded.time is not None:
-            passed = _seconds(np.asarray([0 if time is None else int(time) - encoded.time]))
-        found = np.zeros(count, np.float32)
-        for first in range(0, count, _MOST):
-            part = slice(first, min(first + _MOST, count))
-            room = _room(part.stop - first, _LEAST)
-            found[part] = self._score(
-                self._state,
-                self.tables,
-                encoded.kept,
-                {name: _filled(x[part], room, -1) for name, x in ids.items()},
-                of_context,
-                jnp.full(room, encoded.length, jnp.int32),
-                None if passed is None else jnp.full(room, passed[0]),
-            )[: part.stop - first]
-        return found
+        return ids, of_context, count
 
     def _checked(
         self, part: str, tables: Mapping[str, str], ids: Ids
@@ -213,42 +266,16 @@ class RequestScorer:
         return found, next(iter(lengths.values()), 0)
 
 
-def _vectors(
-    tables: Mapping[str, Float[Array, "rows d"]],
-    part: str,
-    names: Mapping[str, str],
-    ids: Mapping[str, Int32[Array, " n"]],
-) -> dict[str, Float[Array, "1 n d"]]:
-    """The vectors of each column's feature; zeros for ids that aren't known."""
-    found = {}
-    for name, table in names.items():
-        rows = tables[table][jnp.maximum(ids[name], 0)]
-        found[feature(part, name)] = jnp.where(ids[name][:, None] >= 0, rows, 0)[None]
-    return found
-
-
-def _room(count: int, least: int) -> int:
-    """The size that so many are filled up to."""
-    while least < count:
-        least *= 2
-    return least
-
-
-def _filled(x: np.ndarray, room: int, value: int) -> Int32[Array, " n"]:
-    padded = np.pad(x, (0, room - len(x)), constant_values=value)
-    return jnp.asarray(padded.astype(np.int32))
-
-
 def _seconds(x: np.ndarray) -> Int32[np.ndarray, " n"]:
     """Seconds from the request on.
 
     Raises:
         UserError: they are more than 2^31, 68 years.
     """
-    if len(x) and np.abs(x).max() >= 2**31:
+    if len(x) and (x.max() >= 2**31 or x.min() <= -(2**31)):
         raise UserError(
             f"times: expected seconds less than 68 years from the request's, got some that are "
-            f"{np.abs(x).max():,} from it; give them in seconds"
+            f"{max(int(x.max()), -int(x.min())):,} from it; give them in seconds"
         )
     return x.astype(np.int32)
 

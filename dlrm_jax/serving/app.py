@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from dlrm_jax.errors import UserError, shown
+from dlrm_jax.serving.answers import Answers
 from dlrm_jax.serving.http_messages import (
     HttpError,
     Limits,
@@ -22,9 +23,7 @@ from dlrm_jax.serving.http_messages import (
     json_response,
     read_body,
 )
-from dlrm_jax.serving.live_fading import LiveFading
 from dlrm_jax.serving.open_inference import EXTENSIONS
-from dlrm_jax.serving.prediction import Predictions
 from dlrm_jax.serving.repository import Repository
 from dlrm_jax.serving.request_log import RequestLog, RequestNotes
 from dlrm_jax.serving.server_metrics import ServerMetrics
@@ -48,10 +47,10 @@ class App:
     Args:
         name: name of the model.
         repository: loaded versions.
+        predictions: answers of requests for predictions.
         limits: limits of a request.
         metrics: counters of the server.
         token: bearer token that requests need, but for those of health; empty for none.
-        fading: features that are faded; None for none.
         log: log of requests; None for that of failed ones.
     """
 
@@ -59,19 +58,17 @@ class App:
         self,
         name: str,
         repository: Repository,
+        predictions: Answers,
         limits: Limits,
         metrics: ServerMetrics,
         token: str = "",
-        fading: LiveFading | None = None,
         log: RequestLog | None = None,
     ):
         self._name, self._repository = name, repository
         self._limits, self._metrics, self._token = limits, metrics, token
         self._log = log or RequestLog()
-        self._predictions = Predictions(name, repository, limits, metrics, fading)
+        self._predictions = predictions
         metrics.watch_queue(lambda: repository.newest.waiting_rows)
-        if fading:
-            metrics.watch_schedule(fading.is_stale)
 
     def routes(self) -> Starlette:
         """The application."""

@@ -6,15 +6,14 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from dlrm_jax.console import once
 from dlrm_jax.errors import UserError
-from dlrm_jax.serving.served_model import ServedModel
-from dlrm_jax.serving.table_files import TableFiles
-from dlrm_jax.serving.tensors import model_inputs
+from dlrm_jax.serving.served_version import ServedVersion
+from dlrm_jax.serving.table_files import TableFiles, artifact_tables
 from dlrm_jax.serving.versions import Version, VersionsError, versions_in
 
 _log = logging.getLogger(__name__)
@@ -47,7 +46,7 @@ class _Newest(NamedTuple):
     """
 
     loadable: list[Version]
-    new: dict[Version, tuple[ServedModel, TableFiles]]
+    new: dict[Version, tuple[ServedVersion[Any], TableFiles]]
     failed: dict[Version, BaseException]
 
 
@@ -59,6 +58,7 @@ class Repository:
         load: function that loads a version and warms it up.
         keep: number of versions that are served: the newest that can be loaded.
         gone: called with the name of a version that isn't served any more, or couldn't be loaded.
+        tables: function of a version's directory that gives the files of its tables.
 
     Raises:
         UserError: no version can be loaded.
@@ -67,20 +67,22 @@ class Repository:
     def __init__(
         self,
         directory: Path,
-        load: Callable[[Version], ServedModel],
+        load: Callable[[Version], ServedVersion[Any]],
         keep: int = 1,
         gone: Callable[[str], None] = lambda _: None,
+        tables: Callable[[Path], Sequence[Path]] = artifact_tables,
     ):
         self._directory, self._load, self._keep, self._gone = directory, load, keep, gone
+        self._tables = tables
         self._changing = threading.Lock()
-        self._loaded: dict[Version, ServedModel] = {}  # the newest last; replaced as a whole
+        self._loaded: dict[Version, ServedVersion[Any]] = {}  # the newest last; replaced as a whole
         self._files: dict[Version, TableFiles] = {}
         self._complain = once(_log.error)
         self._reasons: dict[str, str] = {}  # of what failed in the last look
         self.refresh()
 
     @property
-    def newest(self) -> ServedModel:
+    def newest(self) -> ServedVersion[Any]:
         """The newest version that is loaded."""
         return next(reversed(self._loaded.values()))
 
@@ -89,7 +91,7 @@ class Repository:
         """The names of the versions that are loaded, the newest last."""
         return [version.name for version in self._loaded]
 
-    def get(self, name: str | None = None) -> ServedModel | None:
+    def get(self, name: str | None = None) -> ServedVersion[Any] | None:
         """A loaded version; the newest without a name, None if there is none of the name."""
         if name is None:
             return self.newest
@@ -147,7 +149,7 @@ class Repository:
     def _load_newest(self, there: Sequence[Version]) -> _Newest:
         """Loads the newest of the versions on disk, as far as they aren't loaded."""
         loadable: list[Version] = []
-        new: dict[Version, tuple[ServedModel, TableFiles]] = {}
+        new: dict[Version, tuple[ServedVersion[Any], TableFiles]] = {}
         failed: dict[Version, BaseException] = {}
         gone = {version.name: version for version in self._loaded if version not in there}
         for version in reversed(there):
@@ -155,7 +157,7 @@ class Repository:
                 break
             if version not in self._loaded:
                 try:
-                    files = TableFiles(version.directory)
+                    files = TableFiles(self._tables(version.directory))
                     new[version] = self._load(version), files
                 except _FAILURES as error:
                     failed[version] = error
@@ -235,11 +237,10 @@ def _log_change(
         _log.info("; ".join(changes))
 
 
-def _compare_columns(old: ServedModel, new: ServedModel) -> None:
+def _compare_columns(old: ServedVersion[Any], new: ServedVersion[Any]) -> None:
     """Logs which columns a new version wants otherwise than the one whose place it takes."""
     before, after = (
-        {x["name"]: f"{x['datatype']} {x['shape']}" for x in model_inputs(model)}
-        for model in (old, new)
+        {x["name"]: f"{x['datatype']} {x['shape']}" for x in model.inputs()} for model in (old, new)
     )
     changes = [f"{name!r} is new" for name in after if name not in before]
     changes += [f"{name!r} is gone" for name in before if name not in after]
@@ -258,6 +259,6 @@ def _compare_columns(old: ServedModel, new: ServedModel) -> None:
         )
 
 
-def _close(models: Iterable[ServedModel]) -> None:
+def _close(models: Iterable[ServedVersion[Any]]) -> None:
     for model in models:
         model.close()

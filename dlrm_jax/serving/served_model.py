@@ -1,31 +1,27 @@
-"""One loaded version of a model, and the queue of the requests that it answers."""
+"""One loaded version of a model of rows, and the way in which it answers requests together."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
-import logging
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+import polars as pl
 
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.serving.batcher import Answer, Batcher, BatchTimes
 from dlrm_jax.serving.followed_deltas import FollowedDeltas
+from dlrm_jax.serving.served_version import Observer, Probabilities, ServedVersion, tensor_note
 
-_log = logging.getLogger(__name__)
+_KINDS = {pl.Float32: "FP32", pl.Float64: "FP64", pl.Boolean: "BOOL"}
+"""Types of the categorical columns that take no text; integers may come as text, too."""
 
-Probabilities = Float64[np.ndarray, "N *_"]
-
-_Scores = list[tuple[Examples, Probabilities]]
-
-_REST = 0.001  # seconds; Python's threads take turns, and counting takes half a millisecond
+DENSE, IDS = "dense", "ids"
+"""Inputs of a model without vocabularies, which others take as well."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,21 +40,8 @@ class Rows:
         return len(self.examples)
 
 
-@dataclasses.dataclass(frozen=True)
-class Observer:
-    """What is told of the work of a model.
-
-    Attributes:
-        batch: called after each batch with what it took.
-        scored: called after each batch with its examples and their probabilities.
-    """
-
-    batch: Callable[[BatchTimes], None] = lambda _: None
-    scored: Callable[[Examples, Probabilities], None] = lambda *_: None
-
-
-class ServedModel:
-    """A model that answers requests in batches.
+class ServedModel(ServedVersion[Rows]):
+    """A model of rows that answers requests in batches.
 
     Args:
         version: name of the version.
@@ -78,17 +61,8 @@ class ServedModel:
         observer: Observer,
         deltas: FollowedDeltas | None = None,
     ):
-        self.version = version
-        self.predictor = predictor
-        self._most_rows = most_rows
-        self._observer = observer
-        self._deltas = deltas
-        self._scores: _Scores = []  # of the batch
-        self._finished: collections.deque[tuple[BatchTimes, _Scores]] = collections.deque()
-        self._observing = threading.Lock()
-        self._batcher: Batcher[Rows, Probabilities] = Batcher(
-            self._answer, most_rows, queued_rows, self._finish
-        )
+        self.predictor, self._deltas = predictor, deltas
+        super().__init__(version, most_rows, queued_rows, observer)
 
     @functools.cached_property
     def takes_raw_rows(self) -> bool:
@@ -96,9 +70,31 @@ class ServedModel:
         return self.predictor.takes_raw_rows
 
     @property
-    def waiting_rows(self) -> int:
-        """The number of rows that wait."""
-        return self._batcher.waiting_rows
+    def labels(self) -> Sequence[str]:
+        """The names of the labels; none for one without a name."""
+        return self.predictor.labels
+
+    def inputs(self) -> list[dict[str, Any]]:
+        """What the Open Inference Protocol says about the inputs."""
+        inputs = self.predictor.scorer.inputs
+        if not self.takes_raw_rows:
+            width = inputs.dense_features
+            dense = [tensor_note(DENSE, "FP32", -1, width)] if width else []
+            return [*dense, tensor_note(IDS, "INT32", -1, sum(inputs.bag_lengths))]
+        encoder = self.predictor.encoder
+        schema = encoder.options.schema
+        bags = schema.bag_lengths
+        kinds = {
+            x: "BYTES" if x in schema.bins else _KINDS.get(y, "BYTES")
+            for x, y in encoder.types.items()
+        }
+        return [
+            *(tensor_note(x, "FP32", -1) for x in schema.dense),
+            *(
+                tensor_note(x, kinds[x], -1, *([-1] if x in bags else []))
+                for x in schema.categorical
+            ),
+        ]
 
     def warm_up(self) -> None:
         """Compiles a program for each batch size, and reads the vocabularies.
@@ -124,42 +120,12 @@ class ServedModel:
         if self._deltas:
             self._deltas.look()
 
-    def submit(self, rows: Rows, timeout: float) -> Answer[Probabilities]:
-        """Queues a request; see `Batcher.submit`.
-
-        The future's exception is a `UserError` if an id is out of range.
-        """
-        return self._batcher.submit(rows, len(rows), timeout)
-
-    def close(self) -> None:
-        """Answers what waits, and takes no more."""
-        self._batcher.close()
-
     def _answer(self, requests: Sequence[Rows]) -> list[Probabilities | Exception]:
         alone = [i for i, rows in enumerate(requests) if rows.shared]
         found = dict(zip(alone, (self._scored([requests[i]])[0] for i in alone), strict=True))
         joined = [i for i in range(len(requests)) if i not in found]
         found |= zip(joined, self._scored([requests[i] for i in joined]), strict=True)
         return [found[i] for i in range(len(requests))]
-
-    def observe(self) -> None:
-        """Tells the observer of the batches that it hasn't been told of."""
-        with self._observing:
-            while self._finished:
-                times, scores = self._finished.popleft()
-                try:
-                    self._observer.batch(times)
-                    for examples, probabilities in scores:
-                        self._observer.scored(examples, probabilities)
-                except Exception:  # it mustn't end the thread
-                    _log.exception("version %s: what was answered isn't counted", self.version)
-
-    def _finish(self, times: BatchTimes) -> None:
-        """Observes a batch, once the event loop has had the time to send its answers."""
-        self._finished.append((times, self._scores))
-        self._scores = []
-        self._batcher.rest(_REST)
-        self.observe()
 
     def _scored(self, requests: Sequence[Rows]) -> Sequence[Probabilities | Exception]:
         if not requests:

@@ -4,64 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
-import logging
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving.app import App
 from dlrm_jax.serving.connections import with_limits
-from dlrm_jax.serving.followed_deltas import with_deltas
-from dlrm_jax.serving.http_messages import Limits
-from dlrm_jax.serving.live_fading import LiveFading
+from dlrm_jax.serving.model_kind import ModelKind
+from dlrm_jax.serving.options import Options
 from dlrm_jax.serving.repository import Repository
 from dlrm_jax.serving.request_log import RequestLog
-from dlrm_jax.serving.served_model import ServedModel
-from dlrm_jax.serving.server_metrics import DRIFT_ROWS, ServerMetrics
+from dlrm_jax.serving.row_models import RowModels
+from dlrm_jax.serving.served_version import ServedVersion
+from dlrm_jax.serving.server_metrics import ServerMetrics
 from dlrm_jax.serving.versions import Version
 from dlrm_jax.signals import end_process
-
-_log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How a model is served.
-
-    Attributes:
-        name: name of the model in paths.
-        versions: number of versions that are served: the newest that can be loaded.
-        watch_seconds: seconds between two looks for new versions; 0 for none.
-        batch_size: most rows of a batch.
-        queued_rows: most rows that wait.
-        limits: limits of a request.
-        token: bearer token of requests; empty for none.
-        connections: most connections of clients at a time.
-        keep_alive: seconds after which a connection without another request is closed.
-        fade: file of a schedule of features that are faded; None for none.
-        drift_rows: number of the last rows whose predictions are compared with the baseline.
-        log_requests: share of the requests that the log has a line about, besides failed ones.
-    """
-
-    name: str
-    versions: int = 1
-    watch_seconds: float = 0
-    batch_size: int = 1024
-    queued_rows: int = 16384
-    limits: Limits = dataclasses.field(default_factory=Limits)
-    token: str = ""
-    connections: int = 1000
-    keep_alive: int = 60
-    fade: Path | None = None
-    drift_rows: int = DRIFT_ROWS
-    log_requests: float = 0.0
 
 
 class _Uvicorn(uvicorn.Server):
@@ -114,20 +78,27 @@ class Server:
     Args:
         directory: artifact, or directory of artifacts named by numbers.
         options: settings of the server.
+        kind: kind of the models, made of the settings and counters of the server.
 
     Raises:
         UserError: there is no artifact, or none can be loaded; the schedule is none, or
             names a feature that the model doesn't have.
     """
 
-    def __init__(self, directory: Path, options: Options):
+    def __init__(
+        self,
+        directory: Path,
+        options: Options,
+        kind: Callable[[Options, ServerMetrics], ModelKind] = RowModels,
+    ):
         self._options = options
         self._metrics = ServerMetrics(options.name, options.drift_rows)
-        self._fading = LiveFading(options.fade) if options.fade else None
-        self.repository = Repository(directory, self._load, options.versions, self._forget)
+        self._kind = kind(options, self._metrics)
+        self.repository = Repository(
+            directory, self._load, options.versions, self._kind.forget, self._kind.table_paths
+        )
         try:
-            if self._fading:
-                self._fading.check()
+            self._kind.check()
         except BaseException:
             self.repository.close()
             raise
@@ -135,10 +106,10 @@ class Server:
         app = App(
             options.name,
             self.repository,
+            self._kind.answers(self.repository),
             options.limits,
             self._metrics,
             options.token,
-            self._fading,
             self._log,
         )
         self._ended = threading.Event()
@@ -181,33 +152,8 @@ class Server:
         """Ends `run` from another thread."""
         self._uvicorn.should_exit = True
 
-    def _load(self, version: Version) -> ServedModel:
-        options = self._options
-        loaded = Predictor.load(version.directory, batch_size=options.batch_size)
-        predictor, deltas = with_deltas(version, loaded, self._metrics.deltas)
-        model = ServedModel(
-            version.name,
-            predictor,
-            options.batch_size,
-            options.queued_rows,
-            self._metrics.observer(version.name, predictor),
-            deltas,
-        )
-        try:
-            model.warm_up()
-            _log.info("version %s: %s", version.name, predictor.scorer)
-            if self._fading:
-                self._fading.add(version.name, predictor)
-        except BaseException:
-            model.close()
-            raise
-        return model
-
-    def _forget(self, version: str) -> None:
-        """Forgets a version that isn't served any more."""
-        self._metrics.forget(version)
-        if self._fading:
-            self._fading.remove(version)
+    def _load(self, version: Version) -> ServedVersion[Any]:
+        return self._kind.load(version)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -19,7 +20,7 @@ from dlrm_jax.serving.batcher import BatchTimes
 from dlrm_jax.serving.counted_histogram import CountedHistogram
 from dlrm_jax.serving.delta_metrics import DeltaMetrics
 from dlrm_jax.serving.drift import SCORE_EDGES, SlidingCounts, counts_of, stability_index
-from dlrm_jax.serving.served_model import Observer
+from dlrm_jax.serving.served_version import Observer
 from dlrm_jax.serving.value_counts import ValueCounts
 
 DRIFT_ROWS = 50_000
@@ -126,13 +127,6 @@ class ServerMetrics:
         # With the first batch: a version that can't be loaded leaves that of its name as it is.
         watched = functools.cache(lambda: self._watch_drift(version, predictor))
         values = functools.cache(lambda: self._watch_values(version, predictor))
-        self._versions.add(version)
-
-        def batch(times: BatchTimes) -> None:
-            self._rows.labels(*labels).observe(times.rows)
-            self._computed.labels(*labels).observe(times.seconds)
-            for seconds in times.waited:
-                self._waited.labels(*labels).observe(seconds)
 
         def scored(examples: Examples, probabilities: _Probabilities) -> None:
             names, windows = predictor.labels, watched()
@@ -144,7 +138,32 @@ class ServerMetrics:
             if predictor.vocabularies is not None:  # ids of a stream's values are never unseen
                 values().add(np.asarray(examples.ids))
 
-        return Observer(batch, scored)
+        return Observer(self._batches(version), scored)
+
+    def observer_of_scores(self, version: str, label: str) -> Observer:
+        """Functions that count batches and probabilities of one label alone.
+
+        Args:
+            version: name of the version.
+            label: name of the label.
+        """
+
+        def scored(_: Any, probabilities: _Probabilities) -> None:
+            self._scores.add((self._model, version, label), probabilities)
+
+        return Observer(self._batches(version), scored)
+
+    def _batches(self, version: str) -> Callable[[BatchTimes], None]:
+        labels = (self._model, version)
+        self._versions.add(version)
+
+        def batch(times: BatchTimes) -> None:
+            self._rows.labels(*labels).observe(times.rows)
+            self._computed.labels(*labels).observe(times.seconds)
+            for seconds in times.waited:
+                self._waited.labels(*labels).observe(seconds)
+
+        return batch
 
     def _watch_values(self, version: str, predictor: Predictor) -> UnseenValues:
         """The counts of a model's values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,19 +19,15 @@ class _Stamp(NamedTuple):
 
 
 class TableFiles:
-    """The files of an artifact's tables, noted before they are mapped.
+    """The files of a version's tables, noted before they are mapped.
 
     Requests would be answered with rows of another model, and nothing else would tell.
 
     Args:
-        directory: directory of the artifact.
-
-    Raises:
-        UserError: there is no artifact, or its manifest is damaged.
+        paths: files.
     """
 
-    def __init__(self, directory: Path):
-        paths = [directory / table.file for table in Manifest.read(directory).tables]
+    def __init__(self, paths: Sequence[Path]):
         self._noted = {path: _stamp(path) for path in paths}
 
     def changed(self) -> list[Path]:
@@ -39,6 +36,15 @@ class TableFiles:
         return [
             path for path, (own, noted) in now.items() if own and noted and _is_changed(own, noted)
         ]
+
+
+def artifact_tables(directory: Path) -> list[Path]:
+    """The files of an artifact's tables.
+
+    Raises:
+        UserError: there is no artifact, or its manifest is damaged.
+    """
+    return [directory / table.file for table in Manifest.read(directory).tables]
 
 
 def _is_changed(now: _Stamp, noted: _Stamp) -> bool:

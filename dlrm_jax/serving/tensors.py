@@ -15,47 +15,20 @@ from dlrm_jax.errors import UserError, cut, shown
 from dlrm_jax.inference.probabilities import probability_columns
 from dlrm_jax.serving.column_rows import rows_of_columns
 from dlrm_jax.serving.open_inference import datatype
-from dlrm_jax.serving.served_model import Rows, ServedModel, examples_of
-
-_KINDS = {pl.Float32: "FP32", pl.Float64: "FP64", pl.Boolean: "BOOL"}
-"""Types of the categorical columns that take no text; integers may come as text, too."""
-
-DENSE, IDS = "dense", "ids"
-"""Inputs of a model without vocabularies, which others take as well."""
+from dlrm_jax.serving.served_model import DENSE, IDS, Rows, ServedModel, examples_of
+from dlrm_jax.serving.served_version import ServedVersion, tensor_note
 
 
-def model_metadata(name: str, versions: list[str], model: ServedModel) -> dict[str, Any]:
+def model_metadata(name: str, versions: list[str], model: ServedVersion[Any]) -> dict[str, Any]:
     """What the protocol says about a model."""
-    outputs = probability_columns(model.predictor.labels)
+    outputs = probability_columns(model.labels)
     return {
         "name": name,
         "versions": versions,
         "platform": "dlrm_jax",
-        "inputs": model_inputs(model),
-        "outputs": [_tensor(x, datatype(np.dtype(np.float64)), -1) for x in outputs],
+        "inputs": model.inputs(),
+        "outputs": [tensor_note(x, datatype(np.dtype(np.float64)), -1) for x in outputs],
     }
-
-
-def model_inputs(model: ServedModel) -> list[dict[str, Any]]:
-    """What the protocol says about the inputs of a model."""
-    inputs = model.predictor.scorer.inputs
-    if not model.takes_raw_rows:
-        dense = [_tensor(DENSE, "FP32", -1, inputs.dense_features)] if inputs.dense_features else []
-        return [*dense, _tensor(IDS, "INT32", -1, sum(inputs.bag_lengths))]
-    encoder = model.predictor.encoder
-    schema = encoder.options.schema
-    bags = schema.bag_lengths
-    kinds = {
-        x: "BYTES" if x in schema.bins else _KINDS.get(y, "BYTES") for x, y in encoder.types.items()
-    }
-    return [
-        *(_tensor(x, "FP32", -1) for x in schema.dense),
-        *(_tensor(x, kinds[x], -1, *([-1] if x in bags else [])) for x in schema.categorical),
-    ]
-
-
-def _tensor(name: str, kind: str, *shape: int) -> dict[str, Any]:
-    return {"name": name, "datatype": kind, "shape": list(shape)}
 
 
 def rows_of(
@@ -99,10 +72,10 @@ def rows_of(
 
 
 def outputs_of(
-    model: ServedModel, probabilities: Float64[np.ndarray, "N *_"]
+    model: ServedVersion[Any], probabilities: Float64[np.ndarray, "N *_"]
 ) -> dict[str, np.ndarray]:
     """The outputs by name, [N] each."""
-    names = probability_columns(model.predictor.labels)
+    names = probability_columns(model.labels)
     columns = probabilities.reshape(len(probabilities), len(names)).T
     return dict(zip(names, columns, strict=True))
 

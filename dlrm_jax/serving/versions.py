@@ -9,11 +9,13 @@ from pathlib import Path
 
 import xxhash
 
-from dlrm_jax.artifact.manifest import MANIFEST, Manifest, is_artifact
+from dlrm_jax.artifact.manifest import MANIFEST, Manifest, is_artifact, kind_of
 from dlrm_jax.errors import UserError
 
 PUBLISHING_LOCK = "publishing.lock"
 """The file of a directory that `train --publish` has made."""
+
+_FIRST = "1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Version:
     """An artifact on disk.
 
     Attributes:
-        name: name of the version: that of its directory, or the step of a lone artifact.
+        name: name of the version: that of its directory, or the step of a lone artifact; 1 for a
+            lone model of requests.
         directory: directory of the artifact.
         content: hash of its manifest, which has the checksums of all its files; empty if it can't
             be read.
@@ -64,7 +67,9 @@ def versions_in(directory: Path) -> list[Version]:
         UserError: the manifest of a lone artifact can't be read.
     """
     if is_artifact(directory):
-        named = {str(Manifest.read(directory).step): directory}
+        # Other kinds note no step.
+        name = _FIRST if kind_of(directory) else str(Manifest.read(directory).step)
+        named = {name: directory}
     elif directory.is_dir():
         named = {x.name: x for x in directory.iterdir() if x.name.isdecimal()}
     else:

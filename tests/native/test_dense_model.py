@@ -26,7 +26,8 @@ from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.native import quantized_rows
 from dlrm_jax.native.dense_model import DenseModel, Layer
 from dlrm_jax.serving.export import export
-from dlrm_jax.serving.served_model import Observer, Rows, ServedModel, examples_of
+from dlrm_jax.serving.served_model import Rows, ServedModel, examples_of
+from dlrm_jax.serving.served_version import Observer
 from dlrm_jax.serving.verify import NATIVE, PROGRAM, verify
 
 ROWS = (0, 1, 2, 63, 64, 65, 513)

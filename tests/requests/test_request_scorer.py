@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from dlrm_jax.mesh import as_mesh
 from dlrm_jax.requests.batches import RequestTraining
 from dlrm_jax.requests.evaluation import Evaluation
 from dlrm_jax.requests.model import learner_for
-from dlrm_jax.requests.scorer import Encoded, RequestScorer
+from dlrm_jax.requests.scorer import CheckedRequest, Encoded, RequestScorer
+from dlrm_jax.requests.scoring_program import Sizes
 from dlrm_jax.requests.settings import RequestSettings
 from dlrm_jax.requests.step import make_request_step
 
@@ -68,7 +70,7 @@ def test_scores_are_those_of_the_evaluation(encoder: str, mesh: str):
         np.testing.assert_allclose(scores(scorer, request), logits[own], rtol=1e-5, atol=1e-5)
 
 
-def test_a_history_serves_candidates_that_come_later_and_any_number_of_them(monkeypatch):
+def test_a_history_serves_candidates_that_come_later_and_any_number_of_them():
     scorer, _ = trained("stca", "1x1")
     request = int(np.argmax(REQUESTS.counts))
     wanted = scores(scorer, request)
@@ -77,21 +79,62 @@ def test_a_history_serves_candidates_that_come_later_and_any_number_of_them(monk
     country = {"country": int(REQUESTS.context["country"][request])}
     found = [scorer.score(kept, {"item": items[i : i + 1]}, country) for i in range(len(items))]
     np.testing.assert_allclose(np.concatenate(found), wanted, rtol=1e-5, atol=1e-6)
-    monkeypatch.setattr("dlrm_jax.requests.scorer._MOST", 16)
-    np.testing.assert_allclose(scores(scorer, request), wanted, rtol=1e-5, atol=1e-6)
+    small = RequestScorer(
+        COLUMNS, scorer.settings, scorer.model, scorer.tables, Sizes.of(70, candidates=16)
+    )
+    np.testing.assert_allclose(scores(small, request), wanted, rtol=1e-5, atol=1e-6)
     assert scorer.score(kept, {"item": items[:0]}, country).shape == (0,)
     assert REQUESTS.times is not None
     later = scorer.score(kept, {"item": items}, country, int(REQUESTS.times[request]) + 10**6)
     assert not np.allclose(later, wanted)
 
 
-def test_requests_of_any_size_compile_few_programs():
-    scorer, _ = trained("stca", "1x1")
+def checked(scorer: RequestScorer, request: int) -> CheckedRequest:
+    tokens, items = (
+        slice(*offsets[request : request + 2])
+        for offsets in (REQUESTS.history_offsets, REQUESTS.candidate_offsets)
+    )
+    assert REQUESTS.history_times is not None
+    assert REQUESTS.times is not None
+    return scorer.checked(
+        {name: x[tokens] for name, x in REQUESTS.history.items()},
+        {name: x[items] for name, x in REQUESTS.candidates.items()},
+        {name: int(x[request]) for name, x in REQUESTS.context.items()},
+        REQUESTS.history_times[tokens],
+        int(REQUESTS.times[request]),
+    )
+
+
+@pytest.mark.parametrize("encoder", ["mean", "stca", "hstu"])
+def test_packed_requests_have_the_logits_of_each(encoder: str):
+    scorer, logits = trained(encoder, "1x1")
+    wide = RequestScorer(
+        COLUMNS, scorer.settings, scorer.model, scorer.tables, Sizes.of(70, 1000, 128)
+    )
+    requests = [checked(wide, i) for i in range(40)]
+    for own in (scorer, wide):  # packs of few histories, and of many with parts of candidates
+        found = np.concatenate(own.score_all(requests))
+        np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-5)
+    assert scorer.score_all([]) == []
+    for request in range(0, 40, 7):
+        (alone,) = scorer.score_all([requests[request]])
+        np.testing.assert_array_equal(alone, scores(scorer, request))
+
+
+def test_sizes_are_few_and_all_of_them_are_compiled_at_once():
+    assert Sizes.of(512) == Sizes((128, 512), (64, 256, 1024))
+    assert Sizes.of(10_000, candidates=16) == Sizes((256, 1024, 4096, 16384), (16,))
+    assert Sizes.of(70, 300) == Sizes((128, 512), (64, 256, 1024))
+    scorer, _ = trained("mean", "1x1")
+    sizes = Sizes.of(70, 300, 100)
+    own = RequestScorer(COLUMNS, scorer.settings, scorer.model, scorer.tables, sizes)
+    own.program.warm_up()
+    functions: Any = own.program._encode, own.program._score
+    assert [x._cache_size() for x in functions] == [2, 2]
     for request in range(40):
-        scores(scorer, request)
-    assert max(REQUESTS.lengths) > 64  # two sizes of histories, and two of candidates
-    assert scorer._encode._cache_size() == 2  # pyright: ignore[reportAttributeAccessIssue]
-    assert scorer._score._cache_size() == 4  # pyright: ignore[reportAttributeAccessIssue]
+        scores(own, request)
+    own.score_all([checked(own, i) for i in range(40)])
+    assert [x._cache_size() for x in functions] == [2, 2]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from clients import Client, serving
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving import connections
 from dlrm_jax.serving.http_messages import Limits
-from dlrm_jax.serving.served_model import Observer, ServedModel
+from dlrm_jax.serving.served_model import ServedModel
+from dlrm_jax.serving.served_version import Observer
 
 
 def test_too_many_and_silent_ones(artifact: Path):

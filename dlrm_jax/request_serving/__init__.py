@@ -1,0 +1,1 @@
+"""HTTP for models of requests: a history, a context and candidates."""

@@ -1,0 +1,150 @@
+"""A trained model of requests that takes values as the log has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float32
+
+from dlrm_jax.data.preprocessing import vocabulary
+from dlrm_jax.data.preprocessing.loaded_vocabulary import LoadedVocabulary
+from dlrm_jax.errors import UserError, shown
+from dlrm_jax.requests.scorer import CheckedRequest, Encoded, RequestScorer
+
+
+class RequestModel:
+    """A saved model, which takes values as the log has them.
+
+    Args:
+        scorer: scorer of rows.
+        vocabularies: vocabulary of each table; none where values are rows already.
+    """
+
+    def __init__(self, scorer: RequestScorer, vocabularies: Mapping[str, LoadedVocabulary]):
+        self.scorer, self.vocabularies = scorer, dict(vocabularies)
+
+    @property
+    def has_texts(self) -> dict[str, bool]:
+        """Whether the values of each table are texts."""
+        vocabularies = self.vocabularies
+        return {
+            table: table in vocabularies and vocabularies[table].dtype == pl.String
+            for table in self.scorer.tables
+        }
+
+    def encode(self, history: Mapping[str, Any], times: Any = None, time: Any = None) -> Encoded:
+        """Encodes a history; see `RequestScorer.encode`.
+
+        Args:
+            history: values of each column, the oldest first.
+            times: time of each token in seconds, or dates, where the model has times.
+            time: time of the request in seconds, or a date.
+
+        Raises:
+            UserError: see `RequestScorer.encode`, or values have another type than the log's.
+        """
+        ids = self._ids("history", self.scorer.columns.history, history)
+        moment = None if time is None else int(_seconds([time])[0])
+        return self.scorer.encode(ids, None if times is None else _seconds(times), moment)
+
+    def score(
+        self,
+        encoded: Encoded,
+        candidates: Mapping[str, Any],
+        context: Mapping[str, Any],
+        time: Any = None,
+    ) -> Float32[np.ndarray, " m"]:
+        """The logits of candidates; see `RequestScorer.score`.
+
+        Args:
+            encoded: result of `encode`.
+            candidates: values of each column.
+            context: value of each column.
+            time: time in seconds, or a date, where it isn't that of `encode` any more.
+
+        Raises:
+            UserError: see `RequestScorer.score`, or values have another type than the log's.
+        """
+        ids = self._ids("candidates", self.scorer.columns.candidates, candidates)
+        moment = None if time is None else int(_seconds([time])[0])
+        return self.scorer.score(encoded, ids, self._of_context(context), moment)
+
+    def checked(
+        self,
+        history: Mapping[str, Any],
+        candidates: Mapping[str, Any],
+        context: Mapping[str, Any],
+        times: Any = None,
+        time: Any = None,
+    ) -> CheckedRequest:
+        """A request for `RequestScorer.score_all`.
+
+        The arguments and errors are those of `encode` and `score`.
+        """
+        columns = self.scorer.columns
+        return self.scorer.checked(
+            self._ids("history", columns.history, history),
+            self._ids("candidates", columns.candidates, candidates),
+            self._of_context(context),
+            None if times is None else _seconds(times),
+            None if time is None else int(_seconds([time])[0]),
+        )
+
+    def _of_context(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        single = {name: [value] for name, value in context.items()}
+        ids = self._ids("context", self.scorer.columns.context, single)
+        return {name: x[0] for name, x in ids.items()}
+
+    def _ids(
+        self, part: str, tables: Mapping[str, str], values: Mapping[str, Any]
+    ) -> dict[str, np.ndarray]:
+        """The rows of the values of a part."""
+        if set(values) != set(tables):
+            raise UserError(
+                f"{part}: expected the columns {', '.join(sorted(tables)) or 'none'}, got "
+                f"{', '.join(sorted(values)) or 'none'}"
+            )
+        return {name: self._rows(part, name, tables[name], own) for name, own in values.items()}
+
+    def _rows(self, part: str, name: str, table: str, values: Any) -> np.ndarray:
+        series, is_known = _series(f"{part}: {name}", values), table in self.vocabularies
+        if series.null_count() and not (part == "context" and is_known):
+            raise UserError(f"{part}: {name}: expected a value in each place, got a missing one")
+        if not is_known or not len(series):
+            return series.to_numpy()
+        vocabulary_of = self.vocabularies[table]
+        known = vocabulary_of.dtype
+        if series.dtype.is_numeric() != known.is_numeric() and series.dtype != pl.Null:
+            raise UserError(f"{part}: {name}: expected values of {known}, got {series.dtype}")
+        return vocabulary.encode(series, vocabulary_of.entries(series), 1)[:, 0]
+
+
+def _series(name: str, values: Any) -> pl.Series:
+    """Single values, one behind the other.
+
+    Raises:
+        UserError: they aren't.
+    """
+    try:
+        found = pl.Series(values=values)
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise UserError(
+            f"{name}: expected a list of values of one type, got {shown(values)}"
+        ) from error
+    if found.dtype.is_nested() or found.dtype == pl.Object:
+        raise UserError(f"{name}: expected a list of single values, got {shown(values)}")
+    return found
+
+
+def _seconds(times: Any) -> np.ndarray:
+    """Times in seconds, as of a log: numbers of them, or dates."""
+    found = _series("times", times)
+    if found.dtype in (pl.Date, pl.Datetime):
+        found = found.cast(pl.Datetime("us")).dt.epoch("s")
+    known = found.cast(pl.Int64, strict=False) if found.dtype.is_integer() else found.clear()
+    if len(found) and (len(known) < len(found) or known.null_count()):
+        raise UserError(f"times: expected integers of seconds, or dates, got {shown(times)}")
+    return known.cast(pl.Int64).to_numpy()
