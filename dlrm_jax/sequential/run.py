@@ -20,7 +20,7 @@ from dlrm_jax.sequential.questions import Split
 from dlrm_jax.sequential.settings import SequentialSettings
 from dlrm_jax.sequential.step import make_sequential_step
 from dlrm_jax.training.best_of_run import Plan, best_of_run
-from dlrm_jax.training.learner import TrainState
+from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.record import to_json, write_result
 
 _MAY_CHANGE = ("epochs", "patience", "evaluate_every", "at", "metric", "exclude_seen")
@@ -38,11 +38,13 @@ class Outcome:
         summary: contents of ``summary.json``.
         evaluation: evaluation of the run.
         state: state of the best checkpoint.
+        learner: learner of the state.
     """
 
     summary: dict[str, Any]
     evaluation: Evaluation
     state: TrainState
+    learner: Learner
 
 
 def run(
@@ -104,7 +106,7 @@ def run(
             },
         }
         on_process_0(lambda: write_result(workdir / "summary.json", to_json(summary, indent=1)))
-        return Outcome(summary, evaluation, best.state)
+        return Outcome(summary, evaluation, best.state, learner)
 
 
 def fixed_settings(settings: SequentialSettings) -> dict[str, Any]:

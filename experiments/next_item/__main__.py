@@ -5,12 +5,16 @@
     python -m experiments.next_item --preset=hstu_ml1m --data=ml-1m
     python -m experiments.next_item --mesh=2x4
     python -m experiments.next_item --preset=hstu_ml1m --mesh=1x8 --target=h100:8
+    python -m experiments.next_item --data=ml-100k --workdir=runs/hstu --export=next
 
 ``--data`` is a MovieLens directory as GroupLens publishes it, or in RecBole's form; ``--log`` is a
 Parquet or CSV file of your own with a row for each interaction. Each user's last item is asked for
 among all items, and the last but one for validation; or what comes after a point in time. It prints
 HR@k, NDCG@k, MRR and coverage beside those of a ranking by popularity, and the metrics of frequent
 and of rare items. If the program is interrupted, run the same command again to resume.
+
+``--export`` makes a directory of the best checkpoint, which `dlrm_jax.sequential.saved_model` reads
+and ``dlrm_jax serve`` serves. Of a run that has ended, the same command with it trains no more.
 
 Without either it generates histories whose order decides what follows, so that the best ranking is
 known. ``--encoder=bag`` is blind to the order.
@@ -39,6 +43,7 @@ from dlrm_jax.cli.compiled_step import (
 from dlrm_jax.cli.config_flags import define_field
 from dlrm_jax.cli.flags import (
     FLAGS,
+    check_new,
     chosen_workdir,
     define_mesh,
     define_workdir,
@@ -50,13 +55,18 @@ from dlrm_jax.console import status
 from dlrm_jax.data.movielens.formats import read_tables
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size
+from dlrm_jax.processes import is_distributed
 from dlrm_jax.sequential.batches import SequenceTraining
 from dlrm_jax.sequential.interactions import Interactions, interactions_of
+from dlrm_jax.sequential.item_values import plain_values
 from dlrm_jax.sequential.metrics import STRATA, metrics
 from dlrm_jax.sequential.model import learner_for
 from dlrm_jax.sequential.presets import PRESETS
 from dlrm_jax.sequential.questions import SPLITS, split_of
+from dlrm_jax.sequential.recommender import Recommender
+from dlrm_jax.sequential.run import Outcome
 from dlrm_jax.sequential.run import run as run_sequences
+from dlrm_jax.sequential.saved_model import write_model
 from dlrm_jax.sequential.settings import SequentialSettings
 from dlrm_jax.sequential.step import make_sequential_step
 from dlrm_jax.text_table import text_table
@@ -81,6 +91,9 @@ for _field in dataclasses.fields(SequentialSettings):
     define_field(_field, get_type_hints(SequentialSettings)[_field.name], _field.default)
 define_workdir("Directory of metrics and checkpoints", "runs/sequences")
 define_target(" and nothing is trained")
+flags.DEFINE_string(
+    "export", None, "Directory to make of the trained model, for recommending; such as next."
+)
 flags.DEFINE_integer("users", 4000, "Users of the generated histories; such as 1000.", 3)
 flags.DEFINE_integer("items", 500, "Items of the generated histories; such as 2000.", 20)
 flags.DEFINE_integer("longest", 60, "Longest generated history; such as 200.", 10)
@@ -103,6 +116,8 @@ def main() -> None:
         order = planted_order(FLAGS.items, settings.seed)
         interactions = generate(order, FLAGS.users, FLAGS.longest, settings.seed)
     check_places(interactions, settings)
+    if FLAGS.export:
+        check_export(interactions)
     split = split_of(interactions, FLAGS.split)
     status(describe(interactions, split, settings))
     if FLAGS.target:
@@ -119,13 +134,15 @@ def main() -> None:
         best = metrics(planted_places(order, interactions, split.test), settings.at)
         summary["test"] = {**summary["test"], "planted order": best}
     report(summary, workdir)
+    if FLAGS.export:
+        export(outcome, settings, interactions)
 
 
 def check_flags() -> None:
     """Refuses flags that contradict each other or that nothing would read."""
     check_target()
     if FLAGS.target:
-        refuse(["workdir"], "with --target, for which nothing is trained")
+        refuse(["workdir", "export"], "with --target, for which nothing is trained")
     if FLAGS.data and FLAGS.log:
         raise UserError("--data and --log: expected one of them, got both")
     if not FLAGS.log:
@@ -148,6 +165,34 @@ def settings_of_flags() -> SequentialSettings:
             given[name] = tuple(value) if isinstance(value, list) else value
     preset = PRESETS[FLAGS.preset] if FLAGS.preset else SequentialSettings()
     return dataclasses.replace(preset, **given)
+
+
+def check_export(interactions: Interactions) -> None:
+    """Checks before all training that the model can be exported.
+
+    Raises:
+        UserError: there are several processes, items can't be named by requests, or the directory
+            exists or can't be made.
+    """
+    if is_distributed():
+        raise UserError("export: expected a run of one process, got one of several")
+    plain_values(interactions.values)
+    check_new("export")
+
+
+def export(outcome: Outcome, settings: SequentialSettings, interactions: Interactions) -> None:
+    """Writes the directory of the best checkpoint."""
+    recommender = Recommender.of_state(
+        outcome.learner, settings, outcome.state, interactions.values
+    )
+    found = {x: outcome.summary[x]["model"] for x in ("validation", "test") if x in outcome.summary}
+    of_splits = {
+        split: {name: x for name, x in own.items() if name != "strata"}
+        for split, own in found.items()
+    }
+    path = Path(FLAGS.export)
+    write_model(path, recommender, path.name, outcome.summary["best_step"], of_splits)
+    status(f"exported to {path}")
 
 
 def read_log(path: Path) -> pl.DataFrame:

@@ -1,0 +1,80 @@
+"""The times of a history that comes from outside, relative to that of the question."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int32, Int64
+
+from dlrm_jax.errors import UserError, shown
+
+_FAR = 2**53  # seconds from 1970 whose differences are exact, whatever a client sends
+
+
+def relative_times(times: Any, time: Any, count: int) -> Int32[np.ndarray, " n"]:
+    """The times of n items in seconds from the question's; none is positive.
+
+    Args:
+        times: time of each item, ascending, in integers of seconds or dates.
+        time: time of the question, not before the last one.
+        count: number of items, n.
+
+    Raises:
+        UserError: they aren't that, or 68 years or more lie between them.
+    """
+    for name, given in (("times", times), ("time", time)):
+        if given is None:
+            raise UserError(
+                f"{name}: expected the times of the history and that of the question, as hstu "
+                f"reads both, got none"
+            )
+    own, asked = _seconds("times", times), _seconds("time", [time])[0]
+    if len(own) != count:
+        raise UserError(f"times: expected {count:,}, one an item, got {len(own):,}")
+    found = own - asked
+    if (np.diff(own) < 0).any() or (found > 0).any():
+        raise UserError(
+            "times: expected them ascending, and that of the question not before the last one; "
+            "give the oldest item first"
+        )
+    if (found <= -(2**31)).any():
+        raise UserError(
+            f"times: expected less than 68 years before the question's, got {-found.min():,} "
+            f"seconds; give them in seconds"
+        )
+    return found.astype(np.int32)
+
+
+def refuse_times(encoder: str, **given: Any) -> None:
+    """Refuses times for an encoder that doesn't read them.
+
+    Args:
+        encoder: name of the encoder.
+        given: values by name; None for none.
+
+    Raises:
+        UserError: there are some.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(f"{name}: expected none, as {encoder} reads no times; leave it out")
+
+
+def _seconds(name: str, times: Any) -> Int64[np.ndarray, " n"]:
+    """Times in seconds, as of a log: integers of them, or dates."""
+    wanted = f"{name}: expected integers of seconds, or dates, got {shown(times)}"
+    try:
+        found = pl.Series(values=times)
+    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
+        raise UserError(wanted) from error
+    if found.dtype in (pl.Date, pl.Datetime):
+        found = found.cast(pl.Datetime("us")).dt.epoch("s")
+    if found.is_empty():
+        return np.zeros(0, np.int64)
+    if not found.dtype.is_integer() or found.null_count():
+        raise UserError(wanted)
+    if not found.is_between(-_FAR, _FAR).all():
+        raise UserError(wanted)
+    return found.cast(pl.Int64).to_numpy()
