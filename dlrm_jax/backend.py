@@ -47,8 +47,6 @@ class Backend:
             finds by a hash scratch and a loop; it sorts slowly. Accelerators sort ids by row and
             sum those of a row in a fixed order. There, additions to one place are atomic on GPUs,
             in another order each time, or one after the other; a loop waits for the host.
-        atomic_scatters: whether XLA sums scatters with atomics, in another order each time, unless
-            it is told not to.
         attention: compiler of HSTU's attention: XLA, Mosaic, Triton or native. Mosaic and Triton
             compile kernels of Pallas, which keep the scores of a pair of blocks within the chip.
             XLA's program of this is a loop that writes them to memory, and on a GPU each of its
@@ -73,7 +71,6 @@ class Backend:
     host_memory: bool = False
     widens_short_floats: bool = False
     row_sums: Literal["scatter", "sorted"] = "sorted"
-    atomic_scatters: bool = False
     attention: Literal["xla", "mosaic", "triton", "native"] = "xla"
     row_kernels: Literal["xla", "triton"] = "xla"
 
@@ -91,7 +88,7 @@ CPU = Backend(
     widens_short_floats=True,
     row_sums="scatter",
 )
-GPU = Backend("gpu", atomic_scatters=True, attention="triton", row_kernels="triton")
+GPU = Backend("gpu", attention="triton", row_kernels="triton")
 TPU = Backend("tpu", attention="mosaic")
 
 
@@ -158,12 +155,6 @@ def xla_flags() -> str:
             f"{text!r}: {error}"
         ) from error
     return flags
-
-
-def scatters_vary(mesh: Mesh) -> bool:
-    """Whether each device of a mesh sums scatters in an order of its own."""
-    deterministic = "xla_gpu_deterministic_ops=true" in xla_flags()
-    return backend_of(mesh).atomic_scatters and not deterministic
 
 
 def describe_devices(mesh: Mesh) -> str:

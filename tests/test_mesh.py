@@ -3,14 +3,12 @@ import os
 import re
 
 import jax
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 from main_job import run
 
-from dlrm_jax.backend import scatters_vary
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import (
     batch_sharding,
@@ -92,15 +90,6 @@ def test_accelerators_are_replaced_only_where_that_is_asked_for(monkeypatch):
         check_accelerators((2, 4))
 
 
-def test_gpus_sum_scatters_alike_only_with_a_flag(monkeypatch):
-    gpus = Mesh(np.array([[Accelerator(0), Accelerator(1)]]), ("data", "model"))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
-    assert scatters_vary(gpus)
-    assert not scatters_vary(make_mesh("1x2"))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0 --xla_gpu_deterministic_ops=true")
-    assert not scatters_vary(gpus)
-
-
 def test_a_smaller_emulation_takes_nothing_back():
     program = (
         "import jax\n"
@@ -176,14 +165,6 @@ def test_xla_flags_of_a_file(tmp_path):
     ended = run(program=("-c", program), XLA_FLAGS=str(file))
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == "3 2 --xla_cpu_enable_concurrency_optimized_scheduler=false\n"
-
-
-def test_xla_flags_of_a_file_count_for_sums_of_gpus(tmp_path, monkeypatch):
-    gpus = Mesh(np.array([[Accelerator(0), Accelerator(1)]]), ("data", "model"))
-    file = tmp_path / "flags"
-    file.write_text("--xla_gpu_deterministic_ops=true\n")
-    monkeypatch.setenv("XLA_FLAGS", str(file))
-    assert not scatters_vary(gpus)
 
 
 @pytest.mark.parametrize("content", [None, b"\0", b"\xff"])

@@ -24,7 +24,7 @@ from typing import Any
 
 from absl import flags
 
-from dlrm_jax.backend import describe_devices, scatters_vary
+from dlrm_jax.backend import describe_devices
 from dlrm_jax.cli.config_file import check_file_read, config_of_flags, define_config_file
 from dlrm_jax.cli.config_flags import check_read, define_run_flags, overridden_saved
 from dlrm_jax.cli.continued import (
@@ -139,11 +139,6 @@ def main() -> None:
     check_same({name: FLAGS[name].value for name in _OF_ALL_PROCESSES})
     check_config(config, mesh)
     status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
-    if mesh.size > 1 and config.check_copies_every and scatters_vary(mesh):
-        status(
-            "warning: the devices' copies will drift apart and end the run; on GPUs set "
-            "XLA_FLAGS=--xla_gpu_deterministic_ops=true"
-        )
     if schema and train_stream:
         train_stream(config, schema, mesh, workdir)
         return

@@ -1,8 +1,8 @@
 """Comparison of the copies of an array that several devices hold.
 
-Every device updates its own copy of a table with the same numbers. On GPUs atomic additions may
-come in another order on each, and a fault of memory changes one copy alone. Nothing else would
-notice: each sample reads the copy of its own group.
+Every device updates its own copy of a table with the same numbers, which it sums in the same order.
+A fault of memory changes one copy alone. Nothing else would notice: each sample reads the copy of
+its own group.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt32
 
-from dlrm_jax.backend import backend_named
 from dlrm_jax.embedding.checksum import checksum
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.state import EmbeddingState
@@ -54,18 +53,9 @@ def check_copies(mesh: Mesh, arrays: Mapping[str, Sequence[Array]]) -> None:
     if found:
         raise CopiesDifferError(
             f"the copies of {' and of '.join(found)} differ between devices, though all are "
-            f"updated alike; {_remedy(mesh.devices.flat[0].platform)}, and if it happens again, "
-            f"test the machine's memory"
+            f"updated alike; resume from the last checkpoint, and if it happens again, test the "
+            f"machine's memory"
         )
-
-
-def _remedy(platform: str) -> str:
-    if backend_named(platform).atomic_scatters:
-        return (
-            "XLA sums scatters with atomics on GPUs unless XLA_FLAGS has "
-            "--xla_gpu_deterministic_ops=true: set it, resume from the last checkpoint"
-        )
-    return "resume from the last checkpoint"
 
 
 def _unequal(mesh: Mesh, arrays: Mapping[str, Sequence[Array]]) -> list[str]:
