@@ -13,19 +13,17 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from dlrm_jax.backend import Backend, backend_of
 from dlrm_jax.embedding import exchange, kernel_dispatch, pooling, row_gradients
-from dlrm_jax.embedding.bag_cotangents import BlockCotangents, expand
+from dlrm_jax.embedding.bag_cotangents import BlockCotangents
 from dlrm_jax.embedding.fully_sharded import FullySharded
 from dlrm_jax.embedding.kernel_dispatch import has_native_update
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
-from dlrm_jax.embedding.optimizer import at_rate
-from dlrm_jax.embedding.reshard import shard_axes, slab_spec, slot_ndims
-from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
+from dlrm_jax.embedding.reshard import slab_spec, slot_ndims
 from dlrm_jax.embedding.routing_key import check_routed, routing_key
-from dlrm_jax.embedding.row_optimizer import mean_of_columns
 from dlrm_jax.embedding.row_sums import RowSums
-from dlrm_jax.embedding.row_update import checked_step, update_rows
+from dlrm_jax.embedding.row_update import checked_step
 from dlrm_jax.embedding.slab import Slab
+from dlrm_jax.embedding.slab_update import update_slab
 from dlrm_jax.embedding.state import EmbeddingState, RoutedIds, RowGradients, SparseCotangents
 from dlrm_jax.embedding.table import Lookup
 
@@ -269,32 +267,9 @@ class PerDevice:
         step: Array,
         rate_factor: Array | None,
     ) -> tuple[Array, dict[str, Array]]:
-        assert slab.optimizer is not None
-        if slab.name in self.native_slabs:
-            optimizer = at_rate(slab.optimizer, rate_factor)
-            return optimizer.native_update(table, slots, blocks, step)
-        rows, gradients = expand(blocks)
-
-        def mean_of_all_columns(x: Array) -> Array:
-            return jax.lax.pmean(mean_of_columns(x), self.axes.model)
-
-        def rounded(values: Array) -> Array:
-            over = shard_axes(slab, self.axes)
-            shard = jax.lax.axis_index(over) if over else 0
-            return round_randomly(values, bits_of_rows(slab, rows, step, shard))
-
-        return update_rows(
-            slab.optimizer,
-            table,
-            slots,
-            rows,
-            gradients,
-            step,
-            mean_of_all_columns if slab.split == "columns" else mean_of_columns,
-            slab.dtype,
-            rounded if slab.rounds_randomly else None,
-            rate_factor,
-            slab.needs_sums(self.row_sums == "sorted"),
+        native, differ = slab.name in self.native_slabs, slab.needs_sums(self.row_sums == "sorted")
+        return update_slab(
+            slab, self.axes, table, slots, blocks, step, rate_factor, native=native, differ=differ
         )
 
     def update(

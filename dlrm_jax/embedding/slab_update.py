@@ -1,0 +1,70 @@
+"""The update of a slab's rows on one device, by a native kernel or in JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+from jaxtyping import Array
+
+from dlrm_jax.embedding.bag_cotangents import BlockCotangents, expand
+from dlrm_jax.embedding.mesh_axes import MeshAxes
+from dlrm_jax.embedding.optimizer import at_rate
+from dlrm_jax.embedding.reshard import shard_axes
+from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
+from dlrm_jax.embedding.row_optimizer import mean_of_columns
+from dlrm_jax.embedding.row_update import update_rows
+from dlrm_jax.embedding.slab import Slab
+
+
+def update_slab(
+    slab: Slab,
+    axes: MeshAxes,
+    table: Array,
+    slots: dict[str, Array],
+    blocks: Sequence[BlockCotangents],
+    step: Array,
+    rate_factor: Array | None,
+    *,
+    native: bool,
+    differ: bool,
+) -> tuple[Array, dict[str, Array]]:
+    """Updates rows; call it in a `jax.shard_map` over the axes.
+
+    Args:
+        slab: trained slab.
+        axes: axes of the mesh.
+        table: rows of this device.
+        slots: optimizer slots of these rows.
+        blocks: rows and gradients of bags.
+        step: number of updates done before this one.
+        rate_factor: factor of the learning rate; None for 1.
+        native: whether a native kernel updates it.
+        differ: whether no two rows of the blocks are equal.
+    """
+    assert slab.optimizer is not None
+    if native:
+        return at_rate(slab.optimizer, rate_factor).native_update(table, slots, blocks, step)
+    rows, gradients = expand(blocks)
+
+    def mean_of_all_columns(x: Array) -> Array:
+        return jax.lax.pmean(mean_of_columns(x), axes.model)
+
+    def rounded(values: Array) -> Array:
+        over = shard_axes(slab, axes)
+        shard = jax.lax.axis_index(over) if over else 0
+        return round_randomly(values, bits_of_rows(slab, rows, step, shard))
+
+    return update_rows(
+        slab.optimizer,
+        table,
+        slots,
+        rows,
+        gradients,
+        step,
+        mean_of_all_columns if slab.split == "columns" else mean_of_columns,
+        slab.dtype,
+        rounded if slab.rounds_randomly else None,
+        rate_factor,
+        differ,
+    )
