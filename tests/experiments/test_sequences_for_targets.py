@@ -12,7 +12,7 @@ from dlrm_jax.targets import lacks
 
 SMALL = {
     "next_item": (
-        "--users=40", "--items=30", "--longest=20", "--at=5", "--batch_size=8", "--width=8",
+        "--users=40", "--items=30", "--longest=20", "--at=10", "--batch_size=8", "--width=8",
         "--negatives=16",
     ),
     "long_history": (
@@ -53,5 +53,8 @@ def test_a_step_of_sequences_for_a_target(name: str, target: str, tmp_path: Path
     assert result.returncode == 0, result.stderr[-2000:]
     found = json.loads(kept.read_text(encoding="utf-8"))
     assert found["not_updated_in_place"] == []
-    assert found["kernels"]["once"][KERNEL[target]] >= 2  # the attention, forward and backward
+    kernels = found["kernels"]["once"]
+    assert kernels["product"] > 5
+    if name == "next_item":
+        assert kernels[KERNEL[target]] >= 2  # the attention, forward and backward
     assert list(tmp_path.iterdir()) == [kept]  # nothing is trained
