@@ -25,7 +25,12 @@ from dlrm_jax.training.learner import Learner
 ITEMS, CANDIDATES, TARGETS = "items", "candidates", "targets"
 """The features, which all read the table of items: tokens, and what may follow them."""
 
-_DEEP = ("layers", "heads")  # options of encoders but the mean of the items
+# Options of the encoders, by the settings of the same names.
+_OPTIONS = {
+    "hstu": ("layers", "heads"),
+    "sasrec": ("layers", "heads", "hidden_width"),
+    "bag": (),
+}
 _SMALL = 0.02  # standard deviation of the items' vectors, as in HSTU's reference
 _EPSILON = 1e-12
 
@@ -40,7 +45,7 @@ class NextItem(nnx.Module):
 
     def __init__(self, settings: SequentialSettings, *, rngs: nnx.Rngs):
         kinds: dict[str, Any] = {"hstu": HSTU, "sasrec": SASRec, "bag": BagOfItems}
-        options = {} if settings.encoder == "bag" else {x: getattr(settings, x) for x in _DEEP}
+        options = {x: getattr(settings, x) for x in _OPTIONS[settings.encoder]}
         self.encoder: SequenceEncoder = kinds[settings.encoder](
             settings.width, settings.max_length, dropout=settings.dropout, rngs=rngs, **options
         )

@@ -26,7 +26,7 @@ from dlrm_jax.training.record import to_json, write_result
 _MAY_CHANGE = ("epochs", "patience", "evaluate_every", "at", "metric", "exclude_seen")
 """Settings that may differ when a run is resumed."""
 
-_ADDED = {"decay_start": 0, "decay_steps": 0, "beta2": 0.999}
+_ADDED = {"decay_start": 0, "decay_steps": 0, "beta2": 0.999, "hidden_width": 0}
 """Settings that runs of earlier versions don't know, with the values that they had."""
 
 

@@ -31,6 +31,12 @@ class SequentialSettings:
     width: int = field(64, "Width of the items' vectors; such as 50.", 1)
     layers: int = field(2, "Layers of the encoder; such as 8.", 1)
     heads: int = field(1, "Heads of each layer's attention; such as 2.", 1)
+    hidden_width: int = field(
+        0,
+        "Width between the two linear layers of a layer of SASRec; 0 for that of the vectors; such "
+        "as 256.",
+        0,
+    )
     dropout: float = field(
         0.2, "Share of the numbers in the encoder that are left out in training; such as 0.5."
     )
@@ -105,6 +111,11 @@ class SequentialSettings:
             raise UserError(
                 f"decay_start: expected 0 without decay_steps, got {self.decay_start}; give "
                 f"decay_steps"
+            )
+        if self.hidden_width and self.encoder != "sasrec":
+            raise UserError(
+                f"hidden_width: expected 0 for encoder={self.encoder}, which has no such layers, "
+                f"got {self.hidden_width}"
             )
         if self.in_batch and self.negatives:
             raise UserError(

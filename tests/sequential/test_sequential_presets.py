@@ -81,6 +81,7 @@ def test_flags_change_the_preset(tmp_path: Path):
             "--heads has no effect with --encoder=bag, which has neither",
         ),
         (("--sampler=frequency",), "--sampler has no effect without --negatives"),
+        (("--encoder=hstu", "--hidden_width=8"), "--hidden_width: expected 0 for encoder=hstu"),
         (("--sampler=in_batch", "--negatives=3"), "--negatives: expected 0 with sampler=in_batch"),
     ],
 )

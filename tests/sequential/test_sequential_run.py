@@ -126,7 +126,7 @@ def test_items_of_the_history_are_ranked_by_neither(tmp_path: Path):
 
 def test_runs_of_earlier_versions_know_fewer_settings():
     here = fixed_settings(SETTINGS)
-    added = {"beta2", "decay_start", "decay_steps"}
+    added = {"beta2", "decay_start", "decay_steps", "hidden_width"}
     assert added < here.keys()
     assert of_earlier({x: y for x, y in here.items() if x not in added}) == here
     other = fixed_settings(dataclasses.replace(SETTINGS, decay_steps=9))
