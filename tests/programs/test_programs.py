@@ -9,7 +9,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dlrm_jax.programs.collectives import as_all_reduces, bytes_by_kind, collectives
+from dlrm_jax.programs.collectives import (
+    as_all_reduces,
+    bytes_by_kind,
+    collectives,
+    with_joined_sums,
+)
 from dlrm_jax.programs.hlo import Program, program_of, read
 from dlrm_jax.programs.kernels import kernels
 from dlrm_jax.programs.large_arrays import arguments, temporaries
@@ -178,6 +183,11 @@ def test_collectives_and_what_tpus_make_of_them(program: Program):
     compiled = Counter({"all-reduce": 8 + 4 * 128 + 30, "all-gather": 10})
     assert as_all_reduces(planned, compiled, 4) == compiled
     assert as_all_reduces(planned, planned, 4) == planned
+    norms = Counter({"all-reduce": 60, "all-gather": 8})
+    joined = Counter({"all-reduce": 32, "all-gather": 8})
+    assert with_joined_sums(norms, joined, 32) == joined
+    assert with_joined_sums(norms, joined, 28) == norms  # one of them is sent
+    assert with_joined_sums(joined, norms, 32) == joined
     assert bytes_by_kind(found) == {"all-to-all": 512, "reduce-scatter": 128}
 
 
