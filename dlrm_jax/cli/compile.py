@@ -66,7 +66,7 @@ def main() -> None:
         config = dataclasses.replace(config, kernels="jax")
     check_batch_size(mesh, "batch_size", config.batch_size, config.accumulation_steps)
     print(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
-    learner = make_learner(config, mesh)
+    learner = make_learner(config, mesh, feeds=True)
     lowered = lower_step(
         learner, config.batch_size, config.dense_features, pipelined=config.pipelined
     )

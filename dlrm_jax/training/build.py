@@ -154,7 +154,8 @@ def make_learner(config: Config, mesh: Mesh, feeds: bool = False) -> Learner:
     Args:
         config: config.
         mesh: mesh of the learner.
-        feeds: whether the caller feeds tables in host memory, see `host_memory.feed_of`.
+        feeds: whether the caller feeds tables in host memory, see `host_memory.feed_of`, or runs no
+            step.
 
     Raises:
         UserError: the config contradicts itself or the mesh, demands native kernels and none

@@ -54,7 +54,7 @@ def main() -> None:
     row_bytes = 4 * (FLAGS.dim + 1)
     for exponent in map(float, FLAGS.exponents):
         batches = [*drawn(exponent)]
-        distinct = np.mean([len(np.unique(x)) for x in batches[len(batches) // 2 :]])
+        distinct = float(np.mean([len(np.unique(x)) for x in batches[len(batches) // 2 :]]))
         for share in map(float, FLAGS.shares):
             cache = int(FLAGS.rows * share)
             if any(len(np.unique(x)) > cache for x in batches):
