@@ -53,10 +53,11 @@ class Backend:
             turns launches kernels and waits for the host; neither has been timed. Native kernels
             of `dlrm_jax.native`, if they are built, keep the scores in a CPU's caches, too, and
             stop at the diagonal.
-        row_kernels: compiler of the lookups of bags of several ids. XLA's program is a loop that
-            adds the vectors of one id of all bags in a turn, so the sums pass through memory once
-            for each id of a bag, and on a GPU each turn launches kernels. Triton compiles a kernel
-            of Pallas that keeps the sum of a bag in registers; it hasn't been timed.
+        row_kernels: compiler of the lookups of bags of several ids, and of the updates of rows.
+            XLA's lookup is a loop that adds the vectors of one id of all bags in a turn, so the
+            sums pass through memory once for each id of a bag, and on a GPU each turn launches
+            kernels. Its update writes the gradient of each id to memory. Triton compiles kernels
+            of Pallas that keep both in registers; neither has been timed.
     """
 
     platform: str

@@ -80,6 +80,20 @@ def has_native_update(slab: Slab) -> bool:
     return optimizer.native == "columns" or (optimizer.native == "rows" and slab.split != "columns")
 
 
+def has_triton_update(slab: Slab, backend: Backend) -> bool:
+    """Whether `fused_update_gpu.update_runs` has the update of this slab.
+
+    XLA's program writes the gradient of each id to memory, their sums, and the touched rows; the
+    kernels write rows alone. Where columns are split, a row's state needs those of other devices.
+    Random bits are those of XLA's program. The owners of fully sharded rows get sums, in rounds.
+    """
+    optimizer = slab.optimizer
+    if optimizer is None or backend.row_kernels != "triton":
+        return False
+    whole = slab.split != "columns" and not slab.fully_sharded
+    return optimizer.fusible and whole and not slab.rounds_randomly
+
+
 def has_native_initial_values(slab: Slab) -> bool:
     """Whether `native.ops` makes the initial values of this slab, to the same bits.
 
@@ -121,7 +135,10 @@ def kernels_in_use(layout: Layout, native: bool, backend: Backend) -> dict[str, 
         "native": [b.slab.name for b in blocks if native and has_native_lookup(b)],
         "triton": [b.slab.name for b in blocks if has_triton_lookup(b, backend)],
     }
-    updates = {"native": [slab.name for slab in trained if native and has_native_update(slab)]}
+    updates = {
+        "native": [slab.name for slab in trained if native and has_native_update(slab)],
+        "triton": [slab.name for slab in trained if has_triton_update(slab, backend)],
+    }
     return {"lookups": _summary(layout.slabs, lookups), "updates": _summary(trained, updates)}
 
 

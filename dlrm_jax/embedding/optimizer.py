@@ -79,6 +79,7 @@ class SGD(RowOptimizer):
     learning_rate: Rate
     linear: ClassVar[bool] = True
     native: ClassVar[NativeUnit] = "columns"
+    fusible: ClassVar[bool] = True
 
     def __post_init__(self):
         check_rate(self.learning_rate)
@@ -115,6 +116,7 @@ class Adagrad(RowOptimizer):
     eps: float = 1e-10
     initial_accumulator: float = 0.0
     slots: ClassVar = {"accumulator": "element"}
+    fusible: ClassVar[bool] = True
 
     def __post_init__(self):
         check_rate(self.learning_rate)
@@ -143,6 +145,7 @@ class RowWiseAdagrad(Adagrad):
 
     slots: ClassVar = {"accumulator": "row"}
     native: ClassVar[NativeUnit] = "rows"
+    fusible: ClassVar[bool] = True
 
     def update(self, gradients: Rows, slots: Slots, step: Step, row_mean: RowMean) -> Changes:
         """See `RowOptimizer.update`."""
@@ -178,6 +181,7 @@ class Adam(RowOptimizer):
     b2: float = 0.999
     eps: float = 1e-8
     slots: ClassVar = {"mean": "element", "variance": "element"}
+    fusible: ClassVar[bool] = True
 
     def __post_init__(self):
         check_rate(self.learning_rate)

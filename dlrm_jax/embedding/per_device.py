@@ -15,7 +15,7 @@ from dlrm_jax.backend import Backend, backend_of
 from dlrm_jax.embedding import exchange, kernel_dispatch, pooling, row_gradients
 from dlrm_jax.embedding.bag_cotangents import BlockCotangents
 from dlrm_jax.embedding.fully_sharded import FullySharded
-from dlrm_jax.embedding.kernel_dispatch import has_native_update
+from dlrm_jax.embedding.kernel_dispatch import has_native_update, has_triton_update
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.reshard import slab_spec, slot_ndims
@@ -79,6 +79,11 @@ class PerDevice:
     def native_slabs(self) -> set[str]:
         """Names of the slabs that native kernels update."""
         return {s.name for s in self.layout.slabs if self.native and has_native_update(s)}
+
+    @functools.cached_property
+    def triton_slabs(self) -> set[str]:
+        """Names of the slabs that kernels of Triton update."""
+        return {s.name for s in self.layout.slabs if has_triton_update(s, self.backend)}
 
     @functools.cached_property
     def routing(self) -> str:
@@ -218,7 +223,7 @@ class PerDevice:
             self.axes,
             sum_duplicates,
             self.comm_dtype,
-            self.native_slabs,
+            self.native_slabs | self.triton_slabs,
             self.row_sums,
         )
         requests = self.fully_sharded.merge(cotangents.requests)
@@ -231,7 +236,7 @@ class PerDevice:
             sum_duplicates
             or (
                 slab.needs_sums(self.row_sums == "sorted")
-                and name not in self.native_slabs
+                and name not in self.native_slabs | self.triton_slabs
                 and not slab.fully_sharded
             )
             for name, slab in self.trained_slabs.items()
@@ -248,8 +253,8 @@ class PerDevice:
         tables, slots = dict(state.tables), dict(state.slots)
         step = checked_step(step)
         for name, slab in self.exchanged_slabs.items():
-            args = tables[name], slots[name], gradients.blocks[name], step
-            tables[name], slots[name] = self._update(slab, *args, rate_factor)
+            args = tables[name], slots[name], gradients.blocks[name], step, rate_factor
+            tables[name], slots[name] = self._update(slab, *args, summed=gradients.summed)
         update = functools.partial(self._update, step=step, rate_factor=rate_factor)
         for name in gradients.requests:
             args = name, tables[name], slots[name], gradients.requests, update
@@ -266,11 +271,14 @@ class PerDevice:
         blocks: Sequence[BlockCotangents],
         step: Array,
         rate_factor: Array | None,
+        summed: bool = False,
     ) -> tuple[Array, dict[str, Array]]:
-        native, differ = slab.name in self.native_slabs, slab.needs_sums(self.row_sums == "sorted")
-        return update_slab(
-            slab, self.axes, table, slots, blocks, step, rate_factor, native=native, differ=differ
-        )
+        differ = slab.needs_sums(self.row_sums == "sorted")
+        kernels = "native" if slab.name in self.native_slabs else "xla"
+        if slab.name in self.triton_slabs and not summed:  # sums needn't be sorted again
+            kernels = "triton"
+        given = table, slots, blocks, step, rate_factor
+        return update_slab(slab, self.axes, *given, kernels=kernels, differ=differ)
 
     def update(
         self,

@@ -30,7 +30,7 @@ def coalesce(
     axes: MeshAxes,
     sum_duplicates: bool,
     dtype: str | None = None,
-    native_slabs: Container[str] = (),
+    fused_slabs: Container[str] = (),
     row_sums: RowSums = "scatter",
 ) -> dict[str, tuple[BlockCotangents, ...]]:
     """The gradients of the rows that the batch touched, equal on all copies of a slab.
@@ -44,7 +44,7 @@ def coalesce(
         sum_duplicates: whether to sum the gradients of equal rows even for optimizers that don't
             need it.
         dtype: dtype of cotangents between copies; None keeps their dtype.
-        native_slabs: names of slabs whose updates sum the gradients of equal rows themselves.
+        fused_slabs: names of slabs whose updates sum the gradients of equal rows themselves.
         row_sums: way to sum, see `backend.Backend`.
     """
     always = sum_duplicates or row_sums == "sorted"
@@ -71,7 +71,7 @@ def coalesce(
                     apart.append((slab, way))
         everywhere = _gather_copies([blocks[slab.name] for slab, _ in apart], between, dtype)
         for (slab, way), items in zip(apart, everywhere, strict=True):
-            kernel_sums = slab.name in native_slabs and not sum_duplicates
+            kernel_sums = slab.name in fused_slabs and not sum_duplicates
             found[slab.name] = tuple(items) if kernel_sums else _sum(slab, items, way, row_sums)
     return found
 

@@ -53,11 +53,14 @@ class RowOptimizer:
             may then be applied one by one, without being summed first.
         native: unit of `native_update`: some ``"columns"`` of rows, or only whole ``"rows"`` on one
             device; None if there is no native update.
+        fusible: whether kernels of Pallas may trace the update, at a learning rate of their own:
+            there are a ``learning_rate`` and no scalars, and it does only what Pallas can.
     """
 
     slots: ClassVar[Mapping[str, SlotKind]] = {}
     linear: ClassVar[bool] = False
     native: ClassVar[NativeUnit] = None
+    fusible: ClassVar[bool] = False
 
     def __init_subclass__(cls):
         super().__init_subclass__()
@@ -73,6 +76,8 @@ class RowOptimizer:
             cls.linear = False  # summing first is right for any update
         if _definition(cls, "native") > update:
             cls.native = None
+        if _definition(cls, "fusible") > update:
+            cls.fusible = False
 
     def update(self, gradients: Rows, slots: Slots, step: Step, row_mean: RowMean) -> Changes:
         """Returns the changes of K rows, and their new state.

@@ -143,7 +143,7 @@ def apply(
         check_vma=not any(
             slab.split == "columns"
             or slab.fully_sharded
-            or name in device.native_slabs
+            or name in device.native_slabs | device.triton_slabs
             or 0 in slot_ndims(slab).values()
             for name, slab in slabs.items()
         ),

@@ -1,18 +1,21 @@
-"""The update of a slab's rows on one device, by a native kernel or in JAX."""
+"""The update of a slab's rows on one device, by kernels or in XLA."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 from jaxtyping import Array
 
+from dlrm_jax.backend import backend_of
 from dlrm_jax.embedding.bag_cotangents import BlockCotangents, expand
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.optimizer import at_rate
 from dlrm_jax.embedding.reshard import shard_axes
 from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
 from dlrm_jax.embedding.row_optimizer import mean_of_columns
+from dlrm_jax.embedding.row_runs import runs_of
 from dlrm_jax.embedding.row_update import update_rows
 from dlrm_jax.embedding.slab import Slab
 
@@ -26,7 +29,7 @@ def update_slab(
     step: Array,
     rate_factor: Array | None,
     *,
-    native: bool,
+    kernels: Literal["xla", "native", "triton"],
     differ: bool,
 ) -> tuple[Array, dict[str, Array]]:
     """Updates rows; call it in a `jax.shard_map` over the axes.
@@ -39,12 +42,18 @@ def update_slab(
         blocks: rows and gradients of bags.
         step: number of updates done before this one.
         rate_factor: factor of the learning rate; None for 1.
-        native: whether a native kernel updates it.
+        kernels: kernels that update it, which sum the gradients of equal rows themselves, or XLA.
         differ: whether no two rows of the blocks are equal.
     """
     assert slab.optimizer is not None
-    if native:
+    if kernels == "native":
         return at_rate(slab.optimizer, rate_factor).native_update(table, slots, blocks, step)
+    if kernels == "triton":
+        from dlrm_jax.embedding.fused_update_gpu import update_runs  # Pallas takes a second
+
+        emulated = backend_of(axes.mesh).platform != "gpu"
+        given = slab.optimizer, table, slots, runs_of(blocks), step
+        return update_runs(*given, slab.dtype, rate_factor, emulated)
     rows, gradients = expand(blocks)
 
     def mean_of_all_columns(x: Array) -> Array:

@@ -26,7 +26,7 @@ def expected(table, rows, id_weights):
     weighted=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_any_shape(shape: tuple[int, int, int], width: int, weighted: bool, seed: int):
     rng = np.random.default_rng(seed)
     table = rng.normal(size=(ROWS, width)).astype("f4")

@@ -3,39 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from small_collection import built, collection, random_arrays, random_batch, read
 
 from dlrm_jax import backend
-from dlrm_jax.embedding import EmbeddingCollection, Feature, Lookup, RowWiseAdagrad, Table
-
-FEATURES = Feature("long", 5), Feature("one")
+from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState, RowWiseAdagrad
 
 
-def collection_of(kernels: str, monkeypatch: pytest.MonkeyPatch, mesh: str) -> EmbeddingCollection:
-    record = dataclasses.replace(backend.CPU, row_kernels=kernels)
+def collection_of(kernels: str, plan: str, monkeypatch: pytest.MonkeyPatch) -> EmbeddingCollection:
+    record = dataclasses.replace(backend.CPU, row_kernels=kernels, native_kernels=False)
     monkeypatch.setattr(backend, "CPU", record)
-    return EmbeddingCollection(
-        [Table("a", 30, 6), Table("b", 9, 2), Table("c", 12, 4)],
-        FEATURES,
-        [Lookup("a", "long", "a"), Lookup("b", "one", "b"), Lookup("c", "long", "c", "mean")],
-        mesh,
-        RowWiseAdagrad(0.1),
-        kernels="jax",
-    )
+    return collection("2x4", plan)
 
 
-@pytest.mark.parametrize("mesh", ["1x1", "2x2"])
-def test_kernels_give_the_same_vectors(mesh: str, monkeypatch: pytest.MonkeyPatch):
-    rng = np.random.default_rng(0)
-    ids = {"long": rng.integers(-1, 9, (8, 5)), "one": rng.integers(0, 9, 8)}
-    weights = {"long": rng.random((8, 5), "f4"), "one": np.ones(8, "f4")}
-    results = []
+@pytest.mark.parametrize("plan", ["mixed", "column_wise"])
+def test_kernels_give_the_same_vectors_and_rows(plan: str, monkeypatch: pytest.MonkeyPatch):
+    ids, weights = random_batch()
+    results: list[Any] = []
     for kernels in ("xla", "triton"):
-        collection = collection_of(kernels, monkeypatch, mesh)
-        state = collection.init(0)
-        results.append(collection.lookup(state, ids, weights)[0])
-    assert collection.kernels_in_use["lookups"] == "triton of a, c; jax of b"
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), *results)
+        tables = collection_of(kernels, plan, monkeypatch)
+
+        def run(state: EmbeddingState, tables: EmbeddingCollection = tables):
+            pooled, routed = tables.lookup(state, ids, weights)
+            cotangents = jax.tree.map(lambda x: x + 1, pooled)
+            return pooled, tables.update(state, routed, cotangents, 0)
+
+        pooled, state = jax.jit(run)(built(tables, random_arrays()))
+        results.append((pooled, read(tables, state)))
+        used = tables.kernels_in_use
+    assert used["lookups"] == "triton of a, c, d, e, f; jax of b"
+    assert used["updates"].startswith("triton")
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), *results)
+
+
+def test_a_step_that_clips_sums_rows_before(monkeypatch: pytest.MonkeyPatch):
+    tables = collection_of("triton", "mixed", monkeypatch)
+    assert tables.per_device.triton_slabs
+    assert not tables.per_device.sums(sum_duplicates=False)
+    assert tables.per_device.sums(sum_duplicates=True)
+
+
+def test_an_optimizer_with_an_update_of_its_own_is_not_fusible():
+    class Own(RowWiseAdagrad):
+        def update(self, gradients: Any, slots: Any, step: Any, row_mean: Any) -> Any:
+            return gradients, slots
+
+    assert RowWiseAdagrad.fusible
+    assert not Own.fusible
