@@ -207,8 +207,9 @@ def test_every_example_is_tested():
 
 # Flags of other programs that pages name.
 FOREIGN = {
-    "completions", "extra", "gpus", "help", "kill", "logdir", "nodes", "ntasks", "parallelism",
-    "pythonpath", "retry", "strict", "thorough", "check", "xla_force_host_platform_device_count",
+    "accelerator_rows", "completions", "extra", "gpus", "help", "kill", "logdir", "nodes", "ntasks",
+    "parallelism", "pythonpath", "retry", "strict", "thorough", "check",
+    "xla_force_host_platform_device_count",
     "xla_cpu_enable_concurrency_optimized_scheduler", "xla_gpu_deterministic_ops",
 }  # fmt: skip
 OTHERS = {"venv", "pytest", "pip", "mkdocs", "COMMAND", "MODULE"}
