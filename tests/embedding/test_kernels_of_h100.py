@@ -1,0 +1,51 @@
+"""The step of rows compiled for an H100, where the compiler for it is installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dlrm_jax.embedding import Adam, EmbeddingCollection, Feature, Lookup, Table
+from dlrm_jax.programs.hlo import program_of
+from dlrm_jax.programs.report import operations
+from dlrm_jax.targets import lacks, target_mesh
+
+B, IDS, ROWS, WIDTH = 256, 50, 20_000, 24
+
+
+@pytest.fixture(autouse=True)
+def _programs_are_kept_afterwards():
+    least: Any = jax.config.jax_persistent_cache_min_compile_time_secs  # pyright: ignore[reportAttributeAccessIssue]
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+
+
+@pytest.mark.skipif(bool(lacks("h100")), reason=lacks("h100") or "")
+def test_no_array_has_a_vector_for_each_id():
+    mesh = target_mesh("h100", (1, 1))
+    tables = [Table("a", ROWS, WIDTH)]
+    given = [Feature("a", IDS)], [Lookup("a", "a", "a")], mesh, Adam(0.1)
+    collection = EmbeddingCollection(tables, *given)
+    assert set(collection.kernels_in_use.values()) == {"triton"}
+
+    def run(state: Any, ids: Any) -> Any:
+        pooled, routed = collection.lookup(state, ids)
+        cotangents = jax.tree.map(jnp.square, pooled)
+        return collection.update(state, routed, cotangents, 0)
+
+    ids = jax.ShapeDtypeStruct((B, IDS), "int32", sharding=NamedSharding(mesh, PartitionSpec()))
+    compiled = jax.jit(run, donate_argnums=0).lower(collection.state_specs(), ids).compile()
+    found = operations(program_of(compiled))
+    assert found["custom-call __gpu$xla.gpu.triton"] == 3
+    assert not {"scatter", "while"} & found.keys()
+    text = compiled.as_text() or ""
+    assert f"[{B * IDS},{WIDTH}]" not in text
+    assert f"[{B},1,{IDS},{WIDTH}]" not in text
+    memory: Any = compiled.memory_analysis()
+    table = 4 * ROWS * WIDTH
+    assert memory.alias_size_in_bytes >= 3 * table
+    assert memory.temp_size_in_bytes < table / 2
