@@ -23,6 +23,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -97,8 +98,6 @@ def main() -> None:
     """Loads, listens, and ends when it is told to."""
     require("artifact")
     try:
-        from dlrm_jax.request_serving.request_models import RequestModels
-        from dlrm_jax.requests import saved_model
         from dlrm_jax.serving.http_messages import Limits
         from dlrm_jax.serving.row_models import RowModels
         from dlrm_jax.serving.server import Options, Server, listen, unanswered
@@ -127,8 +126,13 @@ def main() -> None:
         log_requests=FLAGS.log_requests,
         batch_tokens=FLAGS.batch_tokens,
     )
-    of_requests = kind_of(versions_in(directory)[-1].directory) == saved_model.KIND
-    if FLAGS.batch_tokens and not of_requests:
+    kind: Any = RowModels
+    if any(kind_of(version.directory) for version in versions_in(directory)):
+        # It imports the code of training, which artifacts do without.
+        from dlrm_jax.request_serving.request_models import RequestModels
+
+        kind = RequestModels
+    elif FLAGS.batch_tokens:
         raise UserError(
             "--batch_tokens: expected a model of requests, got one of rows, which have no "
             "histories to encode; leave it out"
@@ -138,7 +142,7 @@ def main() -> None:
         _prefer_latency()
         log_format.configure(FLAGS.log_format)
         start("1x1")
-        server = Server(directory, options, RequestModels if of_requests else RowModels)
+        server = Server(directory, options, kind)
         # What is there stays, so collections of garbage needn't look through it, which takes tens
         # of milliseconds. A version that goes is freed without them.
         gc.collect()

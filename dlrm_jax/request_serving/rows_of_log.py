@@ -107,8 +107,8 @@ def checked_row(model: RequestModel, row: Mapping[str, Any]) -> CheckedRequest:
         return {name: row[name] for name in tables}
 
     times = (row[columns.history_time], row[columns.time]) if columns.is_timed else (None, None)
-    parts = (part(x) for x in (columns.history, columns.candidates, columns.context))
-    return model.checked(*parts, *times)
+    history, candidates = part(columns.history), part(columns.candidates)
+    return model.checked(history, candidates, part(columns.context), *times)
 
 
 def single_columns(columns: Columns) -> set[str]:

@@ -9,10 +9,9 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float32
 
-from dlrm_jax.data.preprocessing import vocabulary
-from dlrm_jax.data.preprocessing.loaded_vocabulary import LoadedVocabulary
 from dlrm_jax.errors import UserError, shown
 from dlrm_jax.requests.scorer import CheckedRequest, Encoded, RequestScorer
+from dlrm_jax.requests.value_ids import ValueIds
 
 
 class RequestModel:
@@ -23,7 +22,7 @@ class RequestModel:
         vocabularies: vocabulary of each table; none where values are rows already.
     """
 
-    def __init__(self, scorer: RequestScorer, vocabularies: Mapping[str, LoadedVocabulary]):
+    def __init__(self, scorer: RequestScorer, vocabularies: Mapping[str, ValueIds]):
         self.scorer, self.vocabularies = scorer, dict(vocabularies)
 
     @property
@@ -110,16 +109,20 @@ class RequestModel:
         return {name: self._rows(part, name, tables[name], own) for name, own in values.items()}
 
     def _rows(self, part: str, name: str, table: str, values: Any) -> np.ndarray:
-        series, is_known = _series(f"{part}: {name}", values), table in self.vocabularies
+        is_known = table in self.vocabularies
+        if is_known:
+            found = self.vocabularies[table].known(values, part == "context")
+            if found is not None:
+                return found
+        series = _series(f"{part}: {name}", values)
         if series.null_count() and not (part == "context" and is_known):
             raise UserError(f"{part}: {name}: expected a value in each place, got a missing one")
         if not is_known or not len(series):
             return series.to_numpy()
-        vocabulary_of = self.vocabularies[table]
-        known = vocabulary_of.dtype
+        known = self.vocabularies[table].dtype
         if series.dtype.is_numeric() != known.is_numeric() and series.dtype != pl.Null:
             raise UserError(f"{part}: {name}: expected values of {known}, got {series.dtype}")
-        return vocabulary.encode(series, vocabulary_of.entries(series), 1)[:, 0]
+        return self.vocabularies[table].encode(series)
 
 
 def _series(name: str, values: Any) -> pl.Series:

@@ -20,7 +20,6 @@ from dlrm_jax.artifact.notes import FileNote
 from dlrm_jax.artifact.signed_text import is_signed, signed_text
 from dlrm_jax.data.formats import parquet
 from dlrm_jax.data.formats.npy import write_npy
-from dlrm_jax.data.preprocessing.loaded_vocabulary import LoadedVocabulary
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.files import creating
 from dlrm_jax.requests.columns import Columns
@@ -29,6 +28,7 @@ from dlrm_jax.requests.request_model import RequestModel
 from dlrm_jax.requests.scorer import RequestScorer
 from dlrm_jax.requests.scoring_program import CANDIDATES, Sizes
 from dlrm_jax.requests.settings import RequestSettings
+from dlrm_jax.requests.value_ids import ValueIds
 
 KIND, FORMAT = "requests", 1
 """What the directory is, and the number of its layout and of the meaning of its numbers."""
@@ -150,7 +150,7 @@ def read_model(
     nnx.update(model, own)
     model.eval()
     vocabularies = {
-        table: LoadedVocabulary(directory / file) for table, file in manifest.vocabularies.items()
+        table: ValueIds(directory / file) for table, file in manifest.vocabularies.items()
     }
     sizes = Sizes.of(settings.evaluated_length, batch_tokens, batch_candidates)
     scorer = RequestScorer(manifest.columns, settings, model, tables, sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,7 +37,8 @@ class Encoded(NamedTuple):
     time: int | None
 
 
-class CheckedRequest(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class CheckedRequest:
     """A request that the model takes.
 
     Attributes:

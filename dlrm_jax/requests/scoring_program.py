@@ -185,12 +185,13 @@ class ScoringProgram:
 
     def warm_up(self) -> None:
         """Compiles all sizes."""
-        ids, none = np.zeros(0, np.int32), self._columns
-        times = ids if self._columns.is_timed else None
-        empty = Histories(dict.fromkeys(none.history, ids), ids, times, times)
-        asked = Asked(
-            *(dict.fromkeys(x, ids) for x in (none.candidates, none.context)), ids, ids, times
+        none, columns = np.zeros(0, np.int32), self._columns
+        times = none if columns.is_timed else None
+        empty = Histories(dict.fromkeys(columns.history, none), none, times, times)
+        candidates, context = (
+            dict.fromkeys(names, none) for names in (columns.candidates, columns.context)
         )
+        asked = Asked(candidates, context, none, none, times)
 
         def encode(size: int) -> Any:
             return self._encode(self._state, self._tables, Histories.packed([empty], [size]))

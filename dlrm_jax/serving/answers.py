@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sized
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -20,8 +20,11 @@ from dlrm_jax.serving.served_version import Probabilities
 
 T = TypeVar("T")
 
-Encode = Callable[[Any, bool], Sized | None]
-"""A function of a version, and of whether only values with known ids are wanted: microseconds."""
+Encode = Callable[[Any, bool], Any]
+"""A function of a version, and of whether only values with known ids are wanted: microseconds.
+
+It gives the request as the version takes it; None where ids must be looked for.
+"""
 
 _FEW_BYTES = 1 << 14
 """Bytes of a body that the event loop reads itself; a thread of its own takes longer."""

@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
 from clients import Client, serving
+from documents import ROOT, commands
+from flax import nnx
 from main_job import in_background, run
 from random_requests import COLUMNS, ROWS, random_requests
 
@@ -25,9 +28,12 @@ from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.inference.probabilities import sigmoid
 from dlrm_jax.mesh import as_mesh
 from dlrm_jax.request_serving.request_models import RequestModels
+from dlrm_jax.request_serving.rows_of_log import checked_row, read_row
 from dlrm_jax.requests.batches import RequestTraining
+from dlrm_jax.requests.columns import Columns, read_columns
 from dlrm_jax.requests.evaluation import Evaluation
-from dlrm_jax.requests.model import learner_for
+from dlrm_jax.requests.model import RequestRanker, learner_for
+from dlrm_jax.requests.request_model import RequestModel
 from dlrm_jax.requests.saved_model import read_model, write_model
 from dlrm_jax.requests.scorer import RequestScorer
 from dlrm_jax.requests.settings import RequestSettings
@@ -107,8 +113,9 @@ def test_answers_are_those_of_a_program_and_of_the_evaluation(served: Served):
 
 
 def test_many_clients_get_each_their_own(served: Served, caplog: pytest.LogCaptureFixture):
-    compiled = served.client.server.repository.newest.model.scorer.program
-    sizes = [x._cache_size() for x in (compiled._encode, compiled._score)]
+    newest: Any = served.client.server.repository.newest
+    functions = [getattr(newest.model.scorer.program, x) for x in ("_encode", "_score")]
+    sizes = [x._cache_size() for x in functions]
     found: dict[int, Any] = {}
 
     def ask(i: int) -> None:
@@ -126,7 +133,7 @@ def test_many_clients_get_each_their_own(served: Served, caplog: pytest.LogCaptu
             assert "expected ids below 30, the rows of table 'item', in 'item'" in answer["error"]
         else:
             np.testing.assert_allclose(answer["predictions"], served.expected(i), rtol=1e-5)
-    assert [x._cache_size() for x in (compiled._encode, compiled._score)] == sizes
+    assert [x._cache_size() for x in functions] == sizes
     assert "error" not in caplog.text.lower()
 
 
@@ -270,6 +277,29 @@ def test_the_command_from_its_start_to_a_signal(served: Served, tmp_path: Path):
     faded = run(str(served.directory), f"--fade={tmp_path / 'fade.json'}", program=SERVE)
     assert faded.returncode == 2
     assert "fade: expected a model of rows, got one of requests" in faded.stderr
+
+
+def test_the_documented_request_is_taken():
+    """Its columns are those of the documented command, and its values have any ids."""
+    text = (ROOT / "docs" / "long-history.md").read_text()
+    ((_, arguments),) = [
+        x for x in commands(text) if x[0] == "experiments.long_history" and "--context" in x[1][3]
+    ]
+    given = dict(x.removeprefix("--").split("=") for x in arguments)
+    parts = (read_columns(x, given[x].split(",")) for x in ("history", "candidates", "context"))
+    columns = Columns(*parts, history_time=given["history_time"], time=given["time"])
+    settings = dataclasses.replace(SETTINGS, encoder="mean")
+    model = RequestRanker(columns, settings, rngs=nnx.Rngs(0))
+    tables = {name: jnp.ones((3, 8)) for name in columns.tables}
+    scorer = RequestScorer(columns, settings, model, tables)
+    (body,) = re.findall(r"/predict -d '(.*)'", text)
+    row = read_row(body.encode())
+    ids = {name: [2 for _ in x] if isinstance(x, list) else 2 for name, x in row.items()}
+    times = {name: row[name] for name in ("seen_at", "at")}
+    request = checked_row(RequestModel(scorer, {}), ids | times)
+    assert (request.tokens, len(request)) == (2, 3)
+    (logits,) = scorer.score_all([request])
+    assert (logits == logits[0]).all()
 
 
 def test_batch_tokens_are_of_models_of_requests(tmp_path: Path):
