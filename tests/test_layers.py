@@ -105,13 +105,14 @@ BELOW["job"] = {*BELOW["run"], "run", "run_data", "presets"}
 BELOW["retrieval"] = {*BELOW["run_start"], "run_start", "serving"}
 BELOW["sequential"] = {*BELOW["retrieval"], "retrieval"}
 BELOW["requests"] = {*BELOW["sequential"], "sequential"}
+BELOW["sequential_serving"] = {*BELOW["sequential"], "sequential"}
 BELOW["request_serving"] = {*BELOW["requests"], "requests"}
 BELOW["search"] = BELOW["daily"] = {*BELOW["job"], "job"}
 BELOW["simulation"] = {*BELOW["training"], "training"}
 BELOW["cli"] = {*BELOW["search"], "search", "daily", "retrieval", "presets", "text_table"}
 BELOW["cli"] |= {"serving", "publishing", "conversion", "processor", "simulation", "stream"}
 BELOW["cli"].add("targets")
-BELOW["cli"] |= {*BELOW["request_serving"], "request_serving"}
+BELOW["cli"] |= {*BELOW["request_serving"], "request_serving", "sequential_serving"}
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli", "sequential", "requests"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")

@@ -6,9 +6,10 @@
 
 The directory is an artifact of ``dlrm_jax export``, or holds artifacts named by numbers, of which
 the newest are served. Or it is, or holds, models of requests (``experiments.long_history
---export``), whose requests are rows of the log, as JSON. Of artifacts, ``POST /predict`` takes raw
-rows as JSON or Arrow, and maps them by the code of preprocessing. ``/v2/…`` is the Open Inference
-Protocol, with its binary extension; ``/metrics`` is for Prometheus.
+--export``), whose requests are rows of the log, as JSON; or models of sequences
+(``experiments.next_item --export``), whose requests are histories. Of artifacts, ``POST /predict``
+takes raw rows as JSON or Arrow, and maps them by the code of preprocessing. ``/v2/…`` is the Open
+Inference Protocol, with its binary extension; ``/metrics`` is for Prometheus.
 
 Requests that come while the model works are answered together. Beyond ``--queue_rows`` a request
 gets 503 with Retry-After, and so does a connection beyond ``--connections``. SIGTERM and Ctrl-C
@@ -127,15 +128,20 @@ def main() -> None:
         batch_tokens=FLAGS.batch_tokens,
     )
     kind: Any = RowModels
-    if any(kind_of(version.directory) for version in versions_in(directory)):
-        # It imports the code of training, which artifacts do without.
+    kinds = {kind_of(version.directory) for version in versions_in(directory)}
+    # Other kinds import the code of training, which artifacts do without.
+    if "sequential" in kinds:
+        from dlrm_jax.sequential_serving.sequence_models import SequenceModels
+
+        kind = SequenceModels
+    elif kinds - {""}:
         from dlrm_jax.request_serving.request_models import RequestModels
 
         kind = RequestModels
-    elif FLAGS.batch_tokens:
+    if FLAGS.batch_tokens and not kinds - {"", "sequential"}:
         raise UserError(
-            "--batch_tokens: expected a model of requests, got one of rows, which have no "
-            "histories to encode; leave it out"
+            "--batch_tokens: expected a model of requests, got one of rows or of sequences; leave "
+            "it out"
         )
     begun = time.perf_counter()
     with listen(FLAGS.host, FLAGS.port) as listener:

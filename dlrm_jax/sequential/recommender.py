@@ -27,14 +27,14 @@ class Question(NamedTuple):
     Attributes:
         items: numbers of the latest items, [n].
         times: their times in seconds from the question's, [n]; zeros where nothing reads them.
-        count: number of items that are wanted.
+        wanted: number of items that are wanted.
         excluded: numbers of items that are left out, [e].
         unknown: number of items of the history that the model doesn't know.
     """
 
     items: Int32[np.ndarray, " n"]
     times: Int32[np.ndarray, " n"]
-    count: int
+    wanted: int
     excluded: Int[np.ndarray, " e"]
     unknown: int
 
@@ -249,11 +249,15 @@ class Recommender:
             excluded = np.zeros((len(questions), len(self.items)), bool)
             for row, question in zip(excluded, questions, strict=True):
                 row[question.excluded] = True
-        most = max(x.count for x in questions)
+        most = max(x.wanted for x in questions)
         numbers, products = self.program.first(self.vectors(questions), most, excluded)
+        if np.isnan(products).any():
+            raise UserError(
+                "a score isn't a number: the tables or the parameters of the model are damaged"
+            )
         found = []
         for question, own, scores in zip(questions, numbers, products, strict=True):
-            left = own[: question.count][scores[: question.count] > -np.inf]
+            left = own[: question.wanted][scores[: question.wanted] > -np.inf]
             logits = scores[: len(left)] / np.float32(self.settings.temperature)
             found.append(Recommended(self.items.decoded(left), logits, question.unknown))
         return found

@@ -16,7 +16,6 @@ from dlrm_jax.serving.batcher import Answer, ClosedError, DeadlineError, QueueFu
 from dlrm_jax.serving.http_messages import HttpError, Limits, too_late
 from dlrm_jax.serving.repository import Repository
 from dlrm_jax.serving.request_log import RequestNotes
-from dlrm_jax.serving.served_version import Probabilities
 
 T = TypeVar("T")
 
@@ -73,10 +72,8 @@ class Answers(abc.ABC):
             raise HttpError(404, f"there is no version {shown(version)}, only {there}")
         return model
 
-    async def answered(
-        self, request: Request, encode: Encode, size: int
-    ) -> tuple[Any, Probabilities]:
-        """The version that answers, and the probabilities.
+    async def answered(self, request: Request, encode: Encode, size: int) -> tuple[Any, Any]:
+        """The version that answers, and its answer, such as probabilities.
 
         Args:
             request: request, whose body has been read.
@@ -101,7 +98,7 @@ class Answers(abc.ABC):
 
     async def _submitted(
         self, request: Request, encode: Encode, size: int
-    ) -> tuple[Any, Answer[Probabilities]]:
+    ) -> tuple[Any, Answer[Any]]:
         """The version that the path names, or the newest, and its future answer."""
         tried, notes = None, RequestNotes.of(request)
         while True:

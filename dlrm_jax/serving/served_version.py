@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from jaxtyping import Float64
 
+from dlrm_jax.inference.probabilities import probability_columns
 from dlrm_jax.serving.batcher import Answer, Batcher, BatchTimes
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class ServedVersion(abc.ABC, Generic[Payload]):
             collections.deque()
         )
         self._observing = threading.Lock()
-        self._batcher: Batcher[Payload, Probabilities] = Batcher(
+        self._batcher: Batcher[Payload, Any] = Batcher(
             self._answer, most_rows, queued_rows, self._finish
         )
 
@@ -69,13 +70,20 @@ class ServedVersion(abc.ABC, Generic[Payload]):
     def inputs(self) -> list[dict[str, Any]]:
         """What the Open Inference Protocol says about the inputs."""
 
+    def outputs(self) -> list[dict[str, Any]]:
+        """What the Open Inference Protocol says about the outputs."""
+        return [tensor_note(x, "FP64", -1) for x in probability_columns(self.labels)]
+
     @abc.abstractmethod
     def warm_up(self) -> None:
         """Compiles and reads what requests would wait for."""
 
     @abc.abstractmethod
-    def _answer(self, requests: Sequence[Payload]) -> Sequence[Probabilities | Exception]:
-        """The probabilities of each request, or why it has none; adds to `_scores`."""
+    def _answer(self, requests: Sequence[Payload]) -> Sequence[Any]:
+        """The answer to each request, or why it has none; adds probabilities to `_scores`.
+
+        Answers are `Probabilities`, unless the kind of models gives something else.
+        """
 
     @property
     def waiting_rows(self) -> int:
@@ -85,7 +93,7 @@ class ServedVersion(abc.ABC, Generic[Payload]):
     def follow(self) -> None:
         """Applies changes that have come; requests are answered meanwhile."""
 
-    def submit(self, request: Payload, timeout: float) -> Answer[Probabilities]:
+    def submit(self, request: Payload, timeout: float) -> Answer[Any]:
         """Queues a request; see `Batcher.submit`.
 
         The future's exception is a `UserError` if the model can't answer it.

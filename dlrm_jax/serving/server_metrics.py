@@ -153,6 +153,10 @@ class ServerMetrics:
 
         return Observer(self._batches(version), scored)
 
+    def observer_of_batches(self, version: str) -> Observer:
+        """Functions that count the batches of a version whose answers are no probabilities."""
+        return Observer(self._batches(version))
+
     def _batches(self, version: str) -> Callable[[BatchTimes], None]:
         labels = (self._model, version)
         self._versions.add(version)

@@ -14,20 +14,18 @@ from dlrm_jax.data.preprocessing.raw_ids import ABSENT_ID
 from dlrm_jax.errors import UserError, cut, shown
 from dlrm_jax.inference.probabilities import probability_columns
 from dlrm_jax.serving.column_rows import rows_of_columns
-from dlrm_jax.serving.open_inference import datatype
 from dlrm_jax.serving.served_model import DENSE, IDS, Rows, ServedModel, examples_of
-from dlrm_jax.serving.served_version import ServedVersion, tensor_note
+from dlrm_jax.serving.served_version import ServedVersion
 
 
 def model_metadata(name: str, versions: list[str], model: ServedVersion[Any]) -> dict[str, Any]:
     """What the protocol says about a model."""
-    outputs = probability_columns(model.labels)
     return {
         "name": name,
         "versions": versions,
         "platform": "dlrm_jax",
         "inputs": model.inputs(),
-        "outputs": [tensor_note(x, datatype(np.dtype(np.float64)), -1) for x in outputs],
+        "outputs": model.outputs(),
     }
 
 

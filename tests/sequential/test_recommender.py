@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
-from sequential_job import LOG, SETTINGS, SPLIT
+from planted_histories import LOG, SETTINGS, SPLIT
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import as_mesh

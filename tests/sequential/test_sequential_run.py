@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sequential_job import LOG, MESH, SETTINGS, SPLIT
+from planted_histories import LOG, SETTINGS, SPLIT
+from sequential_job import MESH
 from started_jobs import started
 
 from dlrm_jax.errors import UserError

@@ -1,0 +1,1 @@
+"""HTTP for models of sequences: histories in, the best items out."""
