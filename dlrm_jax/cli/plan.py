@@ -20,6 +20,7 @@ from pathlib import Path
 
 from absl import flags
 
+from dlrm_jax.cli.compiled_plan import check_compiled, compiled_table, plan_and_compile
 from dlrm_jax.cli.config_flags import (
     OF_WHOLE_RUNS,
     check_read,
@@ -42,6 +43,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.console import telling_time
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.embedding.layout import make_layout
+from dlrm_jax.embedding.planning import tpu_layout
 from dlrm_jax.embedding.planning.devices import DEVICES, Device, device
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.mesh_plan import MeshPlan, planned_mesh
@@ -92,6 +94,12 @@ flags.DEFINE_float(
     "GiB of each device for tables and their optimizer state; without it, three quarters of its "
     "memory, which emulated devices share; such as 60.",
 )
+flags.DEFINE_bool(
+    "compiled",
+    False,
+    "Also compiles the plan's step for the device, which needn't be there, and plans again with "
+    "less memory for tables if the step needs more than the device has.",
+)
 flags.DEFINE_string("output", None, "File to make for the plan, as JSON; such as plan.json.")
 flags.DEFINE_string(
     "picture", None, "File to draw the load of the shards in: .png or .svg; such as plan.png."
@@ -125,14 +133,24 @@ def main() -> None:
     if config.table_l2_rows == "touched":
         refuse(["table_l2"], "without --table_l2_rows=all: a plan doesn't depend on it")
     check_simulation(config)
+    kind = device(FLAGS.device)
+    if FLAGS.compiled:
+        check_compiled(kind)
     check_new("output", "picture", "mesh_picture")
     check_pictures("picture", "mesh_picture")
     described = describe(config)
-    kind = device(FLAGS.device)
     limits = Limits(memory=_memory(kind, devices))
-    try:
+    available = limits.memory / kind.memory_for_tables * kind.memory
+    compiled = None
+
+    def plans_within(limits: Limits) -> Sequence[MeshPlan]:
         with telling_time(f"planning {len(described.tables):,} tables on {devices:,} devices"):
-            meshes = _meshes(config, described, kind, limits)
+            return _meshes(config, described, kind, limits)
+
+    try:
+        if FLAGS.compiled:
+            compiled = plan_and_compile(config, kind, limits, available, plans_within)
+        meshes = compiled.plans if compiled else plans_within(limits)
     except MemoryExceededError as error:
         if not kind.emulated or FLAGS.memory_gib is not None:
             raise
@@ -149,7 +167,8 @@ def main() -> None:
         heading = f"{meshes_table(meshes, dtype)}\n\nplan for mesh {found.mesh}:\n"
     simulated = None
     if FLAGS.simulate:  # before anything is printed: it refuses some models and optimizers
-        simulated = report(config, described, found.plan, found.groups, kind)
+        program = compiled.program if compiled else None
+        simulated = report(config, described, found.plan, found.groups, kind, program)
 
     print(heading, end="")
     print(found.plan.describe(described.tables, found.groups))
@@ -161,6 +180,14 @@ def main() -> None:
     print("without the gradients of the dense model, which python -m dlrm_jax compile prints")
     print(f"\n{time_table(found, kind, dtype)}")
     print(f"limited by: {binding(found, kind, limits)}")
+    if found.copied:
+        print(
+            f"note: each step on a TPU copies whole tables, {found.copied / _GIB:.3g} GiB, to read "
+            f"a few of their rows; rows of at most {tpu_layout.NOT_COPIED} numbers, or of "
+            f"{tpu_layout.LANES} and multiples, are read without a copy"
+        )
+    if compiled:
+        print(f"\n{compiled_table(compiled, available)}")
     if simulated:
         print(f"\n{simulated}")
     for given in filter(None, (FLAGS.output, FLAGS.picture, FLAGS.mesh_picture)):

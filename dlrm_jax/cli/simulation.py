@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 
@@ -11,16 +11,23 @@ from dlrm_jax.config import Config
 from dlrm_jax.embedding import Plan
 from dlrm_jax.embedding.planning.devices import Device
 from dlrm_jax.errors import UserError
+from dlrm_jax.programs.hlo import Program
+from dlrm_jax.simulation.counts import PART_OF, STEP_PARTS, Counts, StepPart, count
 from dlrm_jax.simulation.schedule import Slot, critical_path, seconds_of
-from dlrm_jax.simulation.step import Options, simulate
+from dlrm_jax.simulation.step import Options, formula_kernels, simulate
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.tables import Descriptions
+
+_PARTS: Mapping[StepPart, str] = {
+    "lookup": "lookups", "forward": "model, forward", "backward": "model, backward",
+    "update": "update of tables", "dense": "update of the model",
+}  # fmt: skip
 
 # Fields of the config that a simulated step depends on, and a plan doesn't.
 _OF_MODEL = (
     "model_options", "dense_features", "top_mlp", "self_interaction", "numeric_embedding",
-    "compute_dtype", "comm_dtype", "dense_optimizer", "shard_dense_optimizer", "dense_comm_dtype",
-    "pipelined",
+    "compute_dtype", "product_precision", "comm_dtype", "dense_optimizer",
+    "shard_dense_optimizer", "dense_comm_dtype", "pipelined",
 )  # fmt: skip
 
 
@@ -54,7 +61,14 @@ def check_simulation(config: Config) -> None:
         )
 
 
-def report(config: Config, described: Descriptions, plan: Plan, groups: int, device: Device) -> str:
+def report(
+    config: Config,
+    described: Descriptions,
+    plan: Plan,
+    groups: int,
+    device: Device,
+    program: Program | None = None,
+) -> str:
     """The operations of a train step with their times, and what the step waits for.
 
     Args:
@@ -63,16 +77,61 @@ def report(config: Config, described: Descriptions, plan: Plan, groups: int, dev
         plan: plan of these tables.
         groups: number of data-parallel groups.
         device: model of every device.
+        program: compiled step, whose kernels count instead of formulas; None without one.
     """
     options = Options(pipelined=config.pipelined, in_network=FLAGS.in_network)
-    slots = simulate(config, described, plan, groups, device, options)
+    step = config, described, plan, groups, device, options
+    slots, compared = simulate(*step), ""
+    if program:
+        formulas, counts = slots, count(program)
+        slots = simulate(*step, counts)
+        kernels = formula_kernels(config, described, plan, groups)
+        compared = f"{comparison_table(formulas, slots, kernels, counts)}\n\n"
     seconds = seconds_of(slots)
     throughput = float(f"{config.batch_size / seconds:.4g}")
     return (
-        f"{operations_table(slots, device)}\n"
+        f"{compared}{operations_table(slots, device)}\n"
         f"a step of {config.batch_size:,} samples: {1e3 * seconds:.3f} ms, "
         f"{throughput:,.0f} samples a second"
     )
+
+
+def comparison_table(
+    formulas: Sequence[Slot],
+    program: Sequence[Slot],
+    kernels: Mapping[StepPart, int],
+    counts: Counts,
+) -> str:
+    """What formulas expect of a step, beside the program: kernels, their time, and collectives.
+
+    Args:
+        formulas: schedule by formulas.
+        program: schedule with the program's kernels.
+        kernels: kernels of each part by formulas.
+        counts: work of the program.
+    """
+
+    def computing(slots: Sequence[Slot], part: StepPart) -> float:
+        return sum(
+            slot.operation.seconds
+            for slot in slots
+            if PART_OF[slot.operation.name.partition(":")[0]] == part
+            and slot.operation.resource not in ("links", "network")
+        )
+
+    rows = [
+        (_PARTS[part], f"{kernels[part]:,}", f"{counts.kernels[part]:,}",
+         *(f"{1e3 * computing(slots, part):.3f}" for slots in (formulas, program)),
+         f"{counts.collectives[part]:,}", f"{counts.beside[part]:,}")
+        for part in STEP_PARTS
+    ]  # fmt: skip
+    both = (f"{1e3 * seconds_of(slots):.3f}" for slots in (formulas, program))
+    rows.append(("a step", f"{sum(kernels.values()):,}", f"{sum(counts.kernels.values()):,}",
+                 *both, f"{sum(counts.collectives.values()):,}",
+                 f"{sum(counts.beside.values()):,}"))  # fmt: skip
+    header = ("formula, program", "kernels", "program", "ms", "program",
+              "collectives", "beside kernels")  # fmt: skip
+    return text_table(header, rows)
 
 
 def operations_table(slots: Sequence[Slot], device: Device) -> str:

@@ -64,14 +64,14 @@ def _of(program: Program, computation: Computation) -> tuple[Counter[str], Count
     for instruction in computation.instructions.values():
         inner = [_of(program, program.computations[name]) for name in called_in_turn(instruction)]
         if instruction.opcode == "while":
-            turns = _turns(instruction)
-            loops += sum(x[2] for x in inner) + (turns is None)
+            count = turns(instruction)
+            loops += sum(x[2] for x in inner) + (count is None)
             for own, looped, _ in inner:
                 in_loops += looped
-                if turns is None:
+                if count is None:
                     in_loops += own
                 else:
-                    once += Counter({kind: turns * count for kind, count in own.items()})
+                    once += Counter({kind: count * number for kind, number in own.items()})
         elif inner:  # of a condition's branches, the longest one
             own, looped, count = max(inner, key=lambda x: x[0].total() + x[1].total())
             once += own
@@ -123,7 +123,7 @@ def _computed(program: Program, computation: Computation) -> set[str]:
     return found
 
 
-def _turns(loop: Instruction) -> int | None:
+def turns(loop: Instruction) -> int | None:
     """The number of a loop's turns, if XLA knows it."""
     found = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     return int(found[1]) if found else None

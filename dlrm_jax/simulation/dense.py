@@ -14,6 +14,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from dlrm_jax.config import Config
 from dlrm_jax.embedding.planning.devices import Device
+from dlrm_jax.precision import ProductPrecision
 from dlrm_jax.training.model import make_model
 from dlrm_jax.training.tables import Descriptions
 
@@ -33,12 +34,22 @@ class Product(NamedTuple):
     result: float
     itemsize: int
 
-    def seconds(self, device: Device) -> float:
-        """The roofline of the product, and a second kernel that reads and writes its result."""
-        speed = device.flops if self.itemsize > 2 else device.flops16
+    def seconds(self, device: Device, precision: ProductPrecision = "float32") -> float:
+        """The roofline of the product, and a second kernel that reads and writes its result.
+
+        Args:
+            device: device that computes it.
+            precision: precision of factors of float32.
+        """
         nbytes = self.operands + self.result
-        work = max(self.flops / speed, nbytes / device.memory_bandwidth)
+        work = max(self.flops / self.speed(device, precision), nbytes / device.memory_bandwidth)
         return work + 2 * self.result / device.memory_bandwidth + 2 * device.launch
+
+    def speed(self, device: Device, precision: ProductPrecision) -> float:
+        """The floating point operations a second of it."""
+        if self.itemsize <= 2:
+            return device.flops16
+        return device.flops32 if precision == "float32" else device.flops
 
     def in_16_bits(self) -> Product:
         """The same product of numbers of 16 bits."""

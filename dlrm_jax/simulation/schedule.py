@@ -27,12 +27,19 @@ class Operation(NamedTuple):
         resource: resource that takes its time.
         seconds: seconds that it takes.
         after: names of the operations that it needs.
+        waits: whether the device does nothing else meanwhile, whatever the resource.
     """
 
     name: str
     resource: Resource
     seconds: float
     after: tuple[str, ...] = ()
+    waits: bool = False
+
+    @property
+    def lane(self) -> Lane:
+        """The lane that it runs on."""
+        return LANES["memory" if self.waits else self.resource]
 
 
 class Slot(NamedTuple):
@@ -76,7 +83,7 @@ def _in_order(operations: Sequence[Operation]) -> tuple[Slot, ...]:
     def slot(operation: Operation) -> Slot:
         """The operation's place if it is the next one of its lane."""
         before = [done[name] for name in operation.after]
-        before += [last[lane] for lane in [LANES[operation.resource]] if lane in last]
+        before += [last[lane] for lane in [operation.lane] if lane in last]
         latest = max(before, key=lambda other: other.end, default=None)
         start, name = (latest.end, latest.operation.name) if latest else (0.0, "")
         return Slot(operation, start, start + operation.seconds, name)
@@ -86,7 +93,7 @@ def _in_order(operations: Sequence[Operation]) -> tuple[Slot, ...]:
         ready = [slot(x) for x in waiting if all(name in done for name in x.after)]
         chosen = min(ready, key=lambda x: x.start)
         waiting.remove(chosen.operation)
-        done[chosen.operation.name] = last[LANES[chosen.operation.resource]] = chosen
+        done[chosen.operation.name] = last[chosen.operation.lane] = chosen
     return tuple(done.values())
 
 

@@ -14,7 +14,7 @@ import optax
 from dlrm_jax.config import Config
 from dlrm_jax.embedding import Plan, Workload
 from dlrm_jax.embedding.collectives import collectives
-from dlrm_jax.embedding.layout import make_layout
+from dlrm_jax.embedding.layout import Layout, make_layout
 from dlrm_jax.embedding.planning.balance import seconds_by_part
 from dlrm_jax.embedding.planning.devices import Device, LinkSeconds
 from dlrm_jax.embedding.planning.program import (
@@ -26,6 +26,7 @@ from dlrm_jax.embedding.planning.program import (
 )
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL
+from dlrm_jax.simulation.counts import PART_OF, STEP_PARTS, Counts, StepPart
 from dlrm_jax.simulation.dense import DenseModel, Product, dense_model
 from dlrm_jax.simulation.schedule import Operation, Slot, schedule
 from dlrm_jax.training import dense_split
@@ -67,6 +68,7 @@ def simulate(
     groups: int,
     device: Device,
     options: Options,
+    counts: Counts | None = None,
 ) -> tuple[Slot, ...]:
     """The schedule of a train step on one device.
 
@@ -77,6 +79,7 @@ def simulate(
         groups: number of data-parallel groups, each with the plan's shards.
         device: model of every device.
         options: settings of the step.
+        counts: work of the compiled step; None to count passes and kernels by formulas.
 
     Raises:
         UserError: the devices don't divide the batch, or no parameter that should be split.
@@ -103,23 +106,58 @@ def simulate(
         """Adds operations one after the other; returns the name of the last one."""
         for resource, seconds in parts:
             if seconds:
-                found.append(Operation(f"{name}: {resource}", resource, seconds, after))
+                waits = counts is not None and not counts.beside[PART_OF[name]]
+                found.append(Operation(f"{name}: {resource}", resource, seconds, after, waits))
                 after = (found[-1].name,)
         return after
 
     def stage(name: str, after: tuple[str, ...]) -> tuple[str, ...]:
-        parts: _Chain = [(x.resource, own[x] + starts[x]) for x in PARTS if x.stage == name]
+        parts: list[tuple[Resource, float]] = [
+            (x.resource, own[x] + starts[x]) for x in PARTS if x.stage == name
+        ]
+        if counts:  # of all memory that lookups pass, of ids and vectors, too
+            parts = [x for x in parts if x[0] != "memory"]
+            if name in ("lookup", "update"):
+                parts.append(("memory", _in_memory(counts, name, device)))
         return chain(name, parts, after)
+
+    def products(name: StepPart, own: Sequence[Product]) -> _Chain:
+        if counts is None:
+            return _of_products(own, device, config)
+        work = sum(x.flops / x.speed(device, config.product_precision) for x in own)
+        return [("products", max(work, _in_memory(counts, name, device)))]
 
     after = stage("ids", ())
     after = stage("vectors", stage("lookup", () if options.pipelined else after))
-    after = chain("forward", _of_products(model.forward, device), after)
-    backward = chain("backward", _of_products(model.backward, device), after)
+    after = chain("forward", products("forward", model.forward), after)
+    backward = chain("backward", products("backward", model.backward), after)
     stage("update", stage("cotangents", backward))
     after = backward
-    for name, parts in _dense_update(config, model, plan, groups, device, options).items():
+    dense = _dense_update(config, model, plan, groups, device, options)
+    if counts:
+        dense["dense update"] = [("memory", _in_memory(counts, "dense", device))]
+    for name, parts in dense.items():
         after = chain(name, parts, after)
     return schedule(found)
+
+
+def formula_kernels(
+    config: Config, described: Descriptions, plan: Plan, groups: int
+) -> Mapping[StepPart, int]:
+    """The kernels that a simulated step counts by formulas, by part."""
+    model = dense_model(config, described, config.batch_size // (groups * plan.shards))
+    slabs = len(_layout(described, plan, groups).slabs)
+    found = dict.fromkeys(STEP_PARTS, 0)
+    for stage, count in _KERNELS.items():
+        found[PART_OF[stage]] += count * slabs
+    found["forward"], found["backward"] = 2 * len(model.forward), 2 * len(model.backward)
+    found["dense"] = 1
+    return found
+
+
+def _in_memory(counts: Counts, part: StepPart, device: Device) -> float:
+    """The seconds of a part's kernels: their passes through memory, and their starts."""
+    return counts.nbytes[part] / device.memory_bandwidth + counts.kernels[part] * device.launch
 
 
 def _dense_update(
@@ -175,8 +213,9 @@ def _on_links(device: Device, *collectives: LinkSeconds) -> _Chain:
     return [(resource, sum(x) + len(x) * device.latency) for resource, x in both]
 
 
-def _of_products(products: Sequence[Product], device: Device) -> _Chain:
-    return [("products", sum(product.seconds(device) for product in products))]
+def _of_products(products: Sequence[Product], device: Device, config: Config) -> _Chain:
+    precision = config.product_precision
+    return [("products", sum(product.seconds(device, precision) for product in products))]
 
 
 def _starts(
@@ -189,9 +228,7 @@ def _starts(
 ) -> Mapping[Part, float]:
     """The seconds in which kernels and collectives of each part start."""
     groups = reads.data_groups
-    layout = make_layout(
-        described.tables, described.features, described.lookups, plan, described.optimizer, groups
-    )
+    layout = _layout(described, plan, groups)
     kernels, started = Counter[Part](), Counter[Part]()
     for stage, count in _KERNELS.items():
         kernels[Part(stage, "memory")] = count * len(layout.slabs)
@@ -215,6 +252,11 @@ def _starts(
         over_network = own[Part(each.stage, "network")] > 0 and each.axes != (MODEL,)
         started[Part(each.stage, "network" if over_network else "links")] += each.starts
     return {x: kernels[x] * device.launch + started[x] * device.latency for x in PARTS}
+
+
+def _layout(described: Descriptions, plan: Plan, groups: int) -> Layout:
+    tables = described.tables, described.features, described.lookups
+    return make_layout(*tables, plan, described.optimizer, groups)
 
 
 def _slots(optimizer: optax.GradientTransformation) -> float:

@@ -148,7 +148,9 @@ def train_batches(config: Config, data: Dataset, process: int = 0, processes: in
     )
 
 
-def make_learner(config: Config, mesh: Mesh, feeds: bool = False) -> Learner:
+def make_learner(
+    config: Config, mesh: Mesh, feeds: bool = False, plan: Plan | None = None
+) -> Learner:
     """The learner of a config.
 
     Args:
@@ -156,6 +158,7 @@ def make_learner(config: Config, mesh: Mesh, feeds: bool = False) -> Learner:
         mesh: mesh of the learner.
         feeds: whether the caller feeds tables in host memory, see `host_memory.feed_of`, or runs no
             step.
+        plan: placement of the tables; None for that of the config, or for an automatic one.
 
     Raises:
         UserError: the config contradicts itself or the mesh, demands native kernels and none
@@ -169,7 +172,7 @@ def make_learner(config: Config, mesh: Mesh, feeds: bool = False) -> Learner:
     check_batch_size(mesh, "batch_size", config.batch_size, config.accumulation_steps)
     described = describe(config)
     learner = Learner(
-        _place(config, described, mesh),
+        _place(config, described, mesh, plan),
         functools.partial(make_model, config, described.composers),
         dense_optimizer(
             config.dense_optimizer, config.optimizer, schedule(config), config.eps or None
@@ -244,12 +247,14 @@ def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:
     return _place(config, describe(config), mesh)
 
 
-def _place(config: Config, described: Descriptions, mesh: Mesh) -> EmbeddingCollection:
+def _place(
+    config: Config, described: Descriptions, mesh: Mesh, plan: Plan | None = None
+) -> EmbeddingCollection:
     axes = MeshAxes(mesh, (DATA,), MODEL)
     tables = device_tables(described.tables, described.cache_rows)
-    if config.plan:
+    if plan is None and config.plan:
         plan = read_plan(config, tables, axes.shards)
-    else:
+    elif plan is None:
         device, limits = _devices_of(mesh)
         found = plan_on_mesh(
             tables,

@@ -101,6 +101,7 @@ def config_of(published: Run) -> Config:
         preset(published.model),
         batch_size=published.batch_size,
         comm_dtype=sent,
+        product_precision="tf32",  # of those of 32 bits
     )
     if published.model == "mlperf_v2":  # HugeCTR's Adagrad has a state for each number
         return dataclasses.replace(config, optimizer="adagrad")

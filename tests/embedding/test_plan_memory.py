@@ -18,6 +18,7 @@ from dlrm_jax.embedding import (
     automatic_plan,
 )
 from dlrm_jax.embedding.planning.balance import balance
+from dlrm_jax.embedding.planning.devices import DEVICES
 from dlrm_jax.embedding.planning.workload import bags_of
 from dlrm_jax.mesh import batch_sharding, make_mesh
 
@@ -62,7 +63,7 @@ def test_tables_and_state_are_what_the_step_is_given():
     assert memory is not None
     given = memory.argument_size_in_bytes - BATCH // 8 * columns * 4 - 4
 
-    found = balance(collection.layout, plan, workload)
+    found = balance(collection.layout, plan, workload, DEVICES["cpu"])
     assert found.device_bytes == pytest.approx(given, rel=1e-3)
     total = sum(table.nbytes for table in TABLES if table.name not in PLACED)
     assert given > total / 4

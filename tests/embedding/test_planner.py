@@ -93,7 +93,7 @@ def test_published_tables_are_balanced(name, mesh):
     ]
     padded, needed = np.sum([(0, 0), *exchanged], axis=0)
     assert padded <= 1.15 * needed
-    found = balance(layout, plan, workload)
+    found = balance(layout, plan, workload, DEVICES["h100"])
     assert found.reads.max() <= 1.15 * found.reads.mean()
     assert found.needed.max() <= 1.05 * found.needed.mean()
     assert found.device_bytes <= 1.05 * found.needed.mean()
@@ -147,7 +147,7 @@ def test_the_bytes_that_are_searched_are_those_of_the_layout():
     own = [[Choice.of(plan, table.name)] for table in tables]
     costs = Costs(tables, own, 4, Adagrad(0.1), Workload(), DEVICES["h100"])
     nbytes = 1 + Search(costs, Limits(memory=1.0)).score([0] * 6).overflow
-    found = balance(layout, plan, Workload())
+    found = balance(layout, plan, Workload(), DEVICES["h100"])
     assert nbytes == pytest.approx(found.device_bytes, rel=1e-12)
     np.testing.assert_allclose(found.needed + found.padding, nbytes)
 
@@ -162,7 +162,7 @@ def test_a_budget_is_kept():
     plan = automatic_plan(LARGE, 4, optimizer=ADAGRAD, limits=Limits(memory=budget))
     _, features, lookups = described((1, 1, 1, 1), ONE_ID[:4], 32)
     layout = make_layout(LARGE, features, lookups, plan, ADAGRAD)
-    assert balance(layout, plan, Workload()).device_bytes <= budget
+    assert balance(layout, plan, Workload(), DEVICES["h100"]).device_bytes <= budget
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_planner_and_layout_agree_on_slabs_and_sums(shapes, groups, samples):
     for i, (key, found) in enumerate(costs.slabs.items()):
         slab = layout.slab_of(next(name for name, other in keys.items() if other == key))
         assert load.rows[0, i].max() == slab.rows
-        assert found.row_bytes == sum(row_bytes(slab))
+        assert found.row_bytes == sum(row_bytes(slab, DEVICES["h100"]))
         blocks = [block for block in layout.blocks if block.slab is slab]
         assert found.lengths.tolist() == [block.length for block in blocks]
         positions = load.positions[0, costs.blocks[key]].max(axis=-1)
@@ -291,7 +291,7 @@ def test_planner_and_layout_agree_on_slabs_and_sums(shapes, groups, samples):
     for name, key in keys.items():
         slab = layout.slab_of(name)
         alone = SlabCosts(key, [1], shards, workload, DEVICES["h100"])
-        assert (alone.width, alone.row_bytes) == (slab.width, sum(row_bytes(slab)))
+        assert (alone.width, alone.row_bytes) == (slab.width, sum(row_bytes(slab, DEVICES["h100"])))
         assert alone.needs_sums == slab.needs_sums(False)
 
 

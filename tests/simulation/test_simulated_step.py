@@ -74,9 +74,9 @@ def test_the_products_of_a_model_are_those_of_its_layers(dtype):
 
 def test_a_product_takes_its_flops_or_its_bytes():
     large = Product(flops=1e12, operands=1e6, result=1e6, itemsize=4)
-    assert large.seconds(AT_ONCE) == pytest.approx(
-        1e12 / AT_ONCE.flops + 2e6 / AT_ONCE.memory_bandwidth
-    )
+    passes = 2e6 / AT_ONCE.memory_bandwidth
+    assert large.seconds(AT_ONCE) == pytest.approx(1e12 / AT_ONCE.flops32 + passes)
+    assert large.seconds(AT_ONCE, "tf32") == pytest.approx(1e12 / AT_ONCE.flops + passes)
     thin = Product(flops=1e6, operands=1e9, result=1e6, itemsize=4)
     assert thin.seconds(AT_ONCE) == pytest.approx(1.003e9 / AT_ONCE.memory_bandwidth)
     assert thin.in_16_bits().seconds(AT_ONCE) == pytest.approx(thin.seconds(AT_ONCE) / 2)

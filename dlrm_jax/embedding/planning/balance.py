@@ -47,19 +47,20 @@ class Balance:
         return float(self.needed[0] + self.padding[0])
 
 
-def balance(layout: Layout, plan: Plan, workload: Workload) -> Balance:
+def balance(layout: Layout, plan: Plan, workload: Workload, device: Device) -> Balance:
     """The exact bytes of each shard, and the expected number of rows that it reads.
 
     Args:
         layout: layout of the plan.
         plan: plan of all tables.
         workload: reads of the tables in a step.
+        device: model of every device.
     """
     by_placement = {placement: np.zeros(plan.shards) for placement in PLACEMENTS}
     table_bytes, padding, reads = (np.zeros(plan.shards) for _ in range(3))
     group = workload.batch_size / workload.data_groups
     for slab in layout.slabs:
-        table_row, state_row = row_bytes(slab)
+        table_row, state_row = row_bytes(slab, device)
         used = np.zeros(plan.shards)
         for piece, _ in slab.pieces:
             table = slab.tables[piece.table]
@@ -76,12 +77,14 @@ def balance(layout: Layout, plan: Plan, workload: Workload) -> Balance:
     return Balance(by_placement, table_bytes, padding, reads)
 
 
-def row_bytes(slab: Slab) -> tuple[int, int]:
+def row_bytes(slab: Slab, device: Device) -> tuple[int, int]:
     """Bytes of one row of a table and of its optimizer state, on one device."""
     state = 0
     if slab.optimizer:
-        state = sum(slot_bytes(slab.optimizer, slab.width, slab.dtype).values())
-    return slab.width * slab.dtype.itemsize, state
+        itemsize = slab.vector_dtype.itemsize
+        for nbytes in slot_bytes(slab.optimizer, slab.width, slab.dtype).values():
+            state += device.stored_bytes(nbytes // itemsize, itemsize) if nbytes else 0
+    return device.stored_bytes(slab.width, slab.dtype.itemsize), state
 
 
 LINKS, NETWORK = "links in a host", "network between hosts"

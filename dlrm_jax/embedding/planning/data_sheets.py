@@ -16,7 +16,8 @@ class Sheet(NamedTuple):
         link: bandwidth from a device to the others of its host, in one direction.
         network: bandwidth from a device to other hosts, in one direction.
         devices_per_host: number of devices that the fast links join.
-        flops: speed of dense matrix products of float32, as JAX computes them by default.
+        flops32: speed of dense matrix products of float32.
+        flops: speed of products whose factors are rounded to TF32.
         flops16: speed of dense matrix products of bfloat16.
         torus: axes of the links; None for a switch, over which a device reaches any other one.
     """
@@ -26,6 +27,7 @@ class Sheet(NamedTuple):
     link: float
     network: float
     devices_per_host: int
+    flops32: float
     flops: float
     flops16: float
     torus: Torus | None = None
@@ -43,6 +45,7 @@ class Reached(NamedTuple):
         latency: seconds of a collective besides moving its bytes.
         launch: seconds of a kernel besides its work.
         granule: size of the smallest memory access, in bytes.
+        tiled: whether memory has tiles, see `tpu_layout`.
     """
 
     bandwidth: float
@@ -53,9 +56,10 @@ class Reached(NamedTuple):
     latency: float
     launch: float
     granule: int
+    tiled: bool = False
 
 
-# NVIDIA: data sheets of A100, H100 and H200 SXM, without sparsity; float32 products are TF32. They
+# NVIDIA: data sheets of A100, H100 and H200 SXM, without sparsity. They
 # count NVLink in both directions: 600 and 900 GB/s. DGX A100 has an adapter of 200 Gb/s a GPU,
 # DGX H100 and later ones have 400 Gb/s. B200: the data sheet of DGX B200, divided by its eight
 # GPUs. GB200: that of GB200 NVL72, whose NVLink joins 72 GPUs.
@@ -63,21 +67,21 @@ class Reached(NamedTuple):
 # Google Cloud's pages docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e: links of 400, 1,200 and
 # 800 GB/s of v5e, v5p and v6e in both directions and, in an older version, 2,400 Gb/s of v4. They
 # join a slice. The network of a data centre joins slices: 50 Gb/s a chip of v5p, taken for v4, too;
-# for a host of eight chips of v5e 2 x 100 Gb/s, and of v6e 4 x 200. By default JAX computes float32
-# products in bfloat16 there.
+# for a host of eight chips of v5e 2 x 100 Gb/s, and of v6e 4 x 200. Products of float32 are
+# sums of six products of bfloat16 there, and JAX takes three where GPUs take TF32.
 _SQUARE = Torus(axes=2, ring=16, of_cubes=False)
 _CUBES = Torus(axes=3, ring=4, of_cubes=True)
 SHEETS = {
-    "a100": Sheet(80, 2039, 300, 25, 8, 156, 312),
-    "h100": Sheet(80, 3350, 450, 50, 8, 494.7, 989.4),
-    "h200": Sheet(141, 4800, 450, 50, 8, 494.7, 989.4),
-    "b200": Sheet(180, 8000, 900, 50, 8, 1125, 2250),
-    "gb200": Sheet(186, 8000, 900, 50, 72, 1250, 2500),
-    "mi300x": Sheet(192, 5300, 448, 50, 8, 653.7, 1307.4),
-    "tpu_v4": Sheet(34.4, 1200, 300, 6.25, 4096, 275, 275, _CUBES),
-    "tpu_v5e": Sheet(17.2, 819, 200, 3.125, 256, 197, 197, _SQUARE),
-    "tpu_v5p": Sheet(102, 2765, 600, 6.25, 6144, 459, 459, _CUBES),
-    "tpu_v6e": Sheet(34.4, 1638, 400, 12.5, 256, 918, 918, _SQUARE),
+    "a100": Sheet(80, 2039, 300, 25, 8, 19.5, 156, 312),
+    "h100": Sheet(80, 3350, 450, 50, 8, 66.9, 494.7, 989.4),
+    "h200": Sheet(141, 4800, 450, 50, 8, 66.9, 494.7, 989.4),
+    "b200": Sheet(180, 8000, 900, 50, 8, 75, 1125, 2250),
+    "gb200": Sheet(186, 8000, 900, 50, 72, 80, 1250, 2500),
+    "mi300x": Sheet(192, 5300, 448, 50, 8, 163.4, 653.7, 1307.4),
+    "tpu_v4": Sheet(34.4, 1200, 300, 6.25, 4096, 275 / 6, 275 / 3, 275, _CUBES),
+    "tpu_v5e": Sheet(17.2, 819, 200, 3.125, 256, 197 / 6, 197 / 3, 197, _SQUARE),
+    "tpu_v5p": Sheet(102, 2765, 600, 6.25, 6144, 459 / 6, 459 / 3, 459, _CUBES),
+    "tpu_v6e": Sheet(34.4, 1638, 400, 12.5, 256, 918 / 6, 918 / 3, 918, _SQUARE),
 }
 
 # NVLink: 370 of 450 GB/s, by NVIDIA's sjeaugey in NVIDIA/nccl-tests#212. Network: 48 of 50 GB/s, by
@@ -96,8 +100,8 @@ GPU = Reached(
     granule=64,
 )
 # No published runs of these tables on TPUs were found. The shares are those of GPUs; kernels are
-# parts of one program, which starts once. A row takes whole lines of 128 float32 numbers.
-TPU = GPU._replace(latency=5e-6, launch=1e-6, granule=512)
+# parts of one program, which starts once. Memory is read in tiles.
+TPU = GPU._replace(latency=5e-6, launch=1e-6, granule=4096, tiled=True)
 
 
 def reached(name: str) -> Reached:

@@ -8,6 +8,7 @@ import re
 import warnings
 from typing import Any
 
+from dlrm_jax.embedding.planning import tpu_layout
 from dlrm_jax.embedding.planning.data_sheets import SHEETS, Reached, Sheet, reached
 from dlrm_jax.embedding.planning.torus import Torus
 from dlrm_jax.errors import UserError
@@ -48,11 +49,12 @@ class Device:
         devices_per_host: number of devices that the fast links join.
         latency: seconds that a collective takes besides moving its bytes.
         launch: seconds that a kernel takes besides its work.
-        flops: floating point operations a second of matrix products of float32, as JAX computes
-            them by default.
-        flops16: floating point operations a second of matrix products of bfloat16.
+        flops32: floating point operations a second of matrix products of float32.
+        flops: operations of products whose factors are rounded to TF32.
+        flops16: operations of products of bfloat16.
         emulated: whether the devices share the cores and the memory of one host.
         torus: axes of the links; None for a switch.
+        tiled: whether memory has tiles, see `tpu_layout`.
     """
 
     name: str
@@ -65,10 +67,12 @@ class Device:
     devices_per_host: int
     latency: float
     launch: float
+    flops32: float
     flops: float
     flops16: float
     emulated: bool = False
     torus: Torus | None = None
+    tiled: bool = False
 
     @classmethod
     def of(cls, name: str, sheet: Sheet, share: Reached) -> Device:
@@ -91,9 +95,11 @@ class Device:
             devices_per_host=sheet.devices_per_host,
             latency=share.latency,
             launch=share.launch,
+            flops32=share.products * sheet.flops32 * tera,
             flops=share.products * sheet.flops * tera,
             flops16=share.products * sheet.flops16 * tera,
             torus=sheet.torus,
+            tiled=share.tiled,
         )
 
     @property
@@ -101,9 +107,24 @@ class Device:
         """Bytes for tables and optimizer state; the other arrays of a step need the rest."""
         return _SHARE_FOR_TABLES * self.memory
 
-    def row_seconds(self, nbytes: int) -> float:
-        """The seconds of reading one row of so many bytes at random."""
-        return math.ceil(nbytes / self.granule) * self.granule / self.row_bandwidth
+    def row_seconds(self, width: int, itemsize: int) -> float:
+        """The seconds of reading one row of so many numbers at random.
+
+        Args:
+            width: numbers of a row.
+            itemsize: bytes of a number.
+        """
+        if self.tiled:
+            return tpu_layout.row_access(width, itemsize) / self.row_bandwidth
+        return math.ceil(width * itemsize / self.granule) * self.granule / self.row_bandwidth
+
+    def stored_bytes(self, width: int, itemsize: int) -> int:
+        """The bytes that a row of so many numbers needs in memory, with its padding."""
+        return (tpu_layout.stored_width(width) if self.tiled else width) * itemsize
+
+    def copied_bytes(self, width: int, itemsize: int) -> int:
+        """The bytes that a step writes for each row of a table, touched or not, to read a few."""
+        return tpu_layout.copied_width(width) * itemsize if self.tiled else 0
 
     def exchange(self, nbytes: Numbers, devices: int, stride: int = 1) -> LinkSeconds:
         """The seconds of an all-to-all.
@@ -181,6 +202,7 @@ DEVICES["cpu"] = Device(
     devices_per_host=8,
     latency=50e-6,
     launch=5e-6,
+    flops32=1e11,
     flops=1e11,
     flops16=1e11,
     emulated=True,

@@ -84,9 +84,11 @@ class SlabCosts:
         slots = [slot for slot in slots if slot != "scalar"]  # which belongs to no row
         self._row_means = key.split == "columns" and "row" in slots
         self.start_seconds = device.latency if self._row_means else 0.0
-        sizes = {"row": self._number, "element": self._vector}
-        self._table_row, self._slot_rows = self.width * number, [sizes[slot] for slot in slots]
-        self.row_bytes = self._table_row + sum(self._slot_rows)
+        widths = {"row": 1, "element": self.width}
+        self._table_row = self.width, number
+        self._rows = [self._table_row, *((widths[slot], self._number) for slot in slots)]
+        self.row_bytes = sum(device.stored_bytes(*row) for row in self._rows)
+        self._copied = device.copied_bytes(*self._table_row)
 
         self.lengths = np.array(lengths, float)
         pooled = self._samples / self.parts  # samples whose bags one device pools
@@ -150,8 +152,8 @@ class SlabCosts:
         reads, update = self._workload.rows_read(table, self._samples), 0.0
         if self.trained and not self._workload.all_rows:
             written = self._workload.distinct_rows(table, float(self._workload.batch_size))
-            update = 2 * written * sum(map(row_seconds, [self._table_row, *self._slot_rows]))
-        return reads, reads * row_seconds(self._table_row), update
+            update = 2 * written * sum(row_seconds(*row) for row in self._rows)
+        return reads, reads * row_seconds(*self._table_row), update
 
     def seconds(
         self, rows: Float64[np.ndarray, "*O"], positions: Float64[np.ndarray, "*O K"]
@@ -162,7 +164,7 @@ class SlabCosts:
             rows: number of rows of the slab on one device, [*O].
             positions: number of bag positions of each block, padding included, [*O, K].
         """
-        update = self._update(rows, positions)
+        update = self._of_rows(rows, positions)
         return sum(update.values(), start=positions @ self.position_seconds)
 
     def seconds_by_part(
@@ -170,16 +172,16 @@ class SlabCosts:
     ) -> Float64[np.ndarray, "*O P"]:
         """What `seconds` adds up, by part of `COMPARED`."""
         found = positions @ self.position_by_part
-        for part, seconds in self._update(rows, positions).items():
+        for part, seconds in self._of_rows(rows, positions).items():
             found[..., _INDEX[part]] += seconds
         return found
 
-    def _update(
+    def _of_rows(
         self, rows: Float64[np.ndarray, "*O"], positions: Float64[np.ndarray, "*O K"]
     ) -> dict[tuple[str, str], Any]:
-        """The seconds of an update's parts, without rows at random."""
+        """The seconds of parts that depend on the number of rows, without rows at random."""
         if not self.trained:
-            return {}
+            return self._copies_of_tables(rows)
         batch, device, program = self._workload.batch_size / self.parts, self._device, self._program
         ids, bags = batch * (positions @ self.lengths), batch * positions.sum(axis=-1)
         way = reduction(rows, self.width, ids, bags, self._copies, self.needs_sums)
@@ -197,7 +199,14 @@ class SlabCosts:
             means = np.where(way.dense | self._workload.all_rows, rows, ids) * self._number
             links += device.all_reduce(means, 1, self._shards)
         memory = {("update", "memory"): passed / device.memory_bandwidth}
-        return memory | _of("update", links)
+        return memory | _of("update", links) | self._copies_of_tables(rows)
+
+    def _copies_of_tables(self, rows: Float64[np.ndarray, "*O"]) -> dict[tuple[str, str], Any]:
+        """The seconds of copies of whole tables that a lookup needs, see `tpu_layout`."""
+        if not self._copied:
+            return {}
+        passed = rows * (self._copied + self._device.stored_bytes(*self._table_row))
+        return {("lookup", "memory"): passed / self._device.memory_bandwidth}
 
 
 def _room(ids: float, partners: int, distinct: float) -> float:
