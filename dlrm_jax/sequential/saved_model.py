@@ -29,6 +29,7 @@ from dlrm_jax.sequential.model_files import (
     write_arrays,
 )
 from dlrm_jax.sequential.recommender import Recommender
+from dlrm_jax.sequential.run import of_earlier
 from dlrm_jax.sequential.settings import SequentialSettings
 from dlrm_jax.serving.export import made_by
 
@@ -118,7 +119,8 @@ def read_model(directory: Path | str) -> Recommender:
     manifest = read_noted(directory, KIND, FORMAT, _Manifest)
     check_files(directory, manifest.files, {TABLE, ITEMS, *manifest.layers.values()})
     known: dict[str, Any] = {
-        name: tuple(x) if isinstance(x, list) else x for name, x in manifest.settings.items()
+        name: tuple(x) if isinstance(x, list) else x
+        for name, x in of_earlier(manifest.settings).items()
     }
     try:
         settings = SequentialSettings(**known)
