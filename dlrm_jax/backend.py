@@ -33,6 +33,10 @@ class Backend:
             Emulated devices add one array of 476k numbers in 1.0 ms, but in 3.0 to 4.4 as a tuple
             of the parameters' shapes. Accelerators' collectives are combined by XLA itself, as
             soon as they may begin and without a copy.
+        weight_first: whether a step sums the weights of its samples over the devices before the
+            model. Otherwise the sum is known with that of the dense gradients, for which the update
+            of the tables waits. Emulated devices compute nothing meanwhile, and wait for each other
+            once more.
         unroll_micro_batches: whether the loop over micro-batches is unrolled. XLA aborts now and
             then when emulated devices repeat a collective in a loop.
         programs_ahead: programs to start before the results of the first are read. A device then
@@ -66,6 +70,7 @@ class Backend:
     native_chunk: int | None = None
     prediction_chunk: int | None = None
     flat_all_reduce: bool = False
+    weight_first: bool = True
     unroll_micro_batches: bool = False
     programs_ahead: int = 2
     native_kernels: bool = False
@@ -82,6 +87,7 @@ CPU = Backend(
     native_chunk=2048,
     prediction_chunk=2048,
     flat_all_reduce=True,
+    weight_first=False,
     unroll_micro_batches=True,
     native_kernels=True,
     attention="native",

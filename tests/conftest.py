@@ -44,7 +44,9 @@ def pytest_configure(config: pytest.Config):
     Two thirds of the tests' time is compilation, often of what another test has compiled.
     """
     if config.getoption("--accelerator_rows"):
-        backend.CPU = dataclasses.replace(backend.CPU, row_sums=backend.GPU.row_sums)
+        backend.CPU = dataclasses.replace(
+            backend.CPU, row_sums=backend.GPU.row_sums, weight_first=backend.GPU.weight_first
+        )
     # A shell lets programs in its background ignore it, and some tests send it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # With it, each program that a test starts would compile all modules of the package again.
@@ -114,7 +116,8 @@ def pytest_addoption(parser: pytest.Parser):
     parser.addoption(
         "--accelerator_rows",
         action="store_true",
-        help="the emulated devices sum gradients of equal rows in the way of accelerators",
+        help="the emulated devices sum the gradients of equal rows, and the weights of samples, in "
+        "the way of accelerators",
     )
 
 

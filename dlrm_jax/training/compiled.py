@@ -136,12 +136,15 @@ def _of_dense_model(learner: Learner) -> tuple[Collective, ...]:
     sent = jnp.dtype(dtype).itemsize if dtype else own
     count = sum(math.prod(x.shape) for x in split)
     whole = sum(math.prod(x.shape) for x in parameters) - count
-    what = "dense gradients, loss, weight" if whole else "loss, weight"
+    what = "dense gradients, loss" if whole else "loss"
+    weight = [] if learner.weight_first else ["weight"]
 
     def over_all(kind: Any, purpose: str, nbytes: int) -> Collective:
         return Collective(kind, (DATA, MODEL), purpose, nbytes, float(nbytes))
 
-    found = [over_all("all-reduce", what, (whole + 2) * own)]
+    found = [over_all("all-reduce", ", ".join([what, *weight]), (whole + 1 + len(weight)) * own)]
+    if learner.weight_first:
+        found.append(over_all("all-reduce", "weight", jnp.dtype(jnp.float32).itemsize))
     if split and dtype:
         found.append(over_all("all-to-all", "dense gradients", count * sent))
     elif split:

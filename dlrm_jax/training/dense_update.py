@@ -32,8 +32,8 @@ _LARGE = 2**15
 
 
 def sum_over_devices(
-    learner: Learner, sums: tuple[Float[Array, "D M"], Float[Array, "D M"], Any]
-) -> tuple[Float[Array, ""], Float[Array, ""], Any]:
+    learner: Learner, sums: tuple[Float[Array, "D M"] | None, Float[Array, "D M"], Any]
+) -> tuple[Any, Float[Array, ""], Any]:
     """The sums over the devices of the weight, the loss and its gradients.
 
     With `Learner.dense_comm_dtype`, each device rounds its gradients once, and sends each part of
@@ -43,7 +43,8 @@ def sum_over_devices(
 
     Args:
         learner: learner of the step.
-        sums: Σ wᵢ, Σ wᵢ lossᵢ and its gradients by the samples of each device, [D, M, ...].
+        sums: Σ wᵢ, or None if it is known, Σ wᵢ lossᵢ and its gradients by the samples of each
+            device, [D, M, ...].
 
     Returns:
         The same by all samples. The gradients are split if the optimizer is.

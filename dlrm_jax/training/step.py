@@ -92,6 +92,9 @@ def step_with_logits(
     any_weight = None
     if len(learner.labels) > 1:
         batch, any_weight = by_label(batch, [*learner.label_weights.values()])
+    if learner.weight_first:
+        weights = batch.sample_weights
+        batch = batch._replace(sample_weights=weights / weights.sum())
     total, loss, grads, sparse_cotangents, model_state, logits = _accumulate(
         learner, state, batch, routed, with_logits
     )
@@ -142,8 +145,7 @@ def _accumulate(
 
     Micro-batches differ from the whole batch in the order of summation alone, unless the model
     looks at the batch, see `Learner`: rows are coalesced over all of it. The weight is summed with
-    the other sums, which are divided by it afterwards: devices would wait for each other once more
-    in a collective of its own.
+    the other sums, which are divided by it afterwards, unless `Backend.weight_first`.
     """
     collection, count = learner.collection, learner.accumulation_steps
     # None if nothing reads it.
@@ -184,7 +186,10 @@ def _accumulate(
             processes = len({device.process_index for device in learner.mesh.devices.flat})
             logits = logits.reshape(count, processes, -1, *logits.shape[2:])
             logits = logits.swapaxes(0, 1).reshape(-1, *logits.shape[3:])
+    if learner.weight_first:  # they are divided by their sum
+        sums = None, *sums[1:]
     total, loss, grads = dense_update.sum_over_devices(learner, sums)
+    total = jnp.ones_like(loss) if total is None else total
     return total, loss, grads, sparse_cotangents, model_state, logits
 
 
