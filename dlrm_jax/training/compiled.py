@@ -17,7 +17,7 @@ from dlrm_jax.embedding.planning.temporaries import temporaries
 from dlrm_jax.mesh import DATA, MODEL
 from dlrm_jax.programs.collectives import collectives as collectives_of
 from dlrm_jax.programs.hlo import program_of
-from dlrm_jax.training import dense_split
+from dlrm_jax.training import dense_split, dense_update
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.member_losses import MemberLoss
 from dlrm_jax.training.pipelined import abstract_routed, make_pipelined_step
@@ -137,13 +137,13 @@ def _of_dense_model(learner: Learner) -> tuple[Collective, ...]:
     count = sum(math.prod(x.shape) for x in split)
     whole = sum(math.prod(x.shape) for x in parameters) - count
     what = "dense gradients, loss" if whole else "loss"
-    weight = [] if learner.weight_first else ["weight"]
+    weight = [] if dense_update.weight_first(learner) else ["weight"]
 
     def over_all(kind: Any, purpose: str, nbytes: int) -> Collective:
         return Collective(kind, (DATA, MODEL), purpose, nbytes, float(nbytes))
 
     found = [over_all("all-reduce", ", ".join([what, *weight]), (whole + 1 + len(weight)) * own)]
-    if learner.weight_first:
+    if dense_update.weight_first(learner):
         found.append(over_all("all-reduce", "weight", jnp.dtype(jnp.float32).itemsize))
     if split and dtype:
         found.append(over_all("all-to-all", "dense gradients", count * sent))

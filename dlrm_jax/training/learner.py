@@ -178,16 +178,6 @@ class Learner:
         return tuple(self.label_weights)
 
     @property
-    def weight_first(self) -> bool:
-        """Whether a step divides the weights of samples by their sum before the model.
-
-        Several labels have sums of their own, and other losses weights of their own.
-        """
-        if len(self.labels) > 1 or isinstance(self.loss, RankingLoss | MemberLoss):
-            return False
-        return self.backend.weight_first and self.axes.device_count > 1
-
-    @property
     def kernels_in_use(self) -> dict[str, str]:
         """`EmbeddingCollection.kernels_in_use`, and ``"model"`` for DLRM's interaction.
 

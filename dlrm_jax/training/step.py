@@ -92,7 +92,7 @@ def step_with_logits(
     any_weight = None
     if len(learner.labels) > 1:
         batch, any_weight = by_label(batch, [*learner.label_weights.values()])
-    if learner.weight_first:
+    if dense_update.weight_first(learner):
         weights = batch.sample_weights
         batch = batch._replace(sample_weights=weights / weights.sum())
     total, loss, grads, sparse_cotangents, model_state, logits = _accumulate(
@@ -186,7 +186,7 @@ def _accumulate(
             processes = len({device.process_index for device in learner.mesh.devices.flat})
             logits = logits.reshape(count, processes, -1, *logits.shape[2:])
             logits = logits.swapaxes(0, 1).reshape(-1, *logits.shape[3:])
-    if learner.weight_first:  # they are divided by their sum
+    if dense_update.weight_first(learner):  # they are divided by their sum
         sums = None, *sums[1:]
     total, loss, grads = dense_update.sum_over_devices(learner, sums)
     total = jnp.ones_like(loss) if total is None else total
