@@ -23,6 +23,7 @@ from dlrm_jax.inference.artifact_scorer import ArtifactScorer
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving.http_messages import Limits
 from dlrm_jax.serving.served_model import ServedModel
+from dlrm_jax.serving.served_version import ServedVersion
 from dlrm_jax.serving.server import Server, listen
 from dlrm_jax.serving.versions import Version
 
@@ -215,7 +216,9 @@ def test_a_token_is_asked_for(artifact: Path):
 
 
 def programs_of(client: Client) -> Any:
-    scorer = client.server.repository.newest.predictor.scorer
+    newest = client.server.repository.newest
+    assert isinstance(newest, ServedModel)
+    scorer = newest.predictor.scorer
     assert isinstance(scorer, ArtifactScorer)
     return scorer.artifact.programs
 
@@ -277,7 +280,7 @@ def test_no_failure_of_a_version_ends_watching(
     """It is logged once, and answered as JSON, and the next version is served."""
     load = Server._load
 
-    def fail(server: Server, version: Version) -> ServedModel:
+    def fail(server: Server, version: Version) -> ServedVersion[Any]:
         if version.name == "2":
             raise failure
         return load(server, version)

@@ -24,6 +24,7 @@ from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving.export import export
 from dlrm_jax.serving.http_messages import Limits
 from dlrm_jax.serving.served_model import ServedModel
+from dlrm_jax.serving.served_version import ServedVersion
 
 SHARED = {"age": 3, "city": "c3"}
 PAGES: list[dict[str, Any]] = [
@@ -138,16 +139,18 @@ def test_versions_answer_with_the_order_of_their_own_labels(tmp_path: Path):
     (tmp_path / "1.new").rename(tmp_path / "1")
     with serving(tmp_path) as client:
 
-        def check(model: ServedModel) -> None:
+        def check(model: ServedVersion[Any]) -> ServedModel:
+            assert isinstance(model, ServedModel)
             _, found, _ = client.ask("POST", "/v2/models/small/infer", {"inputs": inputs})
             assert found["model_version"] == model.version
             own = model.predictor.predict(Examples(dense, ids, np.zeros(1, np.float32)))[0]
             outputs = [(x["name"], x["data"][0]) for x in found["outputs"]]
             names = [f"probability_{x}" for x in of_version[model.version]]
             assert outputs == list(zip(names, own, strict=True))
+            return model
 
         repository = client.server.repository
-        check(old := repository.newest)
+        old = check(repository.newest)
         (tmp_path / "2.new").rename(tmp_path / "2")
         assert repository.refresh().loaded == ["2"]
         check(repository.newest)
