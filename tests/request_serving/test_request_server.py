@@ -286,8 +286,11 @@ def test_the_documented_request_is_taken():
         x for x in commands(text) if x[0] == "experiments.long_history" and "--context" in x[1][3]
     ]
     given = dict(x.removeprefix("--").split("=") for x in arguments)
-    parts = (read_columns(x, given[x].split(",")) for x in ("history", "candidates", "context"))
-    columns = Columns(*parts, history_time=given["history_time"], time=given["time"])
+    kinds = ("history", "candidates", "context")
+    history, candidates, context = (read_columns(x, given[x].split(",")) for x in kinds)
+    columns = Columns(
+        history, candidates, context, history_time=given["history_time"], time=given["time"]
+    )
     settings = dataclasses.replace(SETTINGS, encoder="mean")
     model = RequestRanker(columns, settings, rngs=nnx.Rngs(0))
     tables = {name: jnp.ones((3, 8)) for name in columns.tables}
