@@ -207,7 +207,7 @@ def main() -> None:
             described.optimizer,
             found.groups,
         )
-        save(draw_mesh(layout, found.plan, found.groups), FLAGS.mesh_picture, replace=False)
+        save(draw_mesh(layout, found.plan, found.groups, kind), FLAGS.mesh_picture, replace=False)
 
 
 def _memory(kind: Device, devices: int) -> float:

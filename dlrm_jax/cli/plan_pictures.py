@@ -13,6 +13,7 @@ from dlrm_jax.cli.pictures import COLOURS, COMPACT, INK, legend_beside, new_axes
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.plan import PLACEMENTS, Plan
 from dlrm_jax.embedding.planning.balance import Balance, row_bytes
+from dlrm_jax.embedding.planning.devices import Device
 
 _GIB, _MIB = 2**30, 2**20
 _COLOUR: dict[str, str] = dict(zip(PLACEMENTS, COLOURS, strict=False))
@@ -49,15 +50,21 @@ def draw_shards(found: Balance) -> Figure:
     return figure
 
 
-def draw_mesh(layout: Layout, plan: Plan, groups: int) -> Figure:
+def draw_mesh(layout: Layout, plan: Plan, groups: int, device: Device) -> Figure:
     """Draws the tables of every device: data-parallel groups below each other, shards side by side.
 
     In a device, the height of a table is its share of what the fullest device holds. The first two
     of more data-parallel groups are drawn.
+
+    Args:
+        layout: layout of the plan.
+        plan: plan of all tables.
+        groups: number of data-parallel groups.
+        device: model of every device.
     """
     drawn = min(groups, _GROUPS)
     figure, axes = new_axes(0.8 + 2.4 * drawn)
-    stored = [dict(_stored(layout, plan, shard)) for shard in range(plan.shards)]
+    stored = [dict(_stored(layout, plan, shard, device)) for shard in range(plan.shards)]
     fullest = max(sum(nbytes for _, nbytes in own.values()) for own in stored)
     for group in range(drawn):
         for shard, own in enumerate(stored):
@@ -78,14 +85,17 @@ def draw_mesh(layout: Layout, plan: Plan, groups: int) -> Figure:
     return figure
 
 
-def _stored(layout: Layout, plan: Plan, shard: int) -> Iterator[tuple[str, tuple[str, float]]]:
+def _stored(
+    layout: Layout, plan: Plan, shard: int, device: Device
+) -> Iterator[tuple[str, tuple[str, float]]]:
     """Placement, and bytes with optimizer state, of each table on a shard."""
     for slab in layout.slabs:
         for piece, _ in slab.pieces:
             if piece.shard in (shard, None):
                 rows = piece.rows(slab.tables[piece.table].rows)
                 rows /= slab.shards if slab.fully_sharded else 1
-                yield piece.table, (plan.placement(piece.table), rows * sum(row_bytes(slab)))
+                nbytes = rows * sum(row_bytes(slab, device))
+                yield piece.table, (plan.placement(piece.table), nbytes)
 
 
 def _draw_device(
