@@ -144,6 +144,20 @@ class CachedCollection(EmbeddingCollection):
                 whole[self.host.cached[table.name]] = values.view(whole.dtype)
                 yield self.whole[table.name], key, whole
 
+    def write_back(self, state: EmbeddingState) -> None:
+        """Writes the rows of the caches to the host's tables, where they are out of date.
+
+        Their optimizer state stays as it is there: predictions don't read it.
+
+        Args:
+            state: last state of the training.
+        """
+        self.host.land()
+        rows = {name: np.arange(count) for name, count in self.cache_rows.items()}
+        for name, values in super().read_rows(state, rows).items():
+            whole = self.host.arrays[name]["table"]
+            whole[self.host.cached[name]] = values.view(whole.dtype)
+
     def array_specs(self, table: str) -> dict[str, Any]:
         """See `WholeTables.array_specs`; of tables in the host's memory, NumPy arrays of no size.
 

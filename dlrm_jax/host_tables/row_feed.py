@@ -175,7 +175,12 @@ class RowFeed:
         return self._collection.place_rows(places, self._host.read(coming, self._writes_back))
 
     def copied(self, state: Any) -> Any:
-        """The state with copies of the caches, which may be donated while the state is kept."""
+        """The state with copies of the caches, which may be donated while the state is kept.
+
+        A row that leaves such a cache isn't written back, and comes again from the host, which
+        therefore gets the rows of the caches first.
+        """
+        self._collection.write_back(state.embedding)
         tables = dict(state.embedding.tables)
         for name in {self._collection.layout.slab_of(x).name for x in self._collection.whole}:
             tables[name] = jax.jit(jnp.copy, out_shardings=tables[name].sharding)(tables[name])

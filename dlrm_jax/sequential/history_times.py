@@ -75,6 +75,7 @@ def _seconds(name: str, times: Any) -> Int64[np.ndarray, " n"]:
         return np.zeros(0, np.int64)
     if not found.dtype.is_integer() or found.null_count():
         raise UserError(wanted)
-    if not found.is_between(-_FAR, _FAR).all():
+    own = found.cast(pl.Int64, strict=False)  # null for what is larger
+    if own.null_count() or not own.is_between(-_FAR, _FAR).all():
         raise UserError(wanted)
-    return found.cast(pl.Int64).to_numpy()
+    return own.to_numpy()

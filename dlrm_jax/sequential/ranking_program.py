@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from dlrm_jax.attention.block_pairs import BLOCK
 from dlrm_jax.attention.jagged import sequences_of
+from dlrm_jax.precision import jit
 from dlrm_jax.sequential.model import NextItem
 
 _PACKED = 1024
@@ -72,7 +73,7 @@ class RankingProgram:
         def exclude(scores: Array, rows: Array, items: Array) -> Float[Array, "s V"]:
             return scores.at[rows, items].set(-jnp.inf, mode="drop")
 
-        self._encode, self._scores = jax.jit(encode), jax.jit(scores)
+        self._encode, self._scores = jit(encode), jax.jit(scores)
         self._exclude = jax.jit(exclude, donate_argnums=0)
         self._first = jax.jit(jax.lax.top_k, static_argnums=1)
 

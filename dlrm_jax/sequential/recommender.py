@@ -177,7 +177,8 @@ class Recommender:
                 times are missing, given to a model that doesn't read them, not as many as items,
                 not ascending, or 68 years before the question.
         """
-        if isinstance(k, bool) or not 1 <= k <= self.most:
+        is_number = isinstance(k, int | np.integer) and not isinstance(k, bool)
+        if not is_number or not 1 <= k <= self.most:
             raise UserError(f"k: expected a number from 1 to {self.most:,}, got {shown(k)}")
         if isinstance(history, str | bytes) or not hasattr(history, "__iter__"):
             raise UserError(f"history: expected a list of items, got {shown(history)}")

@@ -196,6 +196,29 @@ def test_predictions_leave_the_state_alone():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
+def test_predictions_between_steps_read_what_the_steps_have_changed():
+    cached = made(CachedCollection, "1x1", "mixed", cache_rows=CACHE)
+    whole = made(EmbeddingCollection, "1x1", "mixed")
+    state, step, feed = State(cached.init(3)), make_step(cached), RowFeed(cached)
+    expected, expected_step = whole.init(3), make_step(whole)
+    for number, ids in enumerate(batches()[:10]):
+        own = cached.put(feed.prepare(ids))
+        state = feed.begin(state)
+        state = State(step(state.embedding, own, number)[1])
+        _, expected = expected_step(expected, whole.put(ids), number)
+    predicting = RowFeed(cached, writes_back=False)
+    own = predicting.copied(state)
+    of_caches, of_whole = (
+        jax.jit(lambda s, ids, x=x: x.lookup(s, ids)[0]) for x in (cached, whole)
+    )
+    for ids in batches()[:20]:
+        own_ids = cached.put(predicting.prepare(ids))
+        own = predicting.begin(own)
+        found, wanted = of_caches(own.embedding, own_ids), of_whole(expected, whole.put(ids))
+        for name, pooled in wanted.items():
+            np.testing.assert_array_equal(found[name], pooled, err_msg=name)
+
+
 def test_an_array_of_another_shape_is_refused():
     collection = made(CachedCollection, "1x1", "mixed", cache_rows=CACHE)
     wrong = {"users": {"table": np.zeros((24, 8), np.float32)}}

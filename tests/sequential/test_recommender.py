@@ -168,6 +168,7 @@ def test_numbers_stay_numbers():
         ({"times": "ab"}, "times: expected integers of seconds, or dates, got 'ab'"),
         ({"time": 2**31 + 3}, "times: expected less than 68 years before the question's"),
         ({"time": 2**80}, "time: expected integers of seconds, or dates"),
+        ({"time": 2**63}, "time: expected integers of seconds, or dates"),
     ],
 )
 def test_what_is_refused(given: dict, message: str):
