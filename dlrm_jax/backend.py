@@ -80,6 +80,11 @@ class Backend:
     attention: Literal["xla", "mosaic", "triton", "native"] = "xla"
     row_kernels: Literal["xla", "triton"] = "xla"
 
+    @property
+    def interprets_kernels(self) -> bool:
+        """Whether kernels of Pallas, if they are asked for, run in its interpreter."""
+        return not is_accelerator(self.platform)
+
 
 CPU = Backend(
     "cpu",

@@ -60,7 +60,7 @@ def pool(
     if has_triton_lookup(block, backend):
         from dlrm_jax.embedding import pooling_gpu  # Pallas takes a second to import
 
-        emulated = backend.platform != "gpu"
+        emulated = backend.interprets_kernels
         return pooling_gpu.pool(slab, rows, id_weights, block.slab.dtype, emulated)
     return pooling.pool(slab, rows, id_weights, block.slab.dtype)
 

@@ -51,7 +51,7 @@ def update_slab(
     if kernels == "triton":
         from dlrm_jax.embedding.fused_update_gpu import update_runs  # Pallas takes a second
 
-        emulated = backend_of(axes.mesh).platform != "gpu"
+        emulated = backend_of(axes.mesh).interprets_kernels
         given = slab.optimizer, table, slots, runs_of(blocks), step
         return update_runs(*given, slab.dtype, rate_factor, emulated)
     rows, gradients = expand(blocks)
