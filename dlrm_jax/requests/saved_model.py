@@ -19,7 +19,6 @@ from dlrm_jax.artifact.manifest import MANIFEST
 from dlrm_jax.artifact.notes import FileNote
 from dlrm_jax.artifact.signed_text import is_signed, signed_text
 from dlrm_jax.data.formats import parquet
-from dlrm_jax.data.formats.npy import write_npy
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.files import creating
 from dlrm_jax.requests.columns import Columns
@@ -29,6 +28,7 @@ from dlrm_jax.requests.scorer import RequestScorer
 from dlrm_jax.requests.scoring_program import CANDIDATES, Sizes
 from dlrm_jax.requests.settings import RequestSettings
 from dlrm_jax.requests.value_ids import ValueIds
+from dlrm_jax.sequential.model_files import layers_of, write_arrays
 
 KIND, FORMAT = "requests", 1
 """What the directory is, and the number of its layout and of the meaning of its numbers."""
@@ -80,8 +80,8 @@ def write_model(
     """
     with creating(output) as directory:
         directory.mkdir()
-        tables = _write(directory, "table", scorer.tables)
-        layers = _write(directory, "layer", _layers(scorer.model))
+        tables = write_arrays(directory, "table", scorer.tables)
+        layers = write_arrays(directory, "layer", layers_of(scorer.model))
         known = {}
         for number, (table, frame) in enumerate((vocabularies or {}).items()):
             known[table] = f"vocabulary_{number}.parquet"
@@ -128,7 +128,7 @@ def read_model(
     except TypeError as error:  # a name that this version hasn't
         raise UserError(f"{directory}: a later version wrote its settings: {error}") from error
     model = RequestRanker(manifest.columns, settings, rngs=nnx.Rngs(0))
-    wanted = {name: x.shape for name, x in _layers(model).items()}
+    wanted = {name: x.shape for name, x in layers_of(model).items()}
     if wanted.keys() != manifest.layers.keys() or set(manifest.columns.tables) != {
         *manifest.tables
     }:
@@ -165,20 +165,6 @@ def table_paths(directory: Path) -> list[Path]:
         DamagedArtifactError: its manifest isn't as it was written.
     """
     return [directory / name for name in _read_manifest(directory).tables.values()]
-
-
-def _layers(model: RequestRanker) -> dict[str, np.ndarray]:
-    """The parameters of a model by their paths."""
-    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))
-    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
-
-
-def _write(directory: Path, kind: str, arrays: Mapping[str, Any]) -> dict[str, str]:
-    """Writes arrays, and returns the file of each."""
-    files = {name: f"{kind}_{number}.npy" for number, name in enumerate(arrays)}
-    for name, array in arrays.items():
-        write_npy(directory / files[name], np.asarray(array))
-    return files
 
 
 def _read_manifest(directory: Path) -> _Manifest:
