@@ -46,8 +46,7 @@ class RequestModel:
             UserError: see `RequestScorer.encode`, or values have another type than the log's.
         """
         ids = self._ids("history", self.scorer.columns.history, history)
-        moment = None if time is None else int(_seconds([time])[0])
-        return self.scorer.encode(ids, None if times is None else _seconds(times), moment)
+        return self.scorer.encode(ids, times, time)
 
     def score(
         self,
@@ -68,8 +67,7 @@ class RequestModel:
             UserError: see `RequestScorer.score`, or values have another type than the log's.
         """
         ids = self._ids("candidates", self.scorer.columns.candidates, candidates)
-        moment = None if time is None else int(_seconds([time])[0])
-        return self.scorer.score(encoded, ids, self._of_context(context), moment)
+        return self.scorer.score(encoded, ids, self._of_context(context), time)
 
     def checked(
         self,
@@ -88,8 +86,8 @@ class RequestModel:
             self._ids("history", columns.history, history),
             self._ids("candidates", columns.candidates, candidates),
             self._of_context(context),
-            None if times is None else _seconds(times),
-            None if time is None else int(_seconds([time])[0]),
+            times,
+            time,
         )
 
     def _of_context(self, context: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,21 +131,10 @@ def _series(name: str, values: Any) -> pl.Series:
     """
     try:
         found = pl.Series(values=values)
-    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
         raise UserError(
             f"{name}: expected a list of values of one type, got {shown(values)}"
         ) from error
     if found.dtype.is_nested() or found.dtype == pl.Object:
         raise UserError(f"{name}: expected a list of single values, got {shown(values)}")
     return found
-
-
-def _seconds(times: Any) -> np.ndarray:
-    """Times in seconds, as of a log: numbers of them, or dates."""
-    found = _series("times", times)
-    if found.dtype in (pl.Date, pl.Datetime):
-        found = found.cast(pl.Datetime("us")).dt.epoch("s")
-    known = found.cast(pl.Int64, strict=False) if found.dtype.is_integer() else found.clear()
-    if len(found) and (len(known) < len(found) or known.null_count()):
-        raise UserError(f"times: expected integers of seconds, or dates, got {shown(times)}")
-    return known.cast(pl.Int64).to_numpy()

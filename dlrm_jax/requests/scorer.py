@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32, Int64
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.requests.columns import Columns
 from dlrm_jax.requests.model import RequestRanker
 from dlrm_jax.requests.scoring_program import Asked, Histories, ScoringProgram, Sizes
 from dlrm_jax.requests.settings import RequestSettings
+from dlrm_jax.sequential.history_times import seconds_of
 from dlrm_jax.training.learner import Learner, TrainState
 
 Ids = Mapping[str, Any]
@@ -112,30 +113,31 @@ class RequestScorer:
         self,
         history: Ids,
         times: Any = None,
-        time: int | None = None,
+        time: Any = None,
     ) -> Encoded:
         """Encodes the history of a user, for as many calls of `score` as there are.
 
         Args:
             history: ids of each column, [n] each, the oldest first; negative for values that aren't
                 known.
-            times: time of each token in seconds, [n] integers, where the model has times.
-            time: time of the request in seconds.
+            times: time of each token, [n] integers of seconds or dates, where the model has times.
+            time: time of the request.
 
         Raises:
             UserError: columns are missing or unknown, lengths differ, ids are out of range, or
-                times are missing or 68 years before the request.
+                times are missing, after the request, or 68 years before it.
         """
         own = self._history(history, times, time)
         kept = self.program.encode([own])
-        return Encoded(kept, len(own.starts), time if self.columns.is_timed else None)
+        moment = int(seconds_of("time", [time])[0]) if self.columns.is_timed else None
+        return Encoded(kept, len(own.starts), moment)
 
     def score(
         self,
         encoded: Encoded,
         candidates: Ids,
         context: Mapping[str, Any],
-        time: int | None = None,
+        time: Any = None,
     ) -> Float32[np.ndarray, " m"]:
         """The logits of candidates, [m]; a larger one is of a candidate that is liked more.
 
@@ -143,15 +145,23 @@ class RequestScorer:
             encoded: result of `encode`.
             candidates: ids of each column, [m] each; negative for values that aren't known.
             context: id of each column of the request.
-            time: time in seconds, where it isn't that of `encode` any more. The history isn't
+            time: time, where it is later than that of `encode`. The history isn't
                 encoded again: to HSTU, the time of `encode` stays what follows its last token.
 
         Raises:
-            UserError: columns are missing or unknown, lengths differ, or ids are out of range.
+            UserError: columns are missing or unknown, lengths differ, ids are out of range, or the
+                time is before that of `encode`.
         """
         passed = None
         if encoded.time is not None:
-            passed = int(_seconds(np.asarray([0 if time is None else int(time) - encoded.time]))[0])
+            passed = 0
+            if time is not None:
+                passed = int(seconds_of("time", [time])[0]) - encoded.time
+            if not 0 <= passed < 2**31:
+                raise UserError(
+                    f"time: expected that of encode, or less than 68 years later, got one "
+                    f"{passed:,} seconds later"
+                )
         ids, of_context, count = self._candidates(candidates, context)
         asked = Asked(
             ids,
@@ -168,7 +178,7 @@ class RequestScorer:
         candidates: Ids,
         context: Mapping[str, Any],
         times: Any = None,
-        time: int | None = None,
+        time: Any = None,
     ) -> CheckedRequest:
         """A request for `score_all`; arguments and errors are those of `encode` and `score`."""
         own = self._history(history, times, time)
@@ -209,7 +219,7 @@ class RequestScorer:
         )
         return np.split(self.program.score(kept, asked), np.cumsum(counts)[:-1])
 
-    def _history(self, history: Ids, times: Any, time: int | None) -> Histories:
+    def _history(self, history: Ids, times: Any, time: Any) -> Histories:
         """The tokens that are read of a history, without filling."""
         ids, length = self._checked("history", self.columns.history, history)
         start = max(length - self.settings.evaluated_length, 0)
@@ -222,9 +232,10 @@ class RequestScorer:
                     "times: expected those of the history and of the request, as the model has "
                     "been trained with times; got none"
                 )
-            if len(times) != length:
-                raise UserError(f"times: expected {length:,}, one a token, got {len(times):,}")
-            own = _seconds(np.asarray(times, np.int64)[start:] - int(time))
+            seconds = seconds_of("times", times)
+            if len(seconds) != length:
+                raise UserError(f"times: expected {length:,}, one a token, got {len(seconds):,}")
+            own = _before(seconds, int(seconds_of("time", [time])[0]))[start:]
             following = np.append(own[1:], np.zeros(min(len(own), 1), np.int32))
         read = {name: x[start:] for name, x in ids.items()}
         return Histories(read, np.zeros(length - start, np.int32), own, following)
@@ -268,18 +279,25 @@ class RequestScorer:
         return found, next(iter(lengths.values()), 0)
 
 
-def _seconds(x: np.ndarray) -> Int32[np.ndarray, " n"]:
-    """Seconds from the request on.
+def _before(seconds: Int64[np.ndarray, " n"], time: int) -> Int32[np.ndarray, " n"]:
+    """The seconds of actions from their request on, none of which is positive.
 
     Raises:
-        UserError: they are more than 2^31, 68 years.
+        UserError: an action comes after the request, or 68 years before it.
     """
-    if len(x) and (x.max() >= 2**31 or x.min() <= -(2**31)):
+    found = seconds - time
+    if (found > 0).any():
+        place = int(np.argmax(found > 0))
         raise UserError(
-            f"times: expected seconds less than 68 years from the request's, got some that are "
-            f"{max(int(x.max()), -int(x.min())):,} from it; give them in seconds"
+            f"times: expected none after that of the request, as in the log, got one "
+            f"{found[place]:,} seconds after it, at place {place:,}"
         )
-    return x.astype(np.int32)
+    if (found <= -(2**31)).any():
+        raise UserError(
+            f"times: expected less than 68 years before the request's, got {-found.min():,} "
+            f"seconds; give them in seconds"
+        )
+    return found.astype(np.int32)
 
 
 def _is_key(x: Any) -> bool:

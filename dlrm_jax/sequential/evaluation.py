@@ -70,14 +70,14 @@ class Evaluation:
         self._histories = learner.jit(of_batch, out_shardings=learner.replicated)
 
     def __call__(self, state: TrainState, questions: Questions) -> dict[str, float]:
-        """``hr@k``, ``ndcg@k`` and ``mrr`` of a state.
+        """``hr@k``, ``ndcg@k`` and ``mrr`` of a state, with the k of the metric that chooses one.
 
         Args:
             state: state.
             questions: questions.
         """
         histories, items = self.histories(state, questions), self.items(state)
-        return metrics(self._places(histories, items, questions), self._settings.at)
+        return metrics(self._places(histories, items, questions), self._settings.at_with_metric)
 
     def in_full(
         self, state: TrainState, questions: Questions, counts: Int64[np.ndarray, " V"]

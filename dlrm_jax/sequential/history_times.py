@@ -30,7 +30,7 @@ def relative_times(times: Any, time: Any, count: int) -> Int32[np.ndarray, " n"]
                 f"{name}: expected the times of the history and that of the question, as hstu "
                 f"reads both, got none"
             )
-    own, asked = _seconds("times", times), _seconds("time", [time])[0]
+    own, asked = seconds_of("times", times), seconds_of("time", [time])[0]
     if len(own) != count:
         raise UserError(f"times: expected {count:,}, one an item, got {len(own):,}")
     found = own - asked
@@ -62,8 +62,16 @@ def refuse_times(encoder: str, **given: Any) -> None:
             raise UserError(f"{name}: expected none, as {encoder} reads no times; leave it out")
 
 
-def _seconds(name: str, times: Any) -> Int64[np.ndarray, " n"]:
-    """Times in seconds, as of a log: integers of them, or dates."""
+def seconds_of(name: str, times: Any) -> Int64[np.ndarray, " n"]:
+    """Times that come from outside in seconds from 1970.
+
+    Args:
+        name: name of the field, for messages.
+        times: integers of seconds, or dates.
+
+    Raises:
+        UserError: they aren't that.
+    """
     wanted = f"{name}: expected integers of seconds, or dates, got {shown(times)}"
     try:
         found = pl.Series(values=times)

@@ -72,13 +72,15 @@ def interactions_of(log: pl.DataFrame, user: str, item: str, time: str) -> Inter
         if missing.any():
             raise UserError(
                 f"column {name!r}: {missing.sum():,} of {len(log):,} rows have no value, the first "
-                f"one is row {missing.arg_true()[0]:,}; leave them out"
+                f"one is row {missing.arg_true()[0] + 1:,}; leave them out"
             )
     if log.is_empty():
         raise UserError("expected a log of interactions, got none")
-    by_user = log.select(user=pl.col(user), item=pl.col(item), time=_seconds(log[time], time)).sort(
-        "user", "time", maintain_order=True
-    )
+    seconds = _seconds(log[time], time)
+    # By the time as it is: seconds have no order within one.
+    by_user = log.select(
+        user=pl.col(user), item=pl.col(item), time=seconds, exact=pl.col(time)
+    ).sort("user", "exact", maintain_order=True)
     users = by_user["user"].unique(maintain_order=True)
     counts = by_user.group_by("user", maintain_order=True).len()["len"]
     values = by_user["item"].unique().sort()
@@ -122,6 +124,6 @@ def _seconds(times: pl.Series, name: str) -> pl.Series:
     if found.null_count():
         row = found.is_null().arg_true()[0]
         raise UserError(
-            f"column {name!r}: expected seconds of 64 bits, row {row:,} has {times[row]}"
+            f"column {name!r}: expected seconds of 64 bits, row {row + 1:,} has {times[row]}"
         )
     return found

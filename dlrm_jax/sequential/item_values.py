@@ -25,8 +25,8 @@ def plain_values(values: pl.Series) -> pl.Series:
         values = values.cast(pl.String)
     if not (values.dtype.is_integer() or values.dtype.is_float() or values.dtype == pl.String):
         raise UserError(
-            f"items: expected integers, floats or strings, which requests can name, got "
-            f"{values.dtype}; convert the column of the log"
+            f"column of items: expected integers, floats or strings, which requests can name, got "
+            f"{values.dtype}; convert it"
         )
     return values
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Literal, get_type_hints
 
 from dlrm_jax.config_fields import check_field, field
@@ -73,7 +74,9 @@ class SequentialSettings:
         "Validations without a better result after which training ends; 0 for any; such as 5.",
         0,
     )
-    metric: str = field("ndcg@10", "Metric that decides which checkpoint is best; such as hr@10.")
+    metric: str = field(
+        "ndcg@10", "Metric that decides which checkpoint is best, with any k; such as hr@10."
+    )
     at: tuple[int, ...] = field((10, 50), "Values of k in hr@k and ndcg@k; such as 10,50,200.", 1)
     exclude_seen: bool = field(False, "Whether items of the history are left out of the ranking.")
     seed: int = field(0, "Seed of initial values, order, dropout and negatives; such as 1.", 0)
@@ -84,6 +87,12 @@ class SequentialSettings:
         if not self.decay_steps:
             return self.learning_rate
         return WarmupDecay(self.learning_rate, 0, self.decay_start, self.decay_steps)
+
+    @property
+    def at_with_metric(self) -> tuple[int, ...]:
+        """Values of k in validation, with that of the metric."""
+        _, _, k = self.metric.partition("@")
+        return self.at if not k or int(k) in self.at else (*self.at, int(k))
 
     @property
     def in_batch(self) -> bool:
@@ -124,9 +133,5 @@ class SequentialSettings:
             )
         if not self.at:
             raise UserError("at: expected at least one number, got none")
-        names = [f"{name}@{k}" for k in self.at for name in ("hr", "ndcg")]
-        if self.metric not in (*names, "mrr"):
-            raise UserError(
-                f"metric: expected one of those by at, {', '.join(names)}, or mrr; got "
-                f"{self.metric!r}"
-            )
+        if not re.fullmatch(r"mrr|(hr|ndcg)@[1-9][0-9]*", self.metric):
+            raise UserError(f"metric: expected hr@k, ndcg@k or mrr, got {self.metric!r}")

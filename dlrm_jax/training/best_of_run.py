@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,7 +93,8 @@ def best_of_run(
         The `Best`.
 
     Raises:
-        UserError: a setting of validation has changed; or see `train` and `Checkpoints`.
+        UserError: the metric or a setting of validation has changed; or see `train` and
+            `Checkpoints`.
         Interrupted: a signal came; the state was saved.
     """
     checkpoints = Checkpoints(
@@ -116,8 +117,12 @@ def best_of_run(
         )
         stopping = Stopping(config, plan.steps, noted, say, record)
         ended = plan.steps if stopping.reason is None else resumed_from
+        if noted:
+            # The checkpoints that are left were the best by that metric: by another one, one that
+            # is gone may have been better.
+            _check_measures(("metric",), noted["settings"], settings, workdir)
         if noted and resumed_from < ended:
-            _check_measures(plan, noted["settings"], settings, workdir)
+            _check_measures(plan.measured_with, noted["settings"], settings, workdir)
         notes = {
             "mesh": f"{learner.axes.groups}x{learner.axes.shards}",
             "plan": json.loads(learner.collection.plan.to_json()),
@@ -154,10 +159,10 @@ def best_of_run(
 
 
 def _check_measures(
-    plan: Plan, noted: Mapping[str, Any], settings: Mapping[str, Any], workdir: Path
+    names: Iterable[str], noted: Mapping[str, Any], settings: Mapping[str, Any], workdir: Path
 ) -> None:
-    """Checks that the validations of a run that is resumed are like those to come."""
-    for name in plan.measured_with:
+    """Checks that settings by which checkpoints were compared are those of before."""
+    for name in names:
         if noted.get(name) != settings[name]:
             raise UserError(
                 f"{name}: expected {noted.get(name)}, with which the checkpoints in {workdir} were "

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
-import polars as pl
 from absl import flags
 
 from dlrm_jax.backend import describe_devices
@@ -70,6 +69,7 @@ from dlrm_jax.sequential.saved_model import write_model
 from dlrm_jax.sequential.settings import SequentialSettings
 from dlrm_jax.sequential.step import make_sequential_step
 from dlrm_jax.text_table import text_table
+from experiments.next_item.own_log import read_log
 from experiments.next_item.planted_order import generate, planted_order, planted_places
 
 _GENERATED = ("users", "items", "longest")
@@ -111,7 +111,7 @@ def main() -> None:
         interactions = interactions_of(read_tables(Path(FLAGS.data)).ratings, *_OF_LOG)
     elif FLAGS.log:
         columns: Any = [FLAGS[name].value for name in _OF_LOG]
-        interactions = interactions_of(read_log(Path(FLAGS.log)), *columns)
+        interactions = interactions_of(read_log(Path(FLAGS.log), columns), *columns)
     else:
         order = planted_order(FLAGS.items, settings.seed)
         interactions = generate(order, FLAGS.users, FLAGS.longest, settings.seed)
@@ -193,27 +193,6 @@ def export(outcome: Outcome, settings: SequentialSettings, interactions: Interac
     path = Path(FLAGS.export)
     write_model(path, recommender, path.name, outcome.summary["best_step"], of_splits)
     status(f"exported to {path}")
-
-
-def read_log(path: Path) -> pl.DataFrame:
-    """The table of a Parquet or CSV file.
-
-    Raises:
-        UserError: it can't be read, or has no rows.
-    """
-    try:
-        found = _read_csv(path) if path.suffix == ".csv" else pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(
-            f"log {path}: expected a Parquet or CSV file: {str(error).splitlines()[0]}"
-        ) from error
-    if found.is_empty():
-        raise UserError(f"log {path}: expected a row for each interaction, got none")
-    return found
-
-
-def _read_csv(path: Path) -> pl.DataFrame:
-    return pl.read_csv(path, try_parse_dates=True)  # a CSV has no types
 
 
 def check_places(interactions: Interactions, settings: SequentialSettings) -> None:

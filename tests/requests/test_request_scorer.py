@@ -146,7 +146,9 @@ def test_sizes_are_few_and_all_of_them_are_compiled_at_once():
         ({"seen": [1.5], "did": [1]}, [5], 9, "expected a list of integers in 'seen', got float64"),
         ({"seen": [1], "did": [1]}, None, 9, "times: expected those of the history and of the"),
         ({"seen": [1], "did": [1]}, [5, 6], 9, "times: expected 1, one a token, got 2"),
-        ({"seen": [1], "did": [1]}, [5], 2**40, "times: expected seconds less than 68 years"),
+        ({"seen": [1], "did": [1]}, [5], 2**40, "times: expected less than 68 years before"),
+        ({"seen": [1, 2], "did": [1, 1]}, [9, 10], 9, "none after .* got one 1 seconds after it"),
+        ({"seen": [1], "did": [1]}, [-(2**63)], 2**63 - 1, "expected integers of seconds"),
     ],
 )
 def test_histories_that_the_model_does_not_take(history, times, time, text: str):
@@ -164,6 +166,8 @@ def test_candidates_that_the_model_does_not_take():
         scorer.score(kept, {"item": np.zeros(1, np.int32)}, {})
     with pytest.raises(UserError, match="candidates: expected ids below 30, the rows of table 'it"):
         scorer.score(kept, {"item": np.asarray([30])}, {"country": 1})
+    with pytest.raises(UserError, match="time: expected that of encode, or .*, got one -1 seconds"):
+        scorer.score(kept, {"item": np.zeros(1, np.int32)}, {"country": 1}, 4)
     # Values that aren't known are those of no row.
     found = scorer.score(kept, {"item": np.asarray([-1, -7])}, {"country": -1})
     assert found[0] == found[1]

@@ -44,20 +44,30 @@ def test_times_may_be_dates():
     assert (found.times - of_log().times == found.times[0] - 2).all()
 
 
+def test_parts_of_seconds_are_in_order():
+    exact = [0.9, 0.5, 0.1, 0.2, 0.3, 0.9, 0.8, 0.0]
+    start = datetime.datetime(2026, 1, 1)
+    dates = [start + datetime.timedelta(seconds=x) for x in exact]
+    for when in (pl.Series(exact), pl.Series(dates)):
+        found = interactions_of(LOG.with_columns(when=when), "who", "what", "when")
+        assert found.items.tolist() == [2, 0, 2, 0, 1, 2, 1, 0]
+        assert len(set(found.times)) == 1
+
+
 @pytest.mark.parametrize(
     ("log", "text"),
     [
         (LOG.drop("who"), "the log has no column 'who'; it has 'what', 'when'"),
-        (LOG.with_columns(what=pl.lit(None)), "column 'what': 8 of 8 rows have no value, .* row 0"),
+        (LOG.with_columns(what=pl.lit(None)), "column 'what': 8 of 8 rows have no value, .* row 1"),
         (
             LOG.with_columns(when=pl.lit("x")),
             "column 'when': expected seconds as numbers, or dates",
         ),
-        (LOG.with_columns(when=pl.lit(np.inf)), "'when': expected seconds of .*, row 0 has inf"),
-        (LOG.with_columns(when=pl.lit(1e30)), "'when': expected seconds of .*, row 0 has 1e.30"),
+        (LOG.with_columns(when=pl.lit(np.inf)), "'when': expected seconds of .*, row 1 has inf"),
+        (LOG.with_columns(when=pl.lit(1e30)), "'when': expected seconds of .*, row 1 has 1e.30"),
         (
             LOG.with_columns(when=pl.lit(2**63, pl.UInt64)),
-            "'when': expected seconds of .*, row 0 has 9223372036854775808",
+            "'when': expected seconds of .*, row 1 has 9223372036854775808",
         ),
         (LOG.with_columns(when=pl.lit(np.nan)), "column 'when': 8 of 8 rows have no value"),
         (
@@ -70,7 +80,7 @@ def test_times_may_be_dates():
         ),
         (
             LOG.with_columns(what=pl.when(pl.col("what") == 7).then(np.nan).otherwise(1.5)),
-            "column 'what': 2 of 8 rows have no value, the first one is row 0",
+            "column 'what': 2 of 8 rows have no value, the first one is row 1",
         ),
         (LOG.with_columns(what=pl.concat_list("what")), "'what': expected a value a row, got List"),
         (LOG.with_columns(what=pl.struct("what")), "'what': expected a value a row, got Struct"),

@@ -142,7 +142,7 @@ def test_numbers_stay_numbers():
     assert found.items == [int(x.removeprefix("item ")) + 100 for x in named.items]
     with pytest.raises(UserError, match="expected numbers, as the items of the log are, got '3'"):
         numbered.recommend([["3"]])
-    with pytest.raises(UserError, match=r"items: expected integers, floats or strings.*got Date"):
+    with pytest.raises(UserError, match=r"column of items: expected integers.*got Date"):
         Recommender(own.settings, own.model, own.table, pl.Series([datetime.date(2020, 1, 1)] * 30))
 
 

@@ -125,6 +125,18 @@ def test_items_of_the_history_are_ranked_by_neither(tmp_path: Path):
     assert found == pytest.approx(np.mean(np.asarray(places) < 5))
 
 
+def test_the_metric_that_chose_checkpoints_remains(tmp_path: Path):
+    mesh, settings = as_mesh("1x1"), dataclasses.replace(SETTINGS, epochs=1)
+    run(LOG, SPLIT, settings, mesh, tmp_path, silent)
+    other = dataclasses.replace(settings, metric="mrr")
+    with pytest.raises(UserError, match="metric: expected ndcg@5, with which the checkpoints in"):
+        run(LOG, SPLIT, other, mesh, tmp_path, silent)
+    shown = dataclasses.replace(settings, at=(2,))  # the metric has a k of its own
+    test = run(LOG, SPLIT, shown, mesh, tmp_path, silent).summary["test"]["model"]
+    assert {"hr@2", "ndcg@2"} < test.keys()
+    assert "ndcg@5" not in test
+
+
 def test_runs_of_earlier_versions_know_fewer_settings():
     here = fixed_settings(SETTINGS)
     added = {"beta2", "decay_start", "decay_steps", "hidden_width"}
