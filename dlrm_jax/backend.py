@@ -50,7 +50,9 @@ class Backend:
         row_sums: way to sum the gradients of equal rows. A CPU adds each to its place, which it
             finds by a hash scratch and a loop; it sorts slowly. Accelerators sort ids by row and
             sum those of a row in a fixed order. There, additions to one place are atomic on GPUs,
-            in another order each time, or one after the other; a loop waits for the host.
+            in another order each time, or one after the other; a loop waits for the host. XLA sorts
+            the places of each scatter on TPUs, unless they are known to ascend: there, sums are
+            compacted so that they do. Compiling a sort for a TPU takes seconds.
         attention: compiler of HSTU's attention: XLA, Mosaic, Triton or native. Mosaic and Triton
             compile kernels of Pallas, which keep the scores of a pair of blocks within the chip.
             XLA's program of this is a loop that writes them to memory, and on a GPU each of its
@@ -76,7 +78,7 @@ class Backend:
     native_kernels: bool = False
     host_memory: bool = False
     widens_short_floats: bool = False
-    row_sums: Literal["scatter", "sorted"] = "sorted"
+    row_sums: Literal["scatter", "sorted", "compacted"] = "sorted"
     attention: Literal["xla", "mosaic", "triton", "native"] = "xla"
     row_kernels: Literal["xla", "triton"] = "xla"
 
@@ -101,7 +103,7 @@ CPU = Backend(
     row_sums="scatter",
 )
 GPU = Backend("gpu", attention="triton", row_kernels="triton")
-TPU = Backend("tpu", attention="mosaic")
+TPU = Backend("tpu", attention="mosaic", row_sums="compacted")
 
 
 def is_accelerator(platform: str) -> bool:

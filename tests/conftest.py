@@ -43,9 +43,10 @@ def pytest_configure(config: pytest.Config):
 
     Two thirds of the tests' time is compilation, often of what another test has compiled.
     """
-    if config.getoption("--accelerator_rows"):
+    if asked := config.getoption("--accelerator_rows"):
+        own = {"gpu": backend.GPU, "tpu": backend.TPU}[asked]
         backend.CPU = dataclasses.replace(
-            backend.CPU, row_sums=backend.GPU.row_sums, weight_first=backend.GPU.weight_first
+            backend.CPU, row_sums=own.row_sums, weight_first=own.weight_first
         )
     # A shell lets programs in its background ignore it, and some tests send it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -115,9 +116,9 @@ def pytest_addoption(parser: pytest.Parser):
     )
     parser.addoption(
         "--accelerator_rows",
-        action="store_true",
+        choices=("gpu", "tpu"),
         help="the emulated devices sum the gradients of equal rows, and the weights of samples, in "
-        "the way of accelerators",
+        "the way of these accelerators",
     )
 
 

@@ -23,7 +23,8 @@ from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.owner_exchange import OwnerExchange, stages
 from dlrm_jax.embedding.reshard import slot_ndims
 from dlrm_jax.embedding.row_penalty import numbers_of_all, penalized
-from dlrm_jax.embedding.row_sums import RowSums, sum_touched
+from dlrm_jax.embedding.row_sums import RowSums, order_of_sums, sum_touched
+from dlrm_jax.embedding.row_update import RowOrder, known
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import RoutedIds, RowPenalty, RowRequests
 
@@ -31,9 +32,9 @@ Sums = dict[str, tuple[RowRequests, Array]]
 """Requests of each slab, by name, and the gradients of their rows, summed over the samples of this
 device: [1, 1, ...], or [A, 1, 1, ...] of A micro-batches."""
 
-Update = Callable[[Slab, Array, dict[str, Array], Any], tuple[Array, dict[str, Array]]]
-"""Function of a slab, its table, its optimizer slots and the gradients of rows: it returns the
-updated table and slots."""
+Update = Callable[[Slab, Array, dict[str, Array], Any, RowOrder], tuple[Array, dict[str, Array]]]
+"""Function of a slab, its table, its optimizer slots, the gradients of rows, and what is known of
+these rows: it returns the updated table and slots."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,7 +127,8 @@ class FullySharded:
                     for i, block in self._blocks(slab).items()
                 ]
                 asked = routed.requests[self.layout.askers[name]]
-                sums = row_requests.sum_by_row(asked.rows.size, items, self.row_sums)
+                order = None if asked.order is None else asked.order[0, 0]
+                sums = row_requests.sum_by_row(asked.rows.size, items, self.row_sums, order)
                 found[name] = asked, sums[None, None]
         return found
 
@@ -161,7 +163,8 @@ class FullySharded:
         total = jnp.zeros(())
         for name, (_, gradients) in sums.items():
 
-            def add(items: Sequence[BlockCotangents], total: Array) -> Array:
+            def add(items: Sequence[BlockCotangents], order: RowOrder, total: Array) -> Array:
+                del order
                 return total + jnp.sum(jnp.square(expand(items)[1]))
 
             def table_of(_: Array, name: str = name) -> Array:
@@ -197,9 +200,9 @@ class FullySharded:
         # Every round is a part of one update: each begins with the scalars from before it.
         before = {name: slot for name, slot in slots.items() if ndims[name] == 0}
 
-        def receive(items: Sequence[BlockCotangents], carry: Any) -> Any:
+        def receive(items: Sequence[BlockCotangents], order: RowOrder, carry: Any) -> Any:
             table, by_row, _ = carry
-            table, found = update(slab, table, by_row | before, items)
+            table, found = update(slab, table, by_row | before, items, order)
             return table, found, {name: found.pop(name) for name in before}
 
         by_row = {name: slot for name, slot in slots.items() if ndims[name]}
@@ -217,7 +220,7 @@ class FullySharded:
         always: bool | None,
         penalty: RowPenalty | None,
         table_of: Callable[[Any], Array],
-        receive: Callable[[Sequence[BlockCotangents], Any], Any],
+        receive: Callable[[Sequence[BlockCotangents], RowOrder, Any], Any],
         carry: Any,
     ) -> Any:
         """Sends a slab's gradients to the owners, who sum them by row.
@@ -228,8 +231,9 @@ class FullySharded:
             always: whether to sum even if the optimizer doesn't need it; None for no sums.
             penalty: penalty whose gradient is added to sums; None for none.
             table_of: function of the carry that returns the table before these rows' update.
-            receive: function of the gradients and the carry, called for each round, or once if all
-                rows have the penalty; it returns the next carry.
+            receive: function of the gradients, of what is known of their rows and of the carry,
+                called for each round, or once if all rows have the penalty; it returns the next
+                carry.
             carry: arrays that differ by device.
         """
         slab, (asked, gradients) = self.slabs[name], sums[name]
@@ -238,20 +242,20 @@ class FullySharded:
         ids = asked.rows.size
 
         def of_round(rows: Array, gradients: Array, carry: Any) -> Any:
-            items = one_by_one((rows, gradients))
+            items, order = one_by_one((rows, gradients)), "any"
             if penalty is not None:
-                found = expand(row_gradients.sum_rows(slab, items, True, ids, self.row_sums))
-                items = penalized(slab, table_of(carry), found, penalty.strength)
+                found, order = row_gradients.sum_rows(slab, items, True, ids, self.row_sums)
+                items = penalized(slab, table_of(carry), expand(found), penalty.strength)
             elif always is not None:
-                items = row_gradients.sum_rows(slab, items, always, ids, self.row_sums)
-            return receive(items, carry)
+                items, order = row_gradients.sum_rows(slab, items, always, ids, self.row_sums)
+            return receive(items, order, carry)
 
         def added(rows: Array, gradients: Array, totals: Array) -> Array:
-            if self.row_sums == "sorted":
-                items = one_by_one((rows, gradients))
-                rows, gradients = sum_touched(len(totals), items, self.row_sums)
-            differ = self.row_sums == "sorted"
-            return totals.at[rows].add(gradients, mode="drop", unique_indices=differ)
+            if self.row_sums == "scatter":
+                return totals.at[rows].add(gradients, mode="drop")
+            items = one_by_one((rows, gradients))
+            rows, gradients = sum_touched(len(totals), items, self.row_sums)
+            return totals.at[rows].add(gradients, **known(order_of_sums(self.row_sums)))
 
         send = self._exchange(slab, ids).send_sums
         asked, gradients = jax.tree.map(lambda x: x[0, 0], (asked, gradients))
@@ -261,7 +265,8 @@ class FullySharded:
         totals = jax.lax.pcast(totals, self.axes.split, to="varying")
         totals = send(asked, gradients, added, totals)
         rows = numbers_of_all(slab, jax.lax.axis_index(self.axes.split))
-        return receive(penalized(slab, table_of(carry), (rows, totals), penalty.strength), carry)
+        items = penalized(slab, table_of(carry), (rows, totals), penalty.strength)
+        return receive(items, "all", carry)
 
     def _exchange(self, slab: Slab, ids: int) -> OwnerExchange:
         """The exchange of a slab's rows, for so many ids of a device's samples."""

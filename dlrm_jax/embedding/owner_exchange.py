@@ -142,6 +142,7 @@ class OwnerExchange:
             requests: rows that its samples read, after `ask`.
         """
         wire = self.dtype if table.dtype == self.slab.vector_dtype else None
+        size = self.stages[0].capacity
 
         def answer(current: Round, buffer: Shaped[Array, "K d"]) -> Shaped[Array, "K d"]:
             vectors = comm_dtype.pack(table.at[current.rows].get(mode="fill", fill_value=0), wire)
@@ -151,14 +152,17 @@ class OwnerExchange:
                 vectors = self.stages[0].to_each(
                     flat.at[current.slots].get(mode="fill", fill_value=0)
                 )
-            received = comm_dtype.unpack(vectors, wire, table.dtype)
-            count, places = len(buffer), current.places.reshape(-1)
-            # A number of its own for each "no row", so that all differ.
-            places = jnp.where(
-                places < count, places, count + jnp.arange(places.size, dtype=jnp.int32)
+            received = comm_dtype.unpack(vectors, wire, table.dtype).reshape(-1, table.shape[1])
+            # Each place looks for its row, instead of each row for its place: a gather.
+            place = jnp.arange(len(buffer), dtype=jnp.int32)
+            partner = jnp.sum(place[:, None] >= requests.starts[1:], axis=1, dtype=jnp.int32)
+            begin, end = (
+                x.at[partner].get(mode="fill", fill_value=0) for x in (current.begin, current.next)
             )
-            received = received.reshape(places.size, -1)
-            return buffer.at[places].set(received, mode="drop", unique_indices=True)
+            is_now = (begin <= place) & (place < end)
+            slot = jnp.where(is_now, partner * size + place - begin, len(received))
+            rows = received.at[slot].get(mode="fill", fill_value=0)
+            return jnp.where(is_now[:, None], rows, buffer)
 
         buffer = jnp.zeros((requests.rows.size, table.shape[1]), table.dtype)
         return self._rounds(requests, answer, buffer)
@@ -187,10 +191,13 @@ class OwnerExchange:
             return comm_dtype.unpack(received, self.dtype, sums.dtype)
 
         def deliver(current: Round, carry: Any) -> Any:
-            gradients = sent(self.stages[0], sums.at[current.places].get(mode="fill", fill_value=0))
+            step = jnp.arange(self.stages[0].capacity, dtype=jnp.int32)
+            places = current.begin[:, None] + step
+            places = jnp.where(places < current.next[:, None], places, len(sums))
+            gradients = sent(self.stages[0], sums.at[places].get(mode="fill", fill_value=0))
             if current.slots is not None:
                 items = one_by_one((current.slots.reshape(-1), gradients.reshape(-1, width)))
-                totals = sum_by_row(current.rows.size, items, self.row_sums)
+                totals = sum_by_row(current.rows.size, items, self.row_sums, current.order)
                 gradients = sent(self.stages[1], totals.reshape(*current.rows.shape, width))
             return receive(current.rows.reshape(-1), gradients.reshape(-1, width), carry)
 
@@ -224,7 +231,7 @@ class OwnerExchange:
         """
         first, last = self.stages[0], self.stages[-1]
         count, none = requests.rows.size, self.slab.rows * (self.slab.shards // first.partners)
-        places, numbers, left = message(requests, at, first.capacity, none)
+        numbers, left = message(requests, at, first.capacity, none)
         asked = first.to_each(numbers)
         passed_on = None if last is first else self._pass_on(asked, none)
         own = jax.lax.axis_index(first.axes)  # the number of this device as a partner
@@ -237,19 +244,18 @@ class OwnerExchange:
             # The same on all devices, but kept for each of them, as the other arrays are.
             more = jax.lax.pcast(jnp.any(limit < none), self.axes, to="varying")
         is_now, own_limit = numbers < limit[:, None], limit[own]
-        places = jnp.where(is_now, places, count)
-        at += is_now.sum(axis=1, dtype=jnp.int32)
+        after = at + is_now.sum(axis=1, dtype=jnp.int32)
         if passed_on is None:
             rows = jnp.where(asked < own_limit, asked, self.slab.rows)
-            return Round(places, None, rows, at, more)
-        numbers, slots, _ = passed_on
+            return Round(at, None, None, rows, after, more)
+        numbers, slots, _, order = passed_on
         rows = jnp.where(numbers < own_limit, numbers // last.partners, self.slab.rows)
         slots = jnp.where(asked < own_limit, slots, last.partners * last.capacity)
-        return Round(places, slots, last.to_each(rows), at, more)
+        return Round(at, slots, order, last.to_each(rows), after, more)
 
     def _pass_on(
         self, asked: Int[Array, "n C"], none: int
-    ) -> tuple[Int[Array, "n2 C2"], Int[Array, "n C"], Int[Array, ""]]:
+    ) -> tuple[Int[Array, "n2 C2"], Int[Array, "n C"], Int[Array, ""], Int[Array, " nC"] | None]:
         """The messages of the second stage.
 
         Args:
@@ -258,7 +264,8 @@ class OwnerExchange:
 
         Returns:
             The numbers of the different rows among them, by partner; the slot of each of them in
-            these messages; and the least number that they have no room for.
+            these messages; the least number that they have no room for; and the order of the slots
+            in which equal ones lie side by side, None if it isn't known.
         """
         stage = self.stages[1]
         partner = jnp.where(asked < none, asked % stage.partners, stage.partners)
@@ -269,8 +276,8 @@ class OwnerExchange:
             asked.reshape(-1) // stage.partners,
             self.native,
         )
-        _, rows, left = message(found, found.starts[:-1], stage.capacity, self.slab.rows)
+        rows, left = message(found, found.starts[:-1], stage.capacity, self.slab.rows)
         index = jnp.arange(stage.partners, dtype=jnp.int32)
         slots = places.reshape(asked.shape) - found.starts[partner] + partner * stage.capacity
         numbers = rows * stage.partners + index[:, None]
-        return numbers, slots, jnp.min(left * stage.partners + index)
+        return numbers, slots, jnp.min(left * stage.partners + index), found.order

@@ -20,8 +20,8 @@ from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.reshard import slab_spec, slot_ndims
 from dlrm_jax.embedding.routing_key import check_routed, routing_key
-from dlrm_jax.embedding.row_sums import RowSums
-from dlrm_jax.embedding.row_update import checked_step
+from dlrm_jax.embedding.row_sums import RowSums, order_of_sums
+from dlrm_jax.embedding.row_update import RowOrder, checked_step
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.slab_update import update_slab
 from dlrm_jax.embedding.state import EmbeddingState, RoutedIds, RowGradients, SparseCotangents
@@ -235,7 +235,7 @@ class PerDevice:
         return all(
             sum_duplicates
             or (
-                slab.needs_sums(self.row_sums == "sorted")
+                slab.needs_sums(self.row_sums != "scatter")
                 and name not in self.native_slabs | self.triton_slabs
                 and not slab.fully_sharded
             )
@@ -253,7 +253,12 @@ class PerDevice:
         tables, slots = dict(state.tables), dict(state.slots)
         step = checked_step(step)
         for name, slab in self.exchanged_slabs.items():
-            args = tables[name], slots[name], gradients.blocks[name], step, rate_factor
+            blocks, order = gradients.blocks[name], "any"
+            if sum(rows.size for rows, _, _ in blocks) == slab.rows:  # see `coalesce`
+                order = "all"
+            elif slab.needs_sums(self.row_sums != "scatter"):
+                order = order_of_sums(self.row_sums)
+            args = tables[name], slots[name], blocks, order, step, rate_factor
             tables[name], slots[name] = self._update(slab, *args, summed=gradients.summed)
         update = functools.partial(self._update, step=step, rate_factor=rate_factor)
         for name in gradients.requests:
@@ -269,16 +274,16 @@ class PerDevice:
         table: Array,
         slots: dict[str, Array],
         blocks: Sequence[BlockCotangents],
+        order: RowOrder,
         step: Array,
         rate_factor: Array | None,
         summed: bool = False,
     ) -> tuple[Array, dict[str, Array]]:
-        differ = slab.needs_sums(self.row_sums == "sorted")
         kernels = "native" if slab.name in self.native_slabs else "xla"
         if slab.name in self.triton_slabs and not summed:  # sums needn't be sorted again
             kernels = "triton"
         given = table, slots, blocks, step, rate_factor
-        return update_slab(slab, self.axes, *given, kernels=kernels, differ=differ)
+        return update_slab(slab, self.axes, *given, kernels=kernels, order=order)
 
     def update(
         self,

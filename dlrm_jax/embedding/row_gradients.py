@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float64
 from dlrm_jax.embedding import comm_dtype
 from dlrm_jax.embedding.bag_cotangents import BlockCotangents, Sums, one_by_one
 from dlrm_jax.embedding.mesh_axes import MeshAxes, copy_axes
-from dlrm_jax.embedding.row_sums import RowSums, sum_all, sum_touched
+from dlrm_jax.embedding.row_sums import RowSums, order_of_sums, sum_all, sum_touched
+from dlrm_jax.embedding.row_update import RowOrder
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.errors import UserError
 
@@ -35,7 +36,8 @@ def coalesce(
 ) -> dict[str, tuple[BlockCotangents, ...]]:
     """The gradients of the rows that the batch touched, equal on all copies of a slab.
 
-    If rows needn't be summed, the result has one gradient per bag, with the rows of the bag.
+    If rows needn't be summed, the result has one gradient per bag, with the rows of the bag. If
+    there are as many as the slab has, they are one for each of its rows, at its place.
 
     Args:
         slabs: slabs that the rows belong to.
@@ -47,7 +49,7 @@ def coalesce(
         fused_slabs: names of slabs whose updates sum the gradients of equal rows themselves.
         row_sums: way to sum, see `backend.Backend`.
     """
-    always = sum_duplicates or row_sums == "sorted"
+    always = sum_duplicates or row_sums != "scatter"
     found: dict[str, tuple[BlockCotangents, ...]] = {}
     for sharded in (True, False):
         between = copy_axes(sharded, axes.mesh.shape, axes.data, axes.model)
@@ -82,7 +84,7 @@ def sum_rows(
     sum_duplicates: bool,
     ids: int,
     row_sums: RowSums,
-) -> tuple[BlockCotangents, ...]:
+) -> tuple[tuple[BlockCotangents, ...], RowOrder]:
     """The gradients of the rows of one device, as `coalesce` makes them where there are no copies.
 
     Args:
@@ -92,9 +94,14 @@ def sum_rows(
             need it.
         ids: number of ids that decides the way, whatever the size of the items.
         row_sums: way to sum, see `backend.Backend`.
+
+    Returns:
+        The gradients, and what is known of their rows.
     """
-    needs_sums = slab.needs_sums(sum_duplicates or row_sums == "sorted")
-    return _sum(slab, items, reduction(slab.rows, slab.width, ids, ids, 1, needs_sums), row_sums)
+    needs_sums = slab.needs_sums(sum_duplicates or row_sums != "scatter")
+    way = reduction(slab.rows, slab.width, ids, ids, 1, needs_sums)
+    order = "all" if way.dense else order_of_sums(row_sums) if way.dedup else "any"
+    return _sum(slab, items, way, row_sums), order
 
 
 def _sum(

@@ -83,7 +83,7 @@ def unique(
     """
     if native:
         rows, starts, places = ops.unique_rows(partners, none, partner, number)
-        return RowRequests(rows, starts), places
+        return RowRequests(rows, starts), places  # kernels need no order
     count, index = partner.size, jnp.arange(partner.size, dtype=jnp.int32)
     if (partners + 1) * (none + 1) < 2**31:  # one key, and so a radix sort on GPUs
         key = partner * (none + 1) + number
@@ -103,7 +103,7 @@ def unique(
     starts = jnp.sum(is_first & before, axis=1, dtype=jnp.int32)
     places = jnp.full(count, count, jnp.int32)
     places = places.at[order].set(jnp.where(partner < partners, place, count), unique_indices=True)
-    return RowRequests(rows, starts), places
+    return RowRequests(rows, starts, order), places
 
 
 def merge(
@@ -131,12 +131,12 @@ def merge(
     none = slab.rows * (slab.shards // partners)
     merged, places = unique(partners, none, partner, requests.rows.reshape(-1), native)
     flat = sums.reshape(-1, sums.shape[-1])
-    return merged, sum_by_row(len(flat), one_by_one((places, flat)), row_sums)
+    return merged, sum_by_row(len(flat), one_by_one((places, flat)), row_sums, merged.order)
 
 
 def message(
     requests: RowRequests, at: Int[Array, " n"], size: int, none: int
-) -> tuple[Int[Array, "n C"], Int[Array, "n C"], Int[Array, " n"]]:
+) -> tuple[Int[Array, "n C"], Int[Array, " n"]]:
     """The next C rows for each partner.
 
     Args:
@@ -146,25 +146,29 @@ def message(
         none: number for "no row".
 
     Returns:
-        Places of the rows in the request; their numbers; and the number of the first row for each
-        partner that comes after them.
+        The numbers of the rows, ascending; and that of the first row for each partner that comes
+        after them.
     """
     ends = requests.starts[1:]
     places = at[:, None] + jnp.arange(size, dtype=jnp.int32)
     numbers = requests.rows.at[places].get(mode="fill", fill_value=none)
     left = requests.rows.at[at + size].get(mode="fill", fill_value=none)
     numbers = jnp.where(places < ends[:, None], numbers, none)
-    return places, numbers, jnp.where(at + size < ends, left, none)
+    return numbers, jnp.where(at + size < ends, left, none)
 
 
 def sum_by_row(
-    count: int, blocks: Sequence[BlockCotangents], row_sums: RowSums
-) -> Float[Array, "K d"]:
+    count: int,
+    blocks: Sequence[BlockCotangents],
+    row_sums: RowSums,
+    order: Int[Array, " N"] | None,
+) -> Float[Array, "_ d"]:
     """The gradient of each row of a request, summed over this device's samples.
 
     Args:
         count: number K of places in the request.
         blocks: places, id weights and cotangents of each block.
         row_sums: way to sum, see `backend.Backend`.
+        order: order of all N places in which equal ones lie side by side; None if it isn't known.
     """
-    return sum_all(count, blocks, row_sums)[0]
+    return sum_all(count, blocks, row_sums, order)[0]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from dlrm_jax.embedding.bag_cotangents import BlockCotangents, Sums
 
@@ -27,8 +27,8 @@ class RowRuns(NamedTuple):
     """The ids of a slab's bags in the order of their rows: equal rows form a run.
 
     Attributes:
-        rows: row of each id, ascending. Numbers from the slab's end on mean "no row", and come
-            last.
+        rows: row of each id, ascending. Numbers from the slab's end on mean "no row"; they come
+            last unless the order was given.
         bags: bag of each id, a row of ``cotangents``; within a run in the order of the batch.
         weights: weight of each id; None for ones.
         cotangents: cotangents of all bags of all blocks, one behind the other.
@@ -40,8 +40,14 @@ class RowRuns(NamedTuple):
     cotangents: Float[Array, "N d"]
 
 
-def runs_of(blocks: Sequence[BlockCotangents]) -> RowRuns:
-    """The runs of a slab's rows: one sort with one key of 32 bits, a radix sort on GPUs."""
+def runs_of(blocks: Sequence[BlockCotangents], order: Int[Array, " K"] | None = None) -> RowRuns:
+    """The runs of a slab's rows: one sort with one key of 32 bits, a radix sort on GPUs.
+
+    Args:
+        blocks: rows, id weights and cotangents of bags.
+        order: order of all ids in which those of a row lie side by side, so that nothing is sorted;
+            None if it isn't known.
+    """
     rows = jnp.concatenate([rows.reshape(-1) for rows, _, _ in blocks])
     cotangents = jnp.concatenate([x.reshape(-1, x.shape[-1]) for _, _, x in blocks])
     first, numbers = 0, []
@@ -51,27 +57,34 @@ def runs_of(blocks: Sequence[BlockCotangents]) -> RowRuns:
         numbers.append((first + bag).reshape(-1))
         first += count
     bags = jnp.concatenate(numbers)
-    if all(weights is None for _, weights, _ in blocks):
+    has_weights = any(weights is not None for _, weights, _ in blocks)
+    if order is None and not has_weights:
         rows, bags = jax.lax.sort((rows, bags), num_keys=1, is_stable=True)
         return RowRuns(rows, bags, None, cotangents)
+    if order is None:
+        index = jnp.arange(rows.size, dtype=jnp.int32)
+        # A sort of more than a key and one number isn't a radix sort.
+        rows, order = jax.lax.sort((rows, index), num_keys=1, is_stable=True)
+    else:
+        rows = rows[order]
+    if not has_weights:
+        return RowRuns(rows, bags[order], None, cotangents)
     weights = jnp.concatenate(
         [
             jnp.ones(rows.size, cotangents.dtype) if weights is None else weights.reshape(-1)
             for rows, weights, _ in blocks
         ]
     )
-    index = jnp.arange(rows.size, dtype=jnp.int32)
-    # A sort of more than a key and one number isn't a radix sort.
-    rows, order = jax.lax.sort((rows, index), num_keys=1, is_stable=True)
     return RowRuns(rows, bags[order], weights[order], cotangents)
 
 
-def sum_runs(size: int, runs: RowRuns) -> Sums:
+def sum_runs(size: int, runs: RowRuns, compact: bool) -> Sums:
     """The gradient of each row, at the place of its last id; zeros elsewhere.
 
     Args:
         size: number of rows of the slab; row numbers from it on mean "no row".
         runs: runs of the rows.
+        compact: whether they are moved to the first places, so that rows ascend.
 
     Returns:
         The row of each place, or a number of its own from ``size`` on; and its gradient.
@@ -86,7 +99,13 @@ def sum_runs(size: int, runs: RowRuns) -> Sums:
     rows = runs.rows
     is_last = jnp.ones(count, bool).at[:-1].set(rows[1:] != rows[:-1]) & (rows < size)
     index = jnp.arange(count, dtype=jnp.int32)
-    return jnp.where(is_last, rows, size + index), jnp.where(is_last[:, None], totals, 0)
+    if not compact:
+        return jnp.where(is_last, rows, size + index), jnp.where(is_last[:, None], totals, 0)
+    place = jnp.where(is_last, jnp.cumsum(is_last, dtype=jnp.int32) - 1, count + index)
+    kept = jnp.full(count, count, jnp.int32)
+    kept = kept.at[place].set(index, mode="drop", unique_indices=True)
+    rows = jnp.where(kept < count, rows.at[kept].get(mode="fill", fill_value=0), size + index)
+    return rows, totals.at[kept].get(mode="fill", fill_value=0)
 
 
 def _sums_up_to(rows: Int32[Array, " K"], x: Float[Array, "K d"]) -> Float[Array, "K d"]:

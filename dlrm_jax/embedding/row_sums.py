@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,18 @@ from jaxtyping import Array, Float, Int
 
 from dlrm_jax.embedding.bag_cotangents import BlockCotangents, Sums, expand
 from dlrm_jax.embedding.row_runs import runs_of, sum_runs
+from dlrm_jax.embedding.row_update import RowOrder
 
-RowSums = Literal["scatter", "sorted"]
-"""Additions to the place of each row one by one, or sums over ids in the order of their rows."""
+RowSums = Literal["scatter", "sorted", "compacted"]
+"""Additions to the place of each row one by one; sums over ids in the order of their rows; or these
+with each row's sum moved to the front, so that rows ascend."""
 
 
 def sum_all(
-    size: int, blocks: Sequence[BlockCotangents], row_sums: RowSums
+    size: int,
+    blocks: Sequence[BlockCotangents],
+    row_sums: RowSums,
+    order: Int[Array, " K"] | None = None,
 ) -> tuple[Float[Array, "R d"], Int[Array, " R"]]:
     """The gradient of each row of a slab, and whether it is touched.
 
@@ -27,13 +32,15 @@ def sum_all(
         size: number R of rows; row numbers from it on mean "no row".
         blocks: rows, id weights and cotangents of bags.
         row_sums: way to sum, see `backend.Backend`.
+        order: order of all K ids in which those of a row lie side by side; None if it isn't known.
     """
-    if row_sums == "sorted":
-        rows, gradients = sum_runs(size, runs_of(blocks))
+    if row_sums != "scatter":
+        ascend = row_sums == "compacted"
+        rows, gradients = sum_runs(size, runs_of(blocks, order), ascend)
         totals = jnp.zeros((size, gradients.shape[1]), gradients.dtype)
-        totals = totals.at[rows].set(gradients, mode="drop", unique_indices=True)
-        touched = jnp.zeros(size, jnp.int32).at[rows].set(1, mode="drop", unique_indices=True)
-        return totals, touched
+        known: Any = {"mode": "drop", "unique_indices": True, "indices_are_sorted": ascend}
+        totals = totals.at[rows].set(gradients, **known)
+        return totals, jnp.zeros(size, jnp.int32).at[rows].set(1, **known)
     rows, gradients = expand(blocks)
     totals = jnp.zeros((size, gradients.shape[1]), gradients.dtype)
     totals = totals.at[rows].add(gradients, mode="drop")
@@ -44,15 +51,20 @@ def sum_touched(size: int, blocks: Sequence[BlockCotangents], row_sums: RowSums)
     """The different rows of bags and the gradient of each; the arguments are those of `sum_all`.
 
     There are as many places as ids. Those that no row needs have numbers of their own from ``size``
-    on, so that no two of the returned rows are equal, and zeros.
+    on, so that no two of the returned rows are equal, and zeros. Compacted, all numbers ascend.
     """
-    if row_sums == "sorted":
-        return sum_runs(size, runs_of(blocks))
+    if row_sums != "scatter":
+        return sum_runs(size, runs_of(blocks), row_sums == "compacted")
     rows, gradients = expand(blocks)
     index = jnp.arange(rows.size, dtype=jnp.int32)
     representative = dedup(size, rows)
     totals = jnp.zeros_like(gradients).at[representative].add(gradients, mode="drop")
     return jnp.where(representative == index, rows, size + index), totals
+
+
+def order_of_sums(row_sums: RowSums) -> RowOrder:
+    """What is known of the rows of `sum_touched`."""
+    return "ascending" if row_sums == "compacted" else "distinct"
 
 
 # Entries of the scratch per occurrence; with as many, nearly all rows have an entry alone.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,10 @@ from dlrm_jax.embedding.row_optimizer import (
 )
 from dlrm_jax.embedding.storage_dtype import decode, encode
 from dlrm_jax.errors import UserError
+
+RowOrder = Literal["any", "distinct", "ascending", "all"]
+"""What is known of row numbers, those of "no row" included: that no two are equal, that they ascend
+too, or that there is one for each row of the table, at its place."""
 
 
 def checked_step(step: ArrayLike) -> Int[Array, ""]:
@@ -48,7 +53,7 @@ def update_rows(
     dtype: np.dtype | None = None,
     rounded: Callable[[Float32[Array, "K d"]], Float[Array, "K d"]] | None = None,
     rate_factor: Float[Array, ""] | None = None,
-    differ: bool = False,
+    order: RowOrder = "any",
 ) -> tuple[Shaped[Array, "R d"], Slots]:
     """Applies one update to the named rows, in place where the arrays are donated.
 
@@ -63,25 +68,20 @@ def update_rows(
         dtype: dtype of the table; None if it is the storage dtype.
         rounded: function that rounds new values to 16 bits; None rounds to the nearest.
         rate_factor: factor of the changes; None for 1.
-        differ: whether no two of ``rows`` are equal, those of "no row" included. They may be if
-            ``optimizer.linear`` and the table's numbers have more than 16 bits.
+        order: what is known of ``rows``. Two may be equal if ``optimizer.linear`` and the table's
+            numbers have more than 16 bits.
     """
-    # Row numbers are never negative, so "fill" and "drop" catch every "no row".
+    read, write = _places(rows, order)
     dtype = dtype or table.dtype
-    stored = table.at[rows].get(mode="fill", fill_value=0)
+    stored = read(table)
     values = decode(stored, dtype).astype(jnp.promote_types(dtype, jnp.float32))
     scalars = {name for name, kind in optimizer.slots.items() if kind == "scalar"}
-    touched = {
-        name: slot if name in scalars else slot.at[rows].get(mode="fill", fill_value=0)
-        for name, slot in slots.items()
-    }
+    touched = {name: slot if name in scalars else read(slot) for name, slot in slots.items()}
     updates, touched = checked_update(optimizer, values, gradients, touched, step, row_mean)
     if rate_factor is not None:
         updates *= rate_factor
     slots = {
-        name: touched[name]
-        if name in scalars
-        else slot.at[rows].set(touched[name], mode="drop", unique_indices=differ)
+        name: touched[name] if name in scalars else write(slot, touched[name])
         for name, slot in slots.items()
     }
     if dtype.itemsize == 2:
@@ -89,7 +89,34 @@ def update_rows(
         new = values + updates.astype(jnp.float32)
         new = rounded(new) if rounded else new.astype(dtype)
         new = new if table.dtype == dtype else encode(new)
-        return table.at[rows].set(new, mode="drop", unique_indices=differ), slots
-    # Adding, not setting: one pass over the rows, and right for repeated rows too.
+        return write(table, new), slots
     updates = updates.astype(dtype)
-    return table.at[rows].add(updates, mode="drop", unique_indices=differ), slots
+    if order == "all":
+        return write(table, table + updates), slots
+    # Adding, not setting: one pass over the rows, and right for repeated rows too.
+    return table.at[rows].add(updates, **known(order)), slots
+
+
+def _places(
+    rows: Int[Array, " K"], order: RowOrder
+) -> tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]:
+    """Functions that read rows of an array, and that write new ones to it."""
+    if order == "all":  # nothing is looked up
+
+        def chosen(x: Array, new: Array) -> Array:
+            touched = rows < len(x)
+            return jnp.where(touched.reshape(-1, *(1,) * (x.ndim - 1)), new, x)
+
+        return lambda x: x, chosen
+    # Row numbers are never negative, so "fill" and "drop" catch every "no row".
+    return (
+        lambda x: x.at[rows].get(mode="fill", fill_value=0),
+        lambda x, new: x.at[rows].set(new, **known(order)),
+    )
+
+
+def known(order: RowOrder) -> Any:
+    """What a scatter may know of its places."""
+    ascend = order == "ascending"
+    differ = ascend or order == "distinct"
+    return {"mode": "drop", "unique_indices": differ, "indices_are_sorted": ascend}

@@ -16,7 +16,7 @@ from dlrm_jax.embedding.reshard import shard_axes
 from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
 from dlrm_jax.embedding.row_optimizer import mean_of_columns
 from dlrm_jax.embedding.row_runs import runs_of
-from dlrm_jax.embedding.row_update import update_rows
+from dlrm_jax.embedding.row_update import RowOrder, update_rows
 from dlrm_jax.embedding.slab import Slab
 
 
@@ -30,7 +30,7 @@ def update_slab(
     rate_factor: Array | None,
     *,
     kernels: Literal["xla", "native", "triton"],
-    differ: bool,
+    order: RowOrder,
 ) -> tuple[Array, dict[str, Array]]:
     """Updates rows; call it in a `jax.shard_map` over the axes.
 
@@ -43,7 +43,7 @@ def update_slab(
         step: number of updates done before this one.
         rate_factor: factor of the learning rate; None for 1.
         kernels: kernels that update it, which sum the gradients of equal rows themselves, or XLA.
-        differ: whether no two rows of the blocks are equal.
+        order: what is known of the rows of the blocks.
     """
     assert slab.optimizer is not None
     if kernels == "native":
@@ -75,5 +75,5 @@ def update_slab(
         slab.dtype,
         rounded if slab.rounds_randomly else None,
         rate_factor,
-        differ,
+        order,
     )

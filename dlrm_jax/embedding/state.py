@@ -42,18 +42,21 @@ class Round:
     """The rows of a fully sharded slab that come in a round, see `owner_exchange`.
 
     Attributes:
-        places: places in the request of the rows that each partner is asked for, [D, M, n, C]; K
-            for "no row".
+        begin: places in the request of the first row that each partner is asked for, [D, M, n];
+            the others follow, up to ``next``.
         slots: slots in the messages of the second stage of the rows that each partner of the first
             one asks for, [D, M, n, C]; past their end for "no row". None without a second stage.
+        order: order of ``slots`` in which equal ones lie side by side, [D, M, n C]; None if it
+            isn't known.
         rows: rows that this owner is asked for, by partner of the last stage, [D, M, n2, C2]; R for
             "no row".
         next: places in the request of the first rows of the next round, [D, M, n].
         more: whether there is a next round, [D, M]; None if no ids need one.
     """
 
-    places: Leaf
+    begin: Leaf
     slots: Leaf | None
+    order: Leaf | None
     rows: Leaf
     next: Leaf
     more: Leaf | None
@@ -69,11 +72,14 @@ class RowRequests:
             owner's in ascending order; then numbers past the slab's end.
         starts: places in ``rows`` where the rows of each of the S owners begin, and where the last
             end, [D, M, S + 1].
+        order: order of the K ids in which those of a row lie side by side, [D, M, K]; None if it
+            isn't known.
         first: first round of their exchange; None before the owners are asked.
     """
 
     rows: Leaf
     starts: Leaf
+    order: Leaf | None = None
     first: Round | Leaf | None = None
 
 

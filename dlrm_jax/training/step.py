@@ -93,7 +93,9 @@ def step_with_logits(
     if len(learner.labels) > 1:
         batch, any_weight = by_label(batch, [*learner.label_weights.values()])
     if dense_update.weight_first(learner):
-        weights = batch.sample_weights
+        # Data have 32 bits, parameters may have 64.
+        dtypes = [x.dtype for x in jax.tree.leaves(state.params)]
+        weights = batch.sample_weights.astype(jnp.result_type(jnp.float32, *dtypes))
         batch = batch._replace(sample_weights=weights / weights.sum())
     total, loss, grads, sparse_cotangents, model_state, logits = _accumulate(
         learner, state, batch, routed, with_logits

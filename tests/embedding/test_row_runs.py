@@ -18,7 +18,7 @@ from dlrm_jax.embedding.row_sums import sum_all
 @functools.partial(jax.jit, static_argnums=0)
 def summed(size, blocks):
     runs = runs_of(blocks)
-    return runs, sum_runs(size, runs)
+    return runs, sum_runs(size, runs, False), sum_runs(size, runs, True)
 
 
 def drawn(rng, size, shapes, width, dtype, weighted, hot=None):
@@ -42,7 +42,7 @@ def check(size, blocks, tolerance):
                 one = cotangents[n, t].astype(np.float64)
                 one = one if weights is None else one * weights[n, t, i]
                 expected[rows[n, t, i]] = expected.get(rows[n, t, i], 0) + one
-    runs, (rows, sums) = jax.tree.map(np.asarray, summed(size, blocks))
+    runs, (rows, sums), compact = jax.tree.map(np.asarray, summed(size, blocks))
     assert np.all(np.diff(runs.rows) >= 0)
     same = np.diff(runs.rows) == 0
     assert np.all((np.diff(runs.bags) >= 0)[same]), "not in the order of the batch"
@@ -54,6 +54,12 @@ def check(size, blocks, tolerance):
             np.testing.assert_allclose(one, expected[row], rtol=tolerance, atol=tolerance)
     again = jax.tree.map(np.asarray, summed(size, blocks))[1]
     np.testing.assert_array_equal(again[1], sums)
+    assert np.all(np.diff(compact[0].astype(np.int64)) > 0), "not ascending"
+    kept = rows < size
+    np.testing.assert_array_equal(compact[0][: kept.sum()], rows[kept])
+    np.testing.assert_array_equal(compact[1][: kept.sum()], sums[kept])
+    assert (compact[0][kept.sum() :] >= size).all()
+    assert not compact[1][kept.sum() :].any()
 
 
 # Whole blocks of 32 and parts of them, one level of blocks, two and three.
@@ -103,3 +109,22 @@ def test_sums_of_all_rows_are_those_of_additions():
     by_sort, by_scatter = (sum_all(100, blocks, way) for way in ("sorted", "scatter"))
     np.testing.assert_allclose(by_sort[0], by_scatter[0], atol=1e-5)
     np.testing.assert_array_equal(by_sort[1], by_scatter[1])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_an_order_that_is_known_needs_no_sort(weighted):
+    """Rows needn't ascend in it, but equal ones lie side by side."""
+    rng = np.random.default_rng(3)
+    blocks = drawn(rng, 100, [(70, 2, 3), (70, 1, 2)], 4, "float32", weighted)
+    rows = np.concatenate([rows.reshape(-1) for rows, _, _ in blocks])
+    order = np.argsort(rng.permutation(200)[rows], kind="stable")
+    blocks = jax.tree.map(jnp.asarray, blocks)
+    expected = sum_all(100, blocks, "sorted")
+    known = sum_all(100, blocks, "sorted", jnp.asarray(order))
+    np.testing.assert_allclose(known[0], expected[0], atol=1e-5)
+    np.testing.assert_array_equal(known[1], expected[1])
+    of_order = functools.partial(sum_all, 100, row_sums="sorted", order=jnp.asarray(order))
+    assert "stablehlo.sort" not in jax.jit(of_order).lower(blocks).as_text()
+    ascending = np.argsort(rows, kind="stable")
+    compact = sum_all(100, blocks, "compacted", jnp.asarray(ascending))
+    jax.tree.map(np.testing.assert_array_equal, compact, expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import polars as pl
@@ -55,16 +56,13 @@ def test_a_damaged_parquet_file(tmp_path: Path):
     path = tmp_path / "log.parquet"
     pl.DataFrame({"who": range(9), "what": range(9), "when": range(9)}).write_parquet(path)
     whole = path.read_bytes()
-    for damaged in (whole[:-20], b"", *(_flipped(whole, i) for i in range(0, len(whole), 37))):
-        path.write_bytes(damaged)
-        try:
-            read_log(path, COLUMNS)  # some bytes are values
-        except UserError as error:
-            assert f"cannot read the Parquet file {path}" in str(error)
+    read_at = set()
+    for place in range(0, len(whole), 37):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :])
+        with contextlib.suppress(UserError):  # some bytes are values; nothing else is raised
+            read_log(path, COLUMNS)
+            read_at.add(place)
+    assert len(read_at) < len(range(0, len(whole), 37))
     path.write_bytes(whole[:-20])
-    with pytest.raises(UserError, match="is it complete"):
+    with pytest.raises(UserError, match=r"cannot read the Parquet file .*is it complete"):
         read_log(path, COLUMNS)
-
-
-def _flipped(content: bytes, place: int) -> bytes:
-    return content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :]

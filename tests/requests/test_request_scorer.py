@@ -166,7 +166,7 @@ def test_candidates_that_the_model_does_not_take():
         scorer.score(kept, {"item": np.zeros(1, np.int32)}, {})
     with pytest.raises(UserError, match="candidates: expected ids below 30, the rows of table 'it"):
         scorer.score(kept, {"item": np.asarray([30])}, {"country": 1})
-    with pytest.raises(UserError, match="time: expected that of encode, or .*, got one -1 seconds"):
+    with pytest.raises(UserError, match=r"time: expected that of encode, .*, got one -1 seconds"):
         scorer.score(kept, {"item": np.zeros(1, np.int32)}, {"country": 1}, 4)
     # Values that aren't known are those of no row.
     found = scorer.score(kept, {"item": np.asarray([-1, -7])}, {"country": -1})
