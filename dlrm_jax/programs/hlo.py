@@ -35,9 +35,14 @@ class Array(NamedTuple):
     layout: str
 
     @property
+    def size(self) -> int:
+        """The number of its elements."""
+        return math.prod(self.dims)
+
+    @property
     def nbytes(self) -> int:
         """The bytes of its elements."""
-        return math.ceil(math.prod(self.dims) * bits(self.dtype) / 8)
+        return math.ceil(self.size * bits(self.dtype) / 8)
 
     @property
     def padded_nbytes(self) -> int:

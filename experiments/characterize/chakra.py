@@ -19,8 +19,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, pr
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing, write_json
+from dlrm_jax.programs.hlo import Array
 from experiments.characterize.cost import cost, table_arrays
-from experiments.characterize.hlo import CONTAINERS, Array, Instruction, Program
+from experiments.characterize.hlo import CONTAINERS, Instruction, Program
 
 VERSION = "1.0.0"
 COMP_NODE, COMM_COLL_NODE = 4, 7
@@ -128,11 +129,11 @@ class _Nodes:
         for instruction in self._program.computations[computation]:
             operands = [sources[name] for name in instruction.operands]
             if instruction.opcode == "parameter":
-                result = arguments[instruction.index] if arguments else frozenset()
+                result = arguments[instruction.number] if arguments else frozenset()
             elif instruction.opcode == "tuple":
                 result = tuple(operands)
             elif instruction.opcode == "get-tuple-element" and isinstance(operands[0], tuple):
-                result = operands[0][instruction.index]
+                result = operands[0][instruction.number]
             elif instruction.silent:
                 result = _all(operands)
             elif instruction.opcode in CONTAINERS:
@@ -146,7 +147,7 @@ class _Nodes:
                 nodes[instruction.name] = self._add(instruction, _all(operands), before)
                 result = frozenset([nodes[instruction.name]])
             sources[instruction.name] = result
-            if instruction.root:
+            if instruction.is_root:
                 return result
         raise ValueError(f"{computation}: expected it to have a root")
 

@@ -12,7 +12,8 @@ import re
 from typing import NamedTuple
 
 from dlrm_jax.native.flops import native_flops
-from experiments.characterize.hlo import Array, Instruction, Program
+from dlrm_jax.programs.hlo import Array, bits
+from experiments.characterize.hlo import Instruction, Program
 
 # One operation per element of the result; moves and comparisons aren't arithmetic.
 _ELEMENTWISE = frozenset(
@@ -64,54 +65,64 @@ def cost(program: Program, instruction: Instruction, tables: frozenset[Array]) -
     if native and "interact" in native[1]:  # vectors, without a table
         tables = frozenset()
     if native:  # kernels on rows have an operand of ids
-        ids = sum(s.results[0].size for _, s in sources if s.results[0].dtype == "s32")
-        whole = [x for _, source in sources for x in source.results] + [*instruction.results]
-        moved = [(x, ids * x.nbytes // x.shape[0] if x in tables else x.nbytes) for x in whole]
+        ids = sum(s.arrays[0].size for _, s in sources if s.arrays[0].dtype == "s32")
+        whole = [x for _, source in sources for x in source.arrays] + [*instruction.arrays]
+        moved = [
+            (x, ids * x.nbytes // x.dims[0] if _plain(x) in tables else x.nbytes) for x in whole
+        ]
     else:
-        moved = [(x, _read(program, instruction, i, x)) for i, s in sources for x in s.results]
-        moved += [(x, _written(program, instruction, x)) for x in instruction.results]
+        moved = [(x, _read(program, instruction, i, x)) for i, s in sources for x in s.arrays]
+        moved += [(x, _written(program, instruction, x)) for x in instruction.arrays]
     flops = sum(_flops(program, part) for part in _fused(program, instruction))
     if native:
-        flops += sum(nbytes / array.itemsize for array, nbytes in moved if array in tables)
+        flops += sum(
+            8 * nbytes / bits(array.dtype) for array, nbytes in moved if _plain(array) in tables
+        )
     return Cost(
         flops,
-        sum(nbytes for array, nbytes in moved if array not in tables),
-        sum(nbytes for array, nbytes in moved if array in tables),
+        sum(nbytes for array, nbytes in moved if _plain(array) not in tables),
+        sum(nbytes for array, nbytes in moved if _plain(array) in tables),
     )
 
 
 def table_arrays(program: Program) -> frozenset[Array]:
     """The shapes and types of the step's tables and their optimizer state on a device."""
     return frozenset(
-        array
+        _plain(array)
         for instruction in program.computations[program.entry]
         if instruction.op_name.startswith("state.embedding")
-        for array in instruction.results
+        for array in instruction.arrays
     )
+
+
+def _plain(array: Array) -> Array:
+    """A shape and a type, in whatever layout."""
+    return array._replace(layout="")
 
 
 def _fused(program: Program, instruction: Instruction) -> list[Instruction]:
     """The instructions that are fused in this one, or itself."""
-    calls = instruction.called("calls") if instruction.opcode == "fusion" else None
-    return program.computations[calls] if calls else [instruction]
+    if instruction.opcode != "fusion":
+        return [instruction]
+    return program.computations[instruction.called("calls")[0]]
 
 
 def _flops(program: Program, instruction: Instruction) -> float:
-    if not instruction.results or not instruction.results[0].dtype.startswith(("f", "bf")):
+    if not instruction.arrays or not instruction.arrays[0].dtype.startswith(("f", "bf")):
         return 0.0
-    size = instruction.results[0].size
+    size = instruction.arrays[0].size
     if instruction.opcode == "dot":
-        left = program.operands(instruction)[0].results[0].shape
+        left = program.operands(instruction)[0].arrays[0].dims
         found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
         assert found is not None
         return 2.0 * size * math.prod(left[int(axis)] for axis in found[1].split(",") if axis)
     if native := _NATIVE.search(instruction.attributes):
-        operands = [x.results[0].shape for x in program.operands(instruction)]
-        results = [x.shape for x in instruction.results]
+        operands = [x.arrays[0].dims for x in program.operands(instruction)]
+        results = [x.dims for x in instruction.arrays]
         return float(native_flops(native[1], operands, results))
     if instruction.opcode in _REDUCTIONS:
         operand = program.operands(instruction)[_REDUCTIONS[instruction.opcode]]
-        return float(operand.results[0].size)
+        return float(operand.arrays[0].size)
     return float(size) if instruction.opcode in _ELEMENTWISE else 0.0
 
 
@@ -120,7 +131,7 @@ def _read(program: Program, instruction: Instruction, number: int, array: Array)
     fused = _fused(program, instruction)
     if fused == [instruction]:
         return _taken(program, instruction, number, array)
-    pending = [part for part in fused if part.opcode == "parameter" and part.index == number]
+    pending = [part for part in fused if part.opcode == "parameter" and part.number == number]
     nbytes, seen = 0, set()
     for source in pending:
         for user in fused:
@@ -128,8 +139,8 @@ def _read(program: Program, instruction: Instruction, number: int, array: Array)
                 if operand != source.name:
                     continue
                 # A part of values that are computed elementwise needs only its own elements.
-                elementwise = user.results[0].size == array.size
-                if elementwise and not user.root and user.opcode not in {*_CUTS, *_UPDATES}:
+                elementwise = user.arrays[0].size == array.size
+                if elementwise and not user.is_root and user.opcode not in {*_CUTS, *_UPDATES}:
                     pending += [user] if user.name not in seen else []
                     seen.add(user.name)
                 else:
@@ -139,7 +150,7 @@ def _read(program: Program, instruction: Instruction, number: int, array: Array)
 
 def _taken(program: Program, user: Instruction, place: int, array: Array) -> int:
     if place == 0 and user.opcode in _CUTS:
-        return int(user.results[0].size * array.itemsize)
+        return user.arrays[0].size * bits(array.dtype) // 8
     if place == 0 and user.opcode in _UPDATES:
         return _update_bytes(program, user) if user.opcode == "scatter" else 0
     return array.nbytes
@@ -149,7 +160,7 @@ def _written(program: Program, instruction: Instruction, array: Array) -> int:
     updates = [
         _update_bytes(program, part)
         for part in _fused(program, instruction)
-        if part.opcode in _UPDATES and part.results[0].size == array.size
+        if part.opcode in _UPDATES and part.arrays[0].size == array.size
     ]
     return min(sum(updates), array.nbytes) if updates else array.nbytes
 

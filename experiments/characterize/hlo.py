@@ -1,4 +1,4 @@
-"""Reads a compiled program's instructions from its text, with the class of each.
+"""The instructions of a compiled program that run, how often, and the class of each.
 
 The class of an instruction is the outermost `jax.named_scope` in which it was traced, forward or
 backward; the class of a collective is its kind. XLA keeps the scopes in ``op_name``, among the
@@ -8,13 +8,11 @@ names of transformations and loops.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
-import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
+from dlrm_jax.programs import hlo
 from experiments.characterize.groups import Groups, read_groups
 
 OTHER = "other"
@@ -30,13 +28,8 @@ CONTAINERS = ("while", "call")
 # Instructions without execution: names for parts of existing arrays.
 _SILENT = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
-_NAME = re.compile(r"%([\w.-]+)")
-_SHAPE = re.compile(r"\b(pred|[a-z]+\d+)[a-z0-9]*\[([\d,]*)\]")
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
-_CALLED = re.compile(r"(calls|to_apply|body|condition)=%?([\w.-]+)")
-_INDEX = re.compile(r"\b(index)=(\d+)")
+_INDEX = re.compile(r"\bindex=(\d+)")
+_PARAMETER = re.compile(r"^(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _TRANSFORMED = re.compile(r"(?:jvp|transpose|vmap|remat|checkpoint)\((.*)\)")
 _STRUCTURE = re.compile(
@@ -45,54 +38,21 @@ _STRUCTURE = re.compile(
 )
 
 
-class Array(NamedTuple):
-    """The type of an array on one device."""
+class Instruction(hlo.Instruction):
+    """An instruction, with what is asked of it here."""
 
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return math.prod(self.shape)
+    __slots__ = ()
 
     @property
-    def itemsize(self) -> float:
-        """The bytes of an element."""
-        return 1 if self.dtype == "pred" else int(re.sub(r"\D", "", self.dtype)) / 8
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all elements."""
-        return int(self.size * self.itemsize)
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line of the text.
-
-    Attributes:
-        name: name of the instruction, unique in the program.
-        opcode: name of its operation.
-        results: array of its result, or arrays of a tuple.
-        operands: names of instructions of the same computation.
-        attributes: text after the operands.
-        root: whether its result is the computation's.
-        index: number of a parameter, or of the tuple's element that it takes; 0 for others.
-    """
-
-    name: str
-    opcode: str
-    results: tuple[Array, ...]
-    operands: tuple[str, ...]
-    attributes: str
-    root: bool
-    index: int
+    def number(self) -> int:
+        """The number of a parameter, or of the tuple's element that it takes; 0 for others."""
+        found = (_PARAMETER if self.opcode == "parameter" else _INDEX).search(self.attributes)
+        return int(found[1]) if found else 0
 
     @property
     def nbytes(self) -> int:
         """The bytes of all results."""
-        return sum(array.nbytes for array in self.results)
+        return sum(array.nbytes for array in self.arrays)
 
     @property
     def collective(self) -> str | None:
@@ -115,17 +75,7 @@ class Instruction:
     def predecessors(self) -> list[str]:
         """The instructions that must run before it without being its operands."""
         found = re.search(r"control-predecessors=\{([^}]*)\}", self.attributes)
-        return _NAME.findall(found[1]) if found else []
-
-    @property
-    def op_name(self) -> str:
-        """The scope in which it was traced; empty if XLA has made it up."""
-        found = _OP_NAME.search(self.attributes)
-        return found[1] if found else ""
-
-    def called(self, kind: str) -> str | None:
-        """The computation that is its ``calls``, ``to_apply``, ``body`` or ``condition``."""
-        return dict(_CALLED.findall(self.attributes)).get(kind)
+        return re.findall(r"%([\w.-]+)", found[1]) if found else []
 
 
 def scope(op_name: str) -> str | None:
@@ -142,20 +92,15 @@ class Program:
     """The instructions of a compiled program, read from `jax.stages.Compiled.as_text`."""
 
     def __init__(self, text: str):
-        self.computations: dict[str, list[Instruction]] = {}
-        self.instructions: dict[str, Instruction] = {}
-        self.entry = ""
-        found = re.search(r"num_partitions=(\d+)", text[: text.index("\n")])
+        program = hlo.read(text)
+        self.entry = program.entry
+        self.computations = {
+            name: [Instruction(*each) for each in computation.instructions.values()]
+            for name, computation in program.computations.items()
+        }
+        self.instructions = {x.name: x for own in self.computations.values() for x in own}
+        found = re.search(r"num_partitions=(\d+)", program.header)
         self.devices = int(found[1]) if found else 1
-        current: list[Instruction] = []
-        for line in text.splitlines():
-            if found := _COMPUTATION.match(line):
-                current = self.computations[found[2]] = []
-                self.entry = found[2] if found[1] else self.entry
-            elif found := _INSTRUCTION.match(line):
-                instruction = _instruction(*found.groups())
-                current.append(instruction)
-                self.instructions[instruction.name] = instruction
 
     def operands(self, instruction: Instruction) -> list[Instruction]:
         """The instructions of its operands."""
@@ -169,8 +114,7 @@ class Program:
         kinds = ["to_apply", "body"]
         if container.opcode == "while" and container.trips is None:
             kinds = ["condition", "body"]
-        found = [container.called(kind) for kind in kinds]
-        return [computation for computation in found if computation], container.trips or 1
+        return container.called(*kinds), container.trips or 1
 
     @functools.cached_property
     def executions(self) -> dict[str, int]:
@@ -231,14 +175,3 @@ class Program:
                 if not self.instructions[each].op_name:
                     pending += [x for x in neighbours[each] if x not in pending]
         return OTHER
-
-
-def _instruction(root: str, name: str, results: str, opcode: str, rest: str) -> Instruction:
-    operands, _, attributes = rest.partition(")")
-    index = operands if opcode == "parameter" else dict(_INDEX.findall(attributes)).get("index", 0)
-    arrays = tuple(
-        Array(dtype, tuple(int(n) for n in shape.split(",") if n))
-        for dtype, shape in _SHAPE.findall(results)
-    )
-    names = tuple(_NAME.findall(operands))
-    return Instruction(name, opcode, arrays, names, attributes, bool(root), int(index))
