@@ -28,6 +28,8 @@ MESHES_AND_OPTIMIZERS = [
     (MESHES[i % len(MESHES)], list(OPTIMIZERS)[i % len(OPTIMIZERS)])
     for i in range(max(len(MESHES), len(OPTIMIZERS)))
 ]
+# Each mesh that is split both ways; others are among the options and in `test_processes.py`.
+OFTEN = [("2x4", "adagrad"), ("4x2", "rowwise_adagrad"), ("1x8", "sgd")]
 STEPS = 50
 
 
@@ -114,9 +116,9 @@ def ways_taken(monkeypatch):
 
 
 def meshes_and_optimizers() -> list[Any]:
-    """All pairs. By default each optimizer and each mesh once: others are among the options."""
+    """All pairs. By default a few of them: other optimizers and meshes are among the options."""
     return [
-        pytest.param(*pair, marks=() if pair in MESHES_AND_OPTIMIZERS else pytest.mark.thorough)
+        pytest.param(*pair, marks=() if pair in OFTEN else pytest.mark.thorough)
         for pair in itertools.product(MESHES, OPTIMIZERS)
     ]
 
@@ -137,10 +139,10 @@ def test_float64_training_is_the_oracles(mesh, optimizer, ways_taken):
 @pytest.mark.parametrize(
     ("mesh", "optimizer", "placed"),
     [
-        # Other meshes have these placements below; `test_processes.py --thorough` has all pairs.
+        # By default the options below have them; `test_processes.py --thorough` has all pairs.
         pytest.param("2x4", "rowwise_adagrad", "devices", marks=pytest.mark.thorough),
         *(
-            pytest.param(*pair, placed, marks=pytest.mark.thorough if pair[0] != "1x8" else ())
+            pytest.param(*pair, placed, marks=pytest.mark.thorough)
             for placed in ("columns", "devices")
             for pair in MESHES_AND_OPTIMIZERS
         ),
@@ -195,7 +197,10 @@ def test_options(setup):
     "setup",
     [
         Setup("2x4", "adam", clip_norm=0.15, accumulation_steps=2),
-        Setup("1x8", "adagrad", penalty=Penalty(0.01, False, 0.01)),
+        pytest.param(
+            Setup("1x8", "adagrad", penalty=Penalty(0.01, False, 0.01)),
+            marks=pytest.mark.thorough,
+        ),
         *(
             pytest.param(Setup(*pair), marks=pytest.mark.thorough)
             for pair in itertools.product(MESHES, ("sgd", "adagrad", "adam"))
@@ -278,7 +283,7 @@ def test_several_labels_some_of_them_missing(setup):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("mesh", ["1x1", "2x4"])
+@pytest.mark.parametrize("mesh", [pytest.param("1x1", marks=pytest.mark.thorough), "2x4"])
 def test_predictions_are_the_oracles(mesh):
     check_predictions(mesh)
 

@@ -39,7 +39,7 @@ def train_pipelined(
         # `test_exactness.py` has these, so that the plain step is compiled once for both.
         (Setup("2x4", "adagrad", placed="devices", clip_norm=0.15), True),
         (Setup("4x2", "adam", placed="columns", clip_norm=0.15, accumulation_steps=2), False),
-        (Setup("1x1", "sgd"), True),
+        pytest.param(Setup("1x1", "sgd"), True, marks=pytest.mark.thorough),
         *(
             pytest.param(setup, weighted, marks=pytest.mark.thorough)
             for setup in (
