@@ -120,11 +120,15 @@ def test_many_steps_are_one_compilation(mesh):
 @pytest.mark.parametrize(
     ("mesh", "changes"),
     [
-        ("1x1", {"optimizer": "sgd"}),
+        pytest.param("1x1", {"optimizer": "sgd"}, marks=pytest.mark.thorough),
         pytest.param("2x4", {"optimizer": "sgd"}, marks=pytest.mark.thorough),
         pytest.param("1x1", {"optimizer": "rowwise_adagrad"}, marks=pytest.mark.thorough),
         pytest.param("2x4", {"optimizer": "rowwise_adagrad"}, marks=pytest.mark.thorough),
-        ("1x1", {"optimizer": "sgd", "table_dtype": "bfloat16", "stochastic_rounding": False}),
+        pytest.param(
+            "1x1",
+            {"optimizer": "sgd", "table_dtype": "bfloat16", "stochastic_rounding": False},
+            marks=pytest.mark.thorough,
+        ),
         ("2x4", {"optimizer": "rowwise_adagrad", "table_dtype": "bfloat16"}),
         pytest.param(
             "2x4",
@@ -160,7 +164,7 @@ def test_nothing_is_as_large_as_a_large_table(mesh, changes):
     [
         ("1x1", set()),
         ("8x1", {"all-gather", "all-reduce"}),
-        ("1x8", {"all-to-all", "all-gather", "all-reduce"}),
+        pytest.param("1x8", {"all-to-all", "all-gather", "all-reduce"}, marks=pytest.mark.thorough),
         ("2x4", {"all-to-all", "all-gather", "all-reduce"}),
     ],
 )
