@@ -57,7 +57,13 @@ OPTIMIZERS = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(x, marks=pytest.mark.thorough) if x in ("adamw", "lion", "lars") else x
+        for x in OPTIMIZERS
+    ],
+)
 def test_any_optimizer_gives_the_same(name: str):
     plain, split = (dense_of(updated(name, is_split)) for is_split in (False, True))
     assert_same(split, plain)

@@ -25,12 +25,12 @@ def thorough(setup: Setup, name: str):
 @pytest.mark.parametrize(
     "setup",
     [
-        pytest.param(Setup("2x4", "adam", penalty=TOUCHED, clip_norm=0.15), id="touched-clipped"),
         pytest.param(Setup("1x8", "adam", "columns", penalty=ALL), id="all-columns"),
         pytest.param(
             Setup("2x4", "adam", "devices", penalty=TOUCHED, clip_norm=0.15), id="touched-devices"
         ),
-        pytest.param(Setup("4x2", "sgd", "devices", penalty=ALL, clip_norm=0.15), id="all-devices"),
+        thorough(Setup("2x4", "adam", penalty=TOUCHED, clip_norm=0.15), "touched-clipped"),
+        thorough(Setup("4x2", "sgd", "devices", penalty=ALL, clip_norm=0.15), "all-devices"),
         thorough(
             Setup("2x4", "adam", "devices", penalty=ALL, accumulation_steps=2), "devices-adam"
         ),
