@@ -92,7 +92,9 @@ def problem(kind: str):
     return dataclasses.replace(config, normalization="batch", dropout=0.2)
 
 
-@KINDS
+@pytest.mark.parametrize(
+    "kind", ["self_distillation", pytest.param("tri_bce", marks=pytest.mark.thorough)]
+)
 def test_steps_on_meshes(kind: str):
     config = problem(kind)
     batch = TrainBatches(examples(256), config.batch_size, seed=0)[0]

@@ -48,8 +48,9 @@ def config_of(model: str) -> Config:
     return dataclasses.replace(CONFIG, model=model, **CHANGES.get(model, {}))
 
 
-# Their formulas are those of others, or parts of them, or take long to compile.
-QUICK = ("logistic_regression", "dcn_v2", "ncf", "din", "rankmixer", "dlrm")
+# The others' formulas are those of others, or parts of them, or take long to compile: DLRM is
+# everywhere, and `test_models_on_meshes.py` has two stages.
+QUICK = ("logistic_regression", "ncf", "din")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "finalnet": {"normalization": "batch", "dropout": 0.2},
     "ssr": {"model_options": ("view_width=16",)},
 }
-QUICK = ("finalnet", "stca")
+QUICK = ("finalnet",)  # statistics of the batch, and dropout
 
 
 @pytest.mark.parametrize(
