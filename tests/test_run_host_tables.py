@@ -74,7 +74,7 @@ def assert_same(found: Path, expected: Path):
         np.testing.assert_array_equal(own[key], array, err_msg=key)
 
 
-@pytest.mark.parametrize("pipelined", [False, True])
+@pytest.mark.parametrize("pipelined", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_metrics_and_checkpoints_are_the_same(plain: Path, tmp_path: Path, pipelined: bool):
     config = dataclasses.replace(CACHED, pipelined=pipelined)
     outcome = run_in(tmp_path / "run", config)
@@ -84,7 +84,14 @@ def test_metrics_and_checkpoints_are_the_same(plain: Path, tmp_path: Path, pipel
     assert traffic["bytes_to_host_per_step"] > 0
 
 
-@pytest.mark.parametrize(("first", "then"), [(PLAIN, CACHED), (CACHED, CACHED), (CACHED, PLAIN)])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (PLAIN, CACHED),
+        (CACHED, PLAIN),
+        pytest.param(CACHED, CACHED, marks=pytest.mark.thorough),
+    ],
+)
 def test_resumed_with_and_without(plain: Path, tmp_path: Path, first: Config, then: Config):
     copy = tmp_path / "run"
     if first is PLAIN:

@@ -20,7 +20,7 @@ def collection_of(kernels: str, plan: str, monkeypatch: pytest.MonkeyPatch) -> E
     return collection("2x4", plan)
 
 
-@pytest.mark.parametrize("plan", ["mixed", "column_wise"])
+@pytest.mark.parametrize("plan", ["mixed", pytest.param("column_wise", marks=pytest.mark.thorough)])
 def test_kernels_give_the_same_vectors_and_rows(plan: str, monkeypatch: pytest.MonkeyPatch):
     ids, weights = random_batch()
     results: list[Any] = []

@@ -107,8 +107,8 @@ def arrays_of(collection: EmbeddingCollection, state: Any) -> dict[str, np.ndarr
 @pytest.mark.parametrize(
     ("mesh", "plan", "ahead", "is_slow"),
     [
-        ("1x1", "mixed", 0, False),
-        ("1x1", "mixed", 3, False),
+        pytest.param("1x1", "mixed", 0, False, marks=pytest.mark.thorough),
+        pytest.param("1x1", "mixed", 3, False, marks=pytest.mark.thorough),
         ("1x1", "mixed", 3, True),
         ("2x2", "mixed", 2, True),
         ("1x2", "column_wise", 2, False),
