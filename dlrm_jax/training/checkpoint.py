@@ -210,8 +210,8 @@ class Checkpoints:
             The state and its step.
 
         Raises:
-            UserError: it is of another run or can't be read, see `restore`, or no checkpoint is
-                whole.
+            UserError: it is of another run or can't be read, see `restore`; no checkpoint is whole;
+                or they were validated, but not by the metric.
         """
         while (step := self.best()) is not None:
             try:
@@ -219,6 +219,13 @@ class Checkpoints:
             except DamagedCheckpointError as error:
                 damaged = {step: error.reason}
                 on_process_0(lambda damaged=damaged: self._there.set_aside(damaged))
+        known = self._there.validations().values()
+        if known and all(self.best_metric not in each for each in known):
+            raise UserError(
+                f"best_metric: expected a metric of the checkpoints in {self.directory}, "
+                f"{', '.join(sorted(set().union(*known)))}; got {self.best_metric}; give one of "
+                f"them, or another workdir"
+            )
         return self.restore_latest(learner, id_maps)
 
     def restore(self, learner: Learner, step: int, id_maps: IdMaps | None = None) -> TrainState:

@@ -140,6 +140,9 @@ def test_a_damaged_old_one_does_not_end_a_save(
     assert checkpoints.best() == STEPS + 1
     # Two whole ones are kept: the damaged one doesn't count as one of them.
     assert names(checkpoints) == [f"{BEFORE:08d}.damaged", f"{STEPS:08d}", f"{STEPS + 1:08d}"]
+    by_loss = dataclasses.replace(checkpoints, best_metric="log_loss")
+    with pytest.raises(UserError, match=r"best_metric: expected a metric of .*, auc; got log_loss"):
+        by_loss.restore_best(learner)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds names of files in /proc")
