@@ -59,16 +59,16 @@ def row_of_tensors(columns: Columns, tensors: Mapping[str, np.ndarray]) -> dict[
     return found
 
 
-def tensors_of(columns: Columns, is_text: Mapping[str, bool]) -> list[dict[str, Any]]:
+def tensors_of(columns: Columns, datatypes: Mapping[str, str]) -> list[dict[str, Any]]:
     """What the Open Inference Protocol says about the columns.
 
     Args:
         columns: columns of the log.
-        is_text: whether values of each table are texts.
+        datatypes: type of the values of each table.
     """
     single = single_columns(columns)
     tables = {**columns.history, **columns.candidates, **columns.context}
-    kinds = {name: "BYTES" if is_text[table] else "INT64" for name, table in tables.items()}
+    kinds = {name: datatypes[table] for name, table in tables.items()}
     if columns.is_timed:
         kinds |= {columns.history_time: "INT64", columns.time: "INT64"}
     return [tensor_note(x, kind, 1 if x in single else -1) for x, kind in kinds.items()]
@@ -96,7 +96,7 @@ def checked_row(model: RequestModel, row: Mapping[str, Any]) -> CheckedRequest:
     for name in row:
         if name not in names:
             raise UserError(
-                f"request: there is no column {shown(name)}, the model has {', '.join(names)}"
+                f"request: expected the columns {', '.join(names)}, got {shown(name)}, too"
             )
     for name, value in row.items():
         if isinstance(value, list | np.ndarray) == (name in single_columns(columns)):

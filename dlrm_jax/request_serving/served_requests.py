@@ -44,7 +44,7 @@ class ServedRequests(ServedVersion[CheckedRequest]):
 
     def inputs(self) -> list[dict[str, Any]]:
         """What the Open Inference Protocol says about the columns."""
-        return tensors_of(self.model.scorer.columns, self.model.has_texts)
+        return tensors_of(self.model.scorer.columns, self.model.datatypes)
 
     def warm_up(self) -> None:
         """Compiles all sizes."""

@@ -11,6 +11,7 @@ import polars as pl
 from dlrm_jax.data.formats import parquet
 from dlrm_jax.errors import UserError
 from dlrm_jax.requests.columns import Columns
+from dlrm_jax.requests.log_types import is_nameable
 
 
 def check_types(path: Path, columns: Columns) -> Mapping[str, Any]:
@@ -44,8 +45,8 @@ def check_types(path: Path, columns: Columns) -> Mapping[str, Any]:
         for name in names:
             if _kind(_inner(found[name])) is None:
                 raise UserError(
-                    f"{path}, column {name}: expected whole numbers, text or other plain values, "
-                    f"got {found[name]}"
+                    f"{path}, column {name}: expected numbers, text, booleans or dates, which "
+                    f"requests can name, got {found[name]}; convert it, such as to text"
                 )
     return {name: found[name] for name in (*lists, *single)}
 
@@ -80,7 +81,7 @@ def check_shared(
 
 def _kind(kind: Any) -> str | None:
     """What values of a type are compared as; None of values that can't have a row."""
-    if kind.is_nested() or kind in (pl.Categorical, pl.Enum, pl.Object, pl.Binary):
+    if not is_nameable(kind):
         return None
     return "integer" if kind.is_integer() else "float" if kind.is_float() else str(kind)
 

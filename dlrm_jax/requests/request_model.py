@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import polars as pl
 from jaxtyping import Float32
 
 from dlrm_jax.errors import UserError, shown
+from dlrm_jax.requests.log_types import as_logged, datatype_of
 from dlrm_jax.requests.scorer import CheckedRequest, Encoded, RequestScorer
 from dlrm_jax.requests.value_ids import ValueIds
+from dlrm_jax.sequential.single_values import as_series
 
 
 class RequestModel:
@@ -26,11 +27,11 @@ class RequestModel:
         self.scorer, self.vocabularies = scorer, dict(vocabularies)
 
     @property
-    def has_texts(self) -> dict[str, bool]:
-        """Whether the values of each table are texts."""
-        vocabularies = self.vocabularies
+    def datatypes(self) -> dict[str, str]:
+        """The type of the values of each table in the Open Inference Protocol."""
+        known = self.vocabularies
         return {
-            table: table in vocabularies and vocabularies[table].dtype == pl.String
+            table: datatype_of(known[table].dtype) if table in known else "INT64"
             for table in self.scorer.tables
         }
 
@@ -112,29 +113,18 @@ class RequestModel:
             found = self.vocabularies[table].known(values, part == "context")
             if found is not None:
                 return found
-        series = _series(f"{part}: {name}", values)
+        series = as_series(values)
+        if series is None:
+            raise UserError(
+                f"{part}: {name}: expected a list of single values of one type, got "
+                f"{shown(values[0] if part == 'context' else values)}"
+            )
         if series.null_count() and not (part == "context" and is_known):
             raise UserError(f"{part}: {name}: expected a value in each place, got a missing one")
         if not is_known or not len(series):
             return series.to_numpy()
-        known = self.vocabularies[table].dtype
-        if series.dtype.is_numeric() != known.is_numeric() and series.dtype != pl.Null:
-            raise UserError(f"{part}: {name}: expected values of {known}, got {series.dtype}")
-        return self.vocabularies[table].encode(series)
-
-
-def _series(name: str, values: Any) -> pl.Series:
-    """Single values, one behind the other.
-
-    Raises:
-        UserError: they aren't.
-    """
-    try:
-        found = pl.Series(values=values)
-    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
-        raise UserError(
-            f"{name}: expected a list of values of one type, got {shown(values)}"
-        ) from error
-    if found.dtype.is_nested() or found.dtype == pl.Object:
-        raise UserError(f"{name}: expected a list of single values, got {shown(values)}")
-    return found
+        vocabulary = self.vocabularies[table]
+        try:
+            return vocabulary.encode(as_logged(series, vocabulary.dtype))
+        except UserError as error:
+            raise UserError(f"{part}: {name}: {error}") from error

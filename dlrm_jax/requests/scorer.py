@@ -17,7 +17,7 @@ from dlrm_jax.requests.columns import Columns
 from dlrm_jax.requests.model import RequestRanker
 from dlrm_jax.requests.scoring_program import Asked, Histories, ScoringProgram, Sizes
 from dlrm_jax.requests.settings import RequestSettings
-from dlrm_jax.sequential.history_times import seconds_of
+from dlrm_jax.sequential.history_times import second_of, seconds_of
 from dlrm_jax.training.learner import Learner, TrainState
 
 Ids = Mapping[str, Any]
@@ -129,7 +129,7 @@ class RequestScorer:
         """
         own = self._history(history, times, time)
         kept = self.program.encode([own])
-        moment = int(seconds_of("time", [time])[0]) if self.columns.is_timed else None
+        moment = second_of("time", time) if self.columns.is_timed else None
         return Encoded(kept, len(own.starts), moment)
 
     def score(
@@ -156,7 +156,7 @@ class RequestScorer:
         if encoded.time is not None:
             passed = 0
             if time is not None:
-                passed = int(seconds_of("time", [time])[0]) - encoded.time
+                passed = second_of("time", time) - encoded.time
             if not 0 <= passed < 2**31:
                 raise UserError(
                     f"time: expected that of encode, or less than 68 years later, got one "
@@ -235,7 +235,7 @@ class RequestScorer:
             seconds = seconds_of("times", times)
             if len(seconds) != length:
                 raise UserError(f"times: expected {length:,}, one a token, got {len(seconds):,}")
-            own = _before(seconds, int(seconds_of("time", [time])[0]))[start:]
+            own = _before(seconds, second_of("time", time))[start:]
             following = np.append(own[1:], np.zeros(min(len(own), 1), np.int32))
         read = {name: x[start:] for name, x in ids.items()}
         return Histories(read, np.zeros(length - start, np.int32), own, following)

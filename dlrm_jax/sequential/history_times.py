@@ -9,8 +9,10 @@ import polars as pl
 from jaxtyping import Int32, Int64
 
 from dlrm_jax.errors import UserError, shown
+from dlrm_jax.sequential.single_values import as_series
 
-_FAR = 2**53  # seconds from 1970 whose differences are exact, whatever a client sends
+FAR = 2**53
+"""Most seconds from 1970, before it or after: no difference of two such times wraps."""
 
 
 def relative_times(times: Any, time: Any, count: int) -> Int32[np.ndarray, " n"]:
@@ -30,7 +32,7 @@ def relative_times(times: Any, time: Any, count: int) -> Int32[np.ndarray, " n"]
                 f"{name}: expected the times of the history and that of the question, as hstu "
                 f"reads both, got none"
             )
-    own, asked = seconds_of("times", times), seconds_of("time", [time])[0]
+    own, asked = seconds_of("times", times), second_of("time", time)
     if len(own) != count:
         raise UserError(f"times: expected {count:,}, one an item, got {len(own):,}")
     found = own - asked
@@ -72,18 +74,44 @@ def seconds_of(name: str, times: Any) -> Int64[np.ndarray, " n"]:
     Raises:
         UserError: they aren't that.
     """
-    wanted = f"{name}: expected integers of seconds, or dates, got {shown(times)}"
-    try:
-        found = pl.Series(values=times)
-    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
-        raise UserError(wanted) from error
+    found = _seconds(times)
+    if found is None:
+        raise UserError(
+            f"{name}: expected integers of seconds, or date objects of Python, got {shown(times)}"
+        )
+    return found
+
+
+def second_of(name: str, time: Any) -> int:
+    """A time that comes from outside in seconds from 1970.
+
+    Args:
+        name: name of the field, for messages.
+        time: integer of seconds, or a date.
+
+    Raises:
+        UserError: it isn't that.
+    """
+    found = _seconds([time])
+    if found is None:
+        raise UserError(
+            f"{name}: expected an integer of seconds, or a date object of Python, got {shown(time)}"
+        )
+    return int(found[0])
+
+
+def _seconds(times: Any) -> Int64[np.ndarray, " n"] | None:
+    """Times in seconds; None if they are something else."""
+    found = as_series(times)
+    if found is None:
+        return None
     if found.dtype in (pl.Date, pl.Datetime):
         found = found.cast(pl.Datetime("us")).dt.epoch("s")
     if found.is_empty():
         return np.zeros(0, np.int64)
     if not found.dtype.is_integer() or found.null_count():
-        raise UserError(wanted)
+        return None
     own = found.cast(pl.Int64, strict=False)  # null for what is larger
-    if own.null_count() or not own.is_between(-_FAR, _FAR).all():
-        raise UserError(wanted)
+    if own.null_count() or not own.is_between(-FAR, FAR).all():
+        return None
     return own.to_numpy()

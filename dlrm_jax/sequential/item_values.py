@@ -40,9 +40,11 @@ class ItemValues:
 
     def __init__(self, values: pl.Series):
         self.values = values
-        self._of_number = values.to_list()
-        self._numbers = {value: number for number, value in enumerate(self._of_number)}
-        self._is_text = values.dtype == pl.String
+        self._numbers = {value: number for number, value in enumerate(values.to_list())}
+        self._is_text, self._is_narrow = values.dtype == pl.String, values.dtype == pl.Float32
+        # As the log shows them: 0.1, not the 64 bits of the float32 that is nearest to it.
+        shown_as = [float(str(x)) for x in values.to_numpy()] if self._is_narrow else values
+        self._of_number = list(shown_as)
 
     def __len__(self) -> int:
         return len(self._of_number)
@@ -65,6 +67,10 @@ class ItemValues:
                     f"history: expected {kind}, as the items of the log are, got {shown(value)} at "
                     f"place {len(found)}"
                 )
+            if self._is_narrow and isinstance(value, float | np.floating):
+                with np.errstate(over="ignore"):
+                    narrow = float(np.float32(value))
+                value = value if np.isinf(narrow) else narrow
             found.append(self._numbers.get(value, -1))
         return np.asarray(found, np.int64)
 

@@ -1,5 +1,7 @@
 """Values of one log in the types of another."""
 
+import math
+
 import polars as pl
 import pytest
 
@@ -15,12 +17,13 @@ def test_columns_that_would_mean_something_else(values, known):
         cast_values(pl.Series(values), known)
 
 
-def test_wider_floats_are_the_values_that_they_equal():
-    """Python's floats, as in rows of dicts, have 64 bits."""
-    third = pl.Series([1 / 3], dtype=pl.Float32)[0]
-    found = cast_values(pl.Series([third, 1 / 3, 0.5, 1e300, None]), pl.Float32())
+def test_wider_floats_are_the_nearest_values():
+    """Python's floats and those of JSON have 64 bits: 0.1 isn't the float32 that shows as 0.1."""
+    tenth = pl.Series([0.1], dtype=pl.Float32)[0]
+    found = cast_values(pl.Series([tenth, 0.1, 0.5, 1e300, math.inf, None]), pl.Float32())
     assert found.dtype == pl.Float32
-    assert found.to_list() == [third, None, 0.5, None, None]
+    assert found.to_list() == [tenth, tenth, 0.5, None, math.inf, None]
+    assert cast_values(pl.Series([2**24, 2**24 + 1]), pl.Float32()).to_list() == [2**24, None]
 
 
 def test_all_or_an_error():
@@ -28,3 +31,5 @@ def test_all_or_an_error():
     assert cast_whole(values[:1], pl.Int64()).equals(pl.Series("value", [7]), check_names=True)
     with pytest.raises(UserError, match=r"its own type, Int64, got String with '1\.5'"):
         cast_whole(values, pl.Int64())
+    with pytest.raises(UserError, match=r"its own type, Float32, got Float64 with 0\.1"):
+        cast_whole(pl.Series([0.5, 0.1]), pl.Float32())

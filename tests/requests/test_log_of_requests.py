@@ -164,7 +164,7 @@ def changed(row: int, **values: Any) -> pl.DataFrame:
         (LOG.with_columns(at=pl.lit(1e30)), r"row 1, column at: expected a time, got 1e\+30"),
         (LOG.with_columns(at=pl.lit(1).cast(pl.Duration)), "column at: expected dates, or sec"),
         (changed(7, seen_at=[1, None, 2]), "row 8, column seen_at: expected a value, got None"),
-        (LOG.with_columns(did=pl.Series([[["a"]]] * 20)), "column did: expected whole num"),
+        (LOG.with_columns(did=pl.Series([[["a"]]] * 20)), "column did: expected numbers, te"),
         (LOG.with_columns(seen=pl.lit([1, 2])), "table item: expected columns of one type, got"),
         (LOG.clear(), "expected a log of requests, got one without rows"),
         (LOG.head(1), "expected a log whose times can be cut into eight tenths"),

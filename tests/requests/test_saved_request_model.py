@@ -78,14 +78,20 @@ def test_values_are_those_of_the_log(tmp_path: Path):
     np.testing.assert_array_equal(scores(found, *given), wanted)
     for history, text in (
         ({"seen": seen, "other": did}, "expected the columns did, seen, got other, seen"),
-        ({"seen": 3, "did": did}, "history: seen: expected a list of values of one type, got 3"),
+        (
+            {"seen": 3, "did": did},
+            "history: seen: expected a list of single values of one type, got 3",
+        ),
         ({"seen": [seen], "did": did}, "history: seen: expected a list of single values"),
-        ({"seen": [1, 2, 3], "did": did}, "history: seen: expected values of String, got Int64"),
+        (
+            {"seen": [1, 2, 3], "did": did},
+            "history: seen: expected text, as in the log, got numbers",
+        ),
         ({"seen": ["a", None, "b"], "did": did}, "history: seen: expected a value in each place"),
     ):
         with pytest.raises(UserError, match=text):
             found.encode(history, TIMES, TIME)
-    with pytest.raises(UserError, match="times: expected integers of seconds, or dates"):
+    with pytest.raises(UserError, match="times: expected integers of seconds, or date objects"):
         found.encode({"seen": seen, "did": did}, ["a", "b", "c"], TIME)
     with pytest.raises(UserError, match="context: expected the columns country, got city"):
         scores(found, given[0], given[1], {"city": "country2"})
