@@ -131,6 +131,7 @@ class App:
         except HttpError as error:
             response = error_response(error)
         except UserError as error:
+            RequestNotes.of(request).refused(error)
             response = error_response(HttpError(400, str(error)))
         except ClientDisconnect:
             response = Response(status_code=499)  # nobody reads it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import random
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from dlrm_jax.errors import UserError, cut
 from dlrm_jax.serving.line_limit import LineLimit
 
 REQUEST_ID = "x-request-id"
@@ -21,6 +23,7 @@ _log = logging.getLogger("dlrm_jax.requests")
 
 _KEY = "dlrm_jax.notes"
 _LONGEST_ID = 128
+_LONGEST_REASON = 300
 
 
 class RequestNotes:
@@ -30,12 +33,14 @@ class RequestNotes:
         rows: number of rows; None before it is known.
         version: version of the model that answers; None if none does.
         stages: milliseconds of each stage.
+        reason: the expectation that a request with 400 doesn't meet; None if there is none.
     """
 
     def __init__(self, request: Request):
         self._request = request
         self.rows: int | None = None
         self.version: str | None = None
+        self.reason: str | None = None
         self.stages: dict[str, float] = {}
         self._last = time.perf_counter()
 
@@ -52,6 +57,12 @@ class RequestNotes:
         """The id that the client gave; empty if none. That of a body takes the header's place."""
         header = self._request.headers.get(REQUEST_ID, "")  # Latin-1, says HTTP; clients send UTF-8
         return header.encode("latin-1").decode("utf-8", "surrogateescape")
+
+    def refused(self, error: UserError) -> None:
+        """Notes why a request is refused, without what came: that may be a value of a feature."""
+        text = re.split(", got |, as row ", str(error))[0]
+        if "expected" in text:
+            self.reason = cut(text, _LONGEST_REASON)
 
     def ended(self, stage: str) -> None:
         """Notes the time since the last stage."""
@@ -95,6 +106,7 @@ class RequestLog:
             "status": status,
             "rows": notes.rows,
             "version": notes.version,
+            "reason": notes.reason,
             "ms": {x: round(ms, 3) for x, ms in (*notes.stages.items(), ("total", 1000 * seconds))},
         }
         fields |= self._limit.left_out()

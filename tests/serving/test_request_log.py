@@ -51,6 +51,8 @@ def test_what_a_server_says_of_requests(artifact: Path, caplog: pytest.LogCaptur
     assert 0 < sum(stages.values()) - stages["total"] < 1.1 * stages["total"]
     assert version.isdecimal()
     assert (bad["status"], bad["path"]) == (400, "/predict")
+    reason = "rows (from 0), row 0, column age: expected a finite number of float32 or nothing"
+    assert bad["reason"] == reason
     assert (unknown["status"], unknown["path"]) == (404, "/v2/models/{name}")
     assert (without["status"], without["id"]) == (401, "x" * 128)
     assert [x.levelname for x in records] == ["INFO", "WARNING", "WARNING", "WARNING"]
