@@ -14,6 +14,7 @@ import numpy as np
 from dlrm_jax.backend import describe_devices
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
+from dlrm_jax.data.batches import steps_per_epoch
 from dlrm_jax.data.sample import evenly_spaced
 from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.embedding.kernel_dispatch import check_processes
@@ -93,6 +94,8 @@ def run(
     absent = check_splits(config, data, inherited, new)
     if new:
         check_start(config, options)
+    if not options.evaluate_only:  # before there are files of the run
+        steps_per_epoch(data.train, config.batch_size)
     if absent:
         say(f"no examples for {' and '.join(absent)}: there are no metrics of them")
     if correction := correction_of(config, data.kept_negatives.get("train", 1.0)):

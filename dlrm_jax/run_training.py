@@ -174,8 +174,10 @@ class Training:
         self._tell_if_done(resumed_from, last, total, stopping.reason)
         validated = bool(len(self.sample))
         warning = length_warning(config, steps, batches.steps_per_epoch, len(data.train), validated)
-        if warning and resumed_from < last and not self.watch:
-            self.say(warning)
+        idle = stopping.warning if config.eval_every < steps or not warning else None  # one cause
+        for line in (warning, idle):
+            if line and resumed_from < last and not self.watch:
+                self.say(line)
         sample = self.sample
         if sample is not data.validation:
             self.say(

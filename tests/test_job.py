@@ -328,8 +328,12 @@ def test_one_class_no_ids_and_a_checkpoint_that_is_never_due(tmp_path: Path):
     assert written["test"]["auc"] is None
     [checkpoint] = (workdir / "checkpoints").iterdir()
     assert int(checkpoint.name) == written["steps"] == 2
-    with pytest.raises(UserError, match="a batch of 64 needs at least as many training examples"):
-        dlrm_jax.fit(dataclasses.replace(config, batch_size=64), data)
+    small = tmp_path / "small"
+    with pytest.raises(
+        UserError, match=r"batch_size: expected at most the .* training examples, got 64"
+    ):
+        dlrm_jax.fit(dataclasses.replace(config, batch_size=64), data, workdir=small)
+    assert not small.exists()
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,8 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     _check_batch_size(batch_size)
     if len(split) < batch_size:
         raise UserError(
-            f"a batch of {batch_size} needs at least as many training examples, got "
-            f"{len(split)}; make the batch smaller."
+            f"batch_size: expected at most the {len(split):,} training examples, got "
+            f"{batch_size:,}; make it smaller"
         )
     return len(split) // batch_size
 

@@ -106,13 +106,8 @@ class Stopping:
             self.improvement = Improvement(metric, cuts=cuts, factor=factor)
         self.reason = self._reason(noted["validation"]) if noted else None
         """Why the run has ended; None while it goes on."""
-        cutting = config.plateau_patience if config.plateau_factor else 0
-        for name, needed in (("patience", config.patience), ("plateau_patience", cutting)):
-            if needed and (needed + 1) * config.eval_every >= steps:
-                say(
-                    f"warning: {name}={needed} has no effect in {steps} steps with an evaluation "
-                    f"every {config.eval_every}; evaluate more often"
-                )
+        self.warning = _warning(config, steps)
+        """What to say of a patience that the run is too short for; None if it isn't."""
 
     @property
     def noted(self) -> dict[str, Any]:
@@ -157,6 +152,21 @@ class Stopping:
         if config.patience and since >= config.patience:
             return f"{config.best_metric} was not better in {_evaluations(since)} (patience)"
         return None
+
+
+def _warning(config: Config, steps: int) -> str | None:
+    cutting = config.plateau_patience if config.plateau_factor else 0
+    idle = [
+        f"{name}={needed}"
+        for name, needed in (("patience", config.patience), ("plateau_patience", cutting))
+        if needed and (needed + 1) * config.eval_every >= steps
+    ]
+    if not idle:
+        return None
+    return (
+        f"warning: {' and '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect in {steps} "
+        f"steps with an evaluation every {config.eval_every}; evaluate more often"
+    )
 
 
 def _evaluations(count: int) -> str:

@@ -104,11 +104,13 @@ def test_cuts_stay_in_a_run_that_continues(plateau_factor: float, after_a_cut: f
 
 @pytest.mark.parametrize(("total", "warned"), [(30, True), (31, False)])
 def test_a_patience_that_a_run_is_too_short_for(total: int, warned: bool):
-    said: list[str] = []
-    stopping(said, total=total, patience=2)
-    assert bool(said) == warned
-    if said:
-        assert said[0].startswith("warning: patience=2 has no effect in 30 steps with an evaluat")
+    found = stopping([], total=total, patience=2).warning
+    assert bool(found) == warned
+    if found:
+        assert found.startswith("warning: patience=2 has no effect in 30 steps with an evaluat")
+    both = stopping([], total=30, patience=3, plateau_factor=0.5, plateau_patience=2).warning
+    assert both
+    assert both.startswith("warning: patience=3 and plateau_patience=2 have no effect in 30 steps")
 
 
 @pytest.mark.parametrize(
