@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_type_hints
 
-from dlrm_jax.config_fields import INT32_MAX, check_field, field
+from dlrm_jax.config_fields import INT32_MAX, SEED_MAX, check_field, field
 from dlrm_jax.config_rules import check_rules
 from dlrm_jax.config_tables import TableSettings
 
@@ -258,7 +258,9 @@ class Config(TableSettings):
         "summary's validation uses all; such as 1000000.",
         0,
     )
-    seed: int = field(0, "Seed of initial values, order and generated data; such as 1.", 0)
+    seed: int = field(
+        0, "Seed of initial values, order and generated data; such as 1.", 0, SEED_MAX
+    )
 
     # Data.
     examples: int = field(

@@ -9,6 +9,9 @@ from typing import Any, Literal, get_args, get_origin
 from dlrm_jax.errors import UserError
 
 INT32_MAX = 2**31 - 1
+SEED_MAX = 2**63 - 1
+"""The greatest seed that ``jax.random.key`` takes."""
+
 FLOAT32_MAX = 2.0**128 - 2.0**104
 
 

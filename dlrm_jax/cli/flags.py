@@ -14,6 +14,7 @@ from typing import Any
 
 from absl import flags
 
+from dlrm_jax.artifact.manifest import MANIFEST
 from dlrm_jax.config import FIELD_TYPES
 from dlrm_jax.errors import UserError
 from dlrm_jax.presets import PRESETS
@@ -80,8 +81,18 @@ def define_workdir(text: str, such_as: str) -> None:
 
 
 def chosen_workdir(program: str) -> Path:
-    """The directory of `define_workdir`; a new one has the program's name and the time."""
-    return Path(FLAGS.workdir or time.strftime(f"runs/{program}-%Y%m%d-%H%M%S"))
+    """The directory of `define_workdir`; a new one has the program's name and the time.
+
+    Raises:
+        UserError: it is that of an exported model.
+    """
+    path = Path(FLAGS.workdir or time.strftime(f"runs/{program}-%Y%m%d-%H%M%S"))
+    if (path / MANIFEST).exists():
+        raise UserError(
+            f"--workdir: expected the directory of a run, got {path}, an exported model with a "
+            f"{MANIFEST}; give another name"
+        )
+    return path
 
 
 def own_flags() -> list[flags.Flag]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_type_hints
 
-from dlrm_jax.config_fields import check_field, field
+from dlrm_jax.config_fields import SEED_MAX, check_field, field
 from dlrm_jax.errors import UserError
 
 
@@ -70,7 +70,7 @@ class RequestSettings:
     metric: Literal["auc", "log_loss", "normalized_entropy", "gauc:request"] = field(
         "auc", "Metric that decides which checkpoint is best."
     )
-    seed: int = field(0, "Seed of initial values, order and samples; such as 1.", 0)
+    seed: int = field(0, "Seed of initial values, order and samples; such as 1.", 0, SEED_MAX)
 
     def __post_init__(self) -> None:
         hints = get_type_hints(RequestSettings)

@@ -9,6 +9,7 @@ import polars as pl
 from jaxtyping import Int32, Int64
 
 from dlrm_jax.errors import UserError
+from dlrm_jax.sequential.history_times import FAR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +121,12 @@ def _seconds(times: pl.Series, name: str) -> pl.Series:
         raise UserError(
             f"column {name!r}: expected seconds as numbers, or dates, got {times.dtype}"
         )
-    found = times.cast(pl.Int64, strict=False)
-    if found.null_count():
-        row = found.is_null().arg_true()[0]
+    found = times.cast(pl.Int64, strict=False)  # null for what is larger
+    is_far = ~found.is_between(-FAR, FAR).fill_null(value=False)
+    if is_far.any():
+        row = is_far.arg_true()[0]
         raise UserError(
-            f"column {name!r}: expected seconds of 64 bits, row {row + 1:,} has {times[row]}"
+            f"column {name!r}: expected seconds from 1970 of at most {FAR:,}, before it or after, "
+            f"row {row + 1:,} has {times[row]}; give them in seconds"
         )
     return found

@@ -18,8 +18,11 @@ from dlrm_jax.sequential.model import NextItem
 _PACKED = 1024
 """Tokens of the largest pack, unless a single history may be longer."""
 
+MOST_ITEMS = 1024
+"""Most items that can be asked for."""
+
 _HISTORIES = (1, 8, 64)
-_FIRSTS = (128, 1024)
+_FIRSTS = (128, MOST_ITEMS)
 _SCORES = 1 << 26
 """Scores that are in memory at a time, unless a single history has more."""
 

@@ -16,7 +16,7 @@ from dlrm_jax.errors import UserError, shown
 from dlrm_jax.sequential.history_times import refuse_times, relative_times
 from dlrm_jax.sequential.item_values import ItemValues, plain_values
 from dlrm_jax.sequential.model import NextItem
-from dlrm_jax.sequential.ranking_program import Pack, RankingProgram
+from dlrm_jax.sequential.ranking_program import MOST_ITEMS, Pack, RankingProgram
 from dlrm_jax.sequential.settings import SequentialSettings
 from dlrm_jax.training.learner import Learner, TrainState
 
@@ -114,11 +114,6 @@ class Recommender:
         """Whether the model reads times."""
         return self.settings.encoder == "hstu"
 
-    @property
-    def most(self) -> int:
-        """The most items that can be asked for."""
-        return self.program.first_sizes[-1]
-
     def recommend(
         self,
         histories: Sequence[Any],
@@ -131,7 +126,7 @@ class Recommender:
 
         Args:
             histories: items of each user as the log has them, the oldest first.
-            k: number of items, at most `most`.
+            k: number of items, at most `MOST_ITEMS`; fewer are given where no more are left.
             times: times of these, in seconds or dates, where the model reads them.
             time: time of each user's question, in seconds or a date, where the model reads times.
             exclude_seen: whether items of a history are left out; None for what the run did.
@@ -178,8 +173,8 @@ class Recommender:
                 not ascending, or 68 years before the question.
         """
         is_number = isinstance(k, int | np.integer) and not isinstance(k, bool)
-        if not is_number or not 1 <= k <= self.most:
-            raise UserError(f"k: expected a number from 1 to {self.most:,}, got {shown(k)}")
+        if not is_number or not 1 <= k <= MOST_ITEMS:
+            raise UserError(f"k: expected a number from 1 to {MOST_ITEMS:,}, got {shown(k)}")
         if isinstance(history, str | bytes) or not hasattr(history, "__iter__"):
             raise UserError(f"history: expected a list of items, got {shown(history)}")
         numbers = self.items.numbers(history)
@@ -199,7 +194,7 @@ class Recommender:
         return Question(
             numbers[known][latest].astype(np.int32),
             relative[known][latest],
-            k,
+            min(int(k), self.program.first_sizes[-1]),
             np.unique(numbers[known]) if exclude else numbers[:0],
             int((~known).sum()),
         )

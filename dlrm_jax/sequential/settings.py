@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import Literal, get_type_hints
 
-from dlrm_jax.config_fields import check_field, field
+from dlrm_jax.config_fields import SEED_MAX, check_field, field
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.schedule import WarmupDecay
 
@@ -79,7 +79,9 @@ class SequentialSettings:
     )
     at: tuple[int, ...] = field((10, 50), "Values of k in hr@k and ndcg@k; such as 10,50,200.", 1)
     exclude_seen: bool = field(False, "Whether items of the history are left out of the ranking.")
-    seed: int = field(0, "Seed of initial values, order, dropout and negatives; such as 1.", 0)
+    seed: int = field(
+        0, "Seed of initial values, order, dropout and negatives; such as 1.", 0, SEED_MAX
+    )
 
     @property
     def rate(self) -> float | WarmupDecay:

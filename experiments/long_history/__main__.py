@@ -38,6 +38,7 @@ from dlrm_jax.cli.compiled_step import (
     report_step,
 )
 from dlrm_jax.cli.config_flags import define_field
+from dlrm_jax.cli.exported_model import check_export, exporting
 from dlrm_jax.cli.flags import (
     FLAGS,
     chosen_workdir,
@@ -49,10 +50,7 @@ from dlrm_jax.cli.flags import (
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
-from dlrm_jax.errors import UserError
-from dlrm_jax.files import scratch_directory
 from dlrm_jax.mesh import check_batch_size
-from dlrm_jax.processes import is_distributed
 from dlrm_jax.requests.batches import RequestTraining
 from dlrm_jax.requests.columns import Columns, read_columns
 from dlrm_jax.requests.encoded_log import read_requests
@@ -126,8 +124,8 @@ def main() -> None:
     check_flags()
     workdir, (settings, *others) = chosen_workdir("long_history"), settings_of_flags()
     mesh = mesh_to_compile_for() if FLAGS.target else start(FLAGS.mesh)
-    if FLAGS.export and is_distributed():
-        raise UserError("export: expected a run of one process, got one of several")
+    if FLAGS.export:
+        check_export(workdir)
     check_batch_size(mesh, "batch_size", settings.batch_size)
     status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     planted = log = None
@@ -162,7 +160,8 @@ def main() -> None:
         if FLAGS.export:
             scorer = RequestScorer.of_state(outcome.learner, requests.columns, own, outcome.state)
             known = read_vocabularies(log.directory, requests.columns) if log else None
-            write_model(Path(FLAGS.export), scorer, known)
+            with exporting(workdir) as path:
+                write_model(path, scorer, known)
             status(f"exported to {FLAGS.export}")
     report(found, None if planted is None else best_of(planted, split), workdir)
 
@@ -181,28 +180,8 @@ def check_flags() -> None:
     if FLAGS.lengths:
         refuse(["max_length"], "with --lengths, which are its values")
         refuse(["export"], "with --lengths, which trains several models")
-    if FLAGS.export and Path(FLAGS.export).exists():
-        raise UserError(f"export: expected a directory to make, got {FLAGS.export}, which exists")
-    if FLAGS.export:  # before all training
-        check_writable(Path(FLAGS.export))
     if settings_of_flags()[0].encoder == "mean":
         refuse(["layers", "heads"], "with --encoder=mean, which has none")
-
-
-def check_writable(path: Path) -> None:
-    """Checks that a directory can be made.
-
-    Raises:
-        UserError: it can't.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_directory(path):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"export: expected a directory that can be made, got {path}: {error}"
-        ) from error
 
 
 def settings_of_flags() -> list[RequestSettings]:
@@ -248,8 +227,8 @@ def describe(requests: Requests, split: Split) -> str:
     lengths = requests.lengths
     sizes = (f"{name} {len(x):,}" for name, x in split._asdict().items())
     return (
-        f"{len(requests):,} requests with {requests.counts.mean():.1f} candidates and histories of "
-        f"{lengths.mean():.0f} actions, at most {lengths.max():,}; {', '.join(sizes)}"
+        f"{len(requests):,} requests with a mean of {requests.counts.mean():.1f} candidates and "
+        f"histories of {lengths.mean():.0f} actions, at most {lengths.max():,}; {', '.join(sizes)}"
     )
 
 

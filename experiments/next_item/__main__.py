@@ -16,8 +16,8 @@ and of rare items. If the program is interrupted, run the same command again to 
 ``--export`` makes a directory of the best checkpoint, which `dlrm_jax.sequential.saved_model` reads
 and ``dlrm_jax serve`` serves. Of a run that has ended, the same command with it trains no more.
 
-Without either it generates histories whose order decides what follows, so that the best ranking is
-known. ``--encoder=bag`` is blind to the order.
+Without ``--data`` and ``--log`` it generates histories whose order decides what follows, so that
+the best ranking is known. ``--encoder=bag`` is blind to the order.
 
 With ``--target`` nothing is trained: the train step is compiled for GPUs or TPUs that needn't be
 there, as ``python -m dlrm_jax compile`` does. The data say how large a batch is.
@@ -40,9 +40,9 @@ from dlrm_jax.cli.compiled_step import (
     report_step,
 )
 from dlrm_jax.cli.config_flags import define_field
+from dlrm_jax.cli.exported_model import check_export, exporting
 from dlrm_jax.cli.flags import (
     FLAGS,
-    check_new,
     chosen_workdir,
     define_mesh,
     define_workdir,
@@ -54,7 +54,6 @@ from dlrm_jax.console import status
 from dlrm_jax.data.movielens.formats import read_tables
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size
-from dlrm_jax.processes import is_distributed
 from dlrm_jax.sequential.batches import SequenceTraining
 from dlrm_jax.sequential.interactions import Interactions, interactions_of
 from dlrm_jax.sequential.item_values import plain_values
@@ -106,6 +105,8 @@ def main() -> None:
     mesh = mesh_to_compile_for() if FLAGS.target else start(FLAGS.mesh)
     check_batch_size(mesh, "batch_size", settings.batch_size)
     status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
+    if FLAGS.export:
+        check_export(workdir)
     order = None
     if FLAGS.data:
         interactions = interactions_of(read_tables(Path(FLAGS.data)).ratings, *_OF_LOG)
@@ -117,7 +118,7 @@ def main() -> None:
         interactions = generate(order, FLAGS.users, FLAGS.longest, settings.seed)
     check_places(interactions, settings)
     if FLAGS.export:
-        check_export(interactions)
+        plain_values(interactions.values)  # what requests can't name is an error
     split = split_of(interactions, FLAGS.split)
     status(describe(interactions, split, settings))
     if FLAGS.target:
@@ -135,7 +136,7 @@ def main() -> None:
         summary["test"] = {**summary["test"], "planted order": best}
     report(summary, workdir)
     if FLAGS.export:
-        export(outcome, settings, interactions)
+        export(outcome, settings, interactions, workdir)
 
 
 def check_flags() -> None:
@@ -167,20 +168,9 @@ def settings_of_flags() -> SequentialSettings:
     return dataclasses.replace(preset, **given)
 
 
-def check_export(interactions: Interactions) -> None:
-    """Checks before all training that the model can be exported.
-
-    Raises:
-        UserError: there are several processes, items can't be named by requests, or the directory
-            exists or can't be made.
-    """
-    if is_distributed():
-        raise UserError("export: expected a run of one process, got one of several")
-    plain_values(interactions.values)
-    check_new("export")
-
-
-def export(outcome: Outcome, settings: SequentialSettings, interactions: Interactions) -> None:
+def export(
+    outcome: Outcome, settings: SequentialSettings, interactions: Interactions, workdir: Path
+) -> None:
     """Writes the directory of the best checkpoint."""
     recommender = Recommender.of_state(
         outcome.learner, settings, outcome.state, interactions.values
@@ -190,8 +180,8 @@ def export(outcome: Outcome, settings: SequentialSettings, interactions: Interac
         split: {name: x for name, x in own.items() if name != "strata"}
         for split, own in found.items()
     }
-    path = Path(FLAGS.export)
-    write_model(path, recommender, path.name, outcome.summary["best_step"], of_splits)
+    with exporting(workdir) as path:
+        write_model(path, recommender, path.name, outcome.summary["best_step"], of_splits)
     status(f"exported to {path}")
 
 
@@ -216,7 +206,7 @@ def describe(interactions: Interactions, split: Any, settings: SequentialSetting
         targets = np.minimum(targets, settings.pieces * settings.max_length)
     train = targets.sum()
     return (
-        f"{len(lengths):,} users with {lengths.mean():.0f} interactions, at most "
+        f"{len(lengths):,} users with a mean of {lengths.mean():.0f} interactions, at most "
         f"{lengths.max():,}; {len(interactions.values):,} items; targets: training {train:,}, "
         f"validation {len(split.validation.asked):,}, test {len(split.test.asked):,}"
     )

@@ -93,7 +93,7 @@ def test_a_log(tmp_path: Path):
     )  # fmt: skip
     result = run("--mesh=1x1", *flags, program=PROGRAM)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "100 requests with 1.0 candidates" in result.stdout
+    assert "100 requests with a mean of 1.0 candidates" in result.stdout
     model = read_model(tmp_path / "model")
     kept = model.encode({"seen": [3, 1, 77]})
     scores = model.score(kept, {"item": [1, 5, 7, 88, 99]}, {})
@@ -112,6 +112,8 @@ def test_flags_that_are_refused():
         (("--lengths=8", "--max_length=8"), "--max_length has no effect with --lengths"),
         (("--encoder=mean", "--layers=1"), "--layers has no effect with --encoder=mean"),
         (("--export=/proc/x/y",), "export: expected a directory that can be made, got /proc/x/y"),
+        (("--seed=99999999999999999999",), "--seed: expected at most 9223372036854775807, got 9"),
+        (("--export=x", "--workdir=x"), "export: expected another directory than the run's, got"),
         (("--lengths=64,0",), "--max_length: expected at least 1, got 0"),
         (("--log=x.parquet",), "--history: expected at least one column, got none"),
     ):

@@ -63,11 +63,15 @@ def test_parts_of_seconds_are_in_order():
             LOG.with_columns(when=pl.lit("x")),
             "column 'when': expected seconds as numbers, or dates",
         ),
-        (LOG.with_columns(when=pl.lit(np.inf)), "'when': expected seconds of .*, row 1 has inf"),
-        (LOG.with_columns(when=pl.lit(1e30)), "'when': expected seconds of .*, row 1 has 1e.30"),
+        (LOG.with_columns(when=pl.lit(np.inf)), "'when': expected seconds from .*, row 1 has inf"),
+        (LOG.with_columns(when=pl.lit(1e30)), "'when': expected seconds from .*, row 1 has 1e.30"),
         (
             LOG.with_columns(when=pl.lit(2**63, pl.UInt64)),
-            "'when': expected seconds of .*, row 1 has 9223372036854775808",
+            "'when': expected seconds from .*, row 1 has 9223372036854775808",
+        ),
+        (
+            LOG.with_columns(when=pl.Series([0] * 6 + [2**62, -(2**62)])),
+            "'when': expected seconds from 1970 of at most .*, row 7 has 4611686018427387904",
         ),
         (LOG.with_columns(when=pl.lit(np.nan)), "column 'when': 8 of 8 rows have no value"),
         (

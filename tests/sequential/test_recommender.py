@@ -102,6 +102,8 @@ def test_the_latest_items_are_read_and_unknown_ones_are_skipped():
     (dated,) = own.recommend([items], 8, [dates[:4]], dates[4:], exclude_seen=True)
     np.testing.assert_array_equal(dated.scores, whole.scores)
     everything = NAMES.to_list()
+    (all_of_them,) = own.recommend([items], 1024, [times], [50], exclude_seen=False)
+    assert sorted(all_of_them.items) == sorted(everything)  # 30
     (rest,) = own.recommend([everything[2:]], 9, [[0] * 28], [1], exclude_seen=True)
     assert sorted(rest.items) == ["item 0", "item 1"]
 
@@ -130,7 +132,7 @@ def test_nothing_is_compiled_after_the_warm_up():
     assert before
     with compilations() as late:
         for count in (1, 2, 9, 70):
-            for k in (1, 10, 30):
+            for k in (1, 10, 30, 1024):
                 own.recommend([["item 3", "item 5"] * count] * count, k, exclude_seen=k == 1)
     assert not late
 
@@ -156,19 +158,22 @@ def test_numbers_stay_numbers():
             {"history": [], "times": []},
             "expected at least one item .* got 0 items and none",
         ),
-        ({"k": 0}, "k: expected a number from 1 to 30, got 0"),
-        ({"k": 31}, "k: expected a number from 1 to 30, got 31"),
-        ({"k": True}, "k: expected a number from 1 to 30, got True"),
+        ({"k": 0}, "k: expected a number from 1 to 1,024, got 0"),
+        ({"k": 1025}, "k: expected a number from 1 to 1,024, got 1025"),
+        ({"k": True}, "k: expected a number from 1 to 1,024, got True"),
         ({"times": None}, "times: expected the times of the history and that of the question"),
         ({"time": None}, "time: expected the times of the history and that of the question"),
         ({"times": [1]}, "times: expected 2, one an item, got 1"),
         ({"times": [2, 1]}, "times: expected them ascending"),
         ({"times": [2, 4]}, "times: expected them ascending, and that of the question not before"),
-        ({"times": [1.5, 2]}, "times: expected integers of seconds, or dates"),
-        ({"times": "ab"}, "times: expected integers of seconds, or dates, got 'ab'"),
+        ({"times": [1.5, 2]}, "times: expected integers of seconds, or date objects"),
+        (
+            {"times": "ab"},
+            "times: expected integers of seconds, or date objects of Python, got 'ab'",
+        ),
         ({"time": 2**31 + 3}, "times: expected less than 68 years before the question's"),
-        ({"time": 2**80}, "time: expected integers of seconds, or dates"),
-        ({"time": 2**63}, "time: expected integers of seconds, or dates"),
+        ({"time": 2**80}, "time: expected an integer of seconds, or a date"),
+        ({"time": 2**63}, "time: expected an integer of seconds, or a date"),
     ],
 )
 def test_what_is_refused(given: dict, message: str):

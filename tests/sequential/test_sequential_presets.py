@@ -63,7 +63,7 @@ def test_flags_change_the_preset(tmp_path: Path):
     places = f"--data={tmp_path / 'data'}", f"--workdir={tmp_path / 'w'}"
     result = run("--preset=hstu_ml1m", *given, *places, program=PROGRAM)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "3 users with 4 interactions, at most 5; 5 items" in result.stdout
+    assert "3 users with a mean of 4 interactions, at most 5; 5 items" in result.stdout
     test = json.loads((tmp_path / "w" / "summary.json").read_text())["test"]
     assert 0 <= test["model"]["coverage@2"] <= 1
     (checkpoint,) = (tmp_path / "w" / "checkpoints").glob("0*/metadata.json")
@@ -107,5 +107,5 @@ def test_dates_of_a_csv(tmp_path: Path):
     given = ("--metric=mrr", "--max_length=3", f"--log={log}", f"--workdir={tmp_path / 'w'}")
     result = run(*small, *given, program=PROGRAM)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "5 users with 8 interactions, at most 8; 7 items" in result.stdout
+    assert "5 users with a mean of 8 interactions, at most 8; 7 items" in result.stdout
     assert "training 15," in result.stdout  # the latest three of each user
