@@ -68,7 +68,7 @@ def update_rows(
         dtype: dtype of the table; None if it is the storage dtype.
         rounded: function that rounds new values to 16 bits; None rounds to the nearest.
         rate_factor: factor of the changes; None for 1.
-        order: what is known of ``rows``. Two may be equal if ``optimizer.linear`` and the table's
+        order: knowledge of ``rows``. Two may be equal if ``optimizer.linear`` and the table's
             numbers have more than 16 bits.
     """
     read, write = _places(rows, order)
