@@ -7,17 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import msgspec
 import numpy as np
 import polars as pl
 from flax import nnx
 
-from dlrm_jax.artifact.files import check_content, check_present, note_files, read_array
+from dlrm_jax.artifact.files import note_files, read_array
 from dlrm_jax.artifact.manifest import MANIFEST
 from dlrm_jax.artifact.notes import FileNote
-from dlrm_jax.artifact.signed_text import is_signed, signed_text
+from dlrm_jax.artifact.signed_text import signed_text
 from dlrm_jax.data.formats import parquet
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.files import creating
@@ -28,7 +26,13 @@ from dlrm_jax.requests.scorer import RequestScorer
 from dlrm_jax.requests.scoring_program import CANDIDATES, Sizes
 from dlrm_jax.requests.settings import RequestSettings
 from dlrm_jax.requests.value_ids import ValueIds
-from dlrm_jax.sequential.model_files import layers_of, write_arrays
+from dlrm_jax.sequential.model_files import (
+    check_files,
+    layers_of,
+    load_layers,
+    read_noted,
+    write_arrays,
+)
 
 KIND, FORMAT = "requests", 1
 """What the directory is, and the number of its layout and of the meaning of its numbers."""
@@ -57,12 +61,6 @@ class _Manifest:
     layers: dict[str, str]
     vocabularies: dict[str, str]
     files: dict[str, FileNote]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kind:
-    format: int
-    kind: str = ""  # of other artifacts
 
 
 def write_model(
@@ -116,10 +114,9 @@ def read_model(
         DamagedArtifactError: a file isn't as it was written.
     """
     directory = Path(directory)
-    manifest = _read_manifest(directory)
-    check_present(directory, manifest.files)
-    for name, note in manifest.files.items():
-        check_content(directory, name, note)
+    manifest = read_noted(directory, KIND, FORMAT, _Manifest)
+    named = (manifest.tables, manifest.layers, manifest.vocabularies)
+    check_files(directory, manifest.files, {file for files in named for file in files.values()})
     known: dict[str, Any] = {
         name: tuple(x) if isinstance(x, list) else x for name, x in manifest.settings.items()
     }
@@ -128,27 +125,16 @@ def read_model(
     except TypeError as error:  # a name that this version hasn't
         raise UserError(f"{directory}: a later version wrote its settings: {error}") from error
     model = RequestRanker(manifest.columns, settings, rngs=nnx.Rngs(0))
-    wanted = {name: x.shape for name, x in layers_of(model).items()}
-    if wanted.keys() != manifest.layers.keys() or set(manifest.columns.tables) != {
-        *manifest.tables
-    }:
+    load_layers(model, directory, manifest.layers)
+    model.eval()
+    if set(manifest.columns.tables) != set(manifest.tables):
         raise DamagedArtifactError(
-            str(directory), MANIFEST, "its tables or layers aren't those of its settings"
+            str(directory), MANIFEST, "its tables aren't those of its columns"
         )
-    layers = {
-        name: read_array(directory, manifest.layers[name], np.float32, shape)
-        for name, shape in wanted.items()
-    }
     tables = {
         name: jnp.asarray(read_array(directory, file, np.float32, (None, settings.width)))
         for name, file in manifest.tables.items()
     }
-    params = nnx.state(model, nnx.Param)
-    own = jax.tree_util.tree_map_with_path(
-        lambda path, _: jnp.asarray(layers[jax.tree_util.keystr(path)]), params
-    )
-    nnx.update(model, own)
-    model.eval()
     vocabularies = {
         table: ValueIds(directory / file) for table, file in manifest.vocabularies.items()
     }
@@ -164,32 +150,5 @@ def table_paths(directory: Path) -> list[Path]:
         UserError: there is no model.
         DamagedArtifactError: its manifest isn't as it was written.
     """
-    return [directory / name for name in _read_manifest(directory).tables.values()]
-
-
-def _read_manifest(directory: Path) -> _Manifest:
-    path = directory / MANIFEST
-    try:
-        content = path.read_bytes()
-        noted = msgspec.json.decode(content, type=_Kind)
-        if noted.kind != KIND or noted.format > FORMAT:
-            raise UserError(
-                f"{path}: expected a model of {KIND} of format {FORMAT}, got one of "
-                f"{noted.kind or 'rows'} of format {noted.format}"
-            )
-        found = msgspec.json.decode(content, type=_Manifest)
-        is_whole = is_signed(content.decode())
-    except OSError as error:
-        raise UserError(f"{directory} is no saved model: cannot read {path}: {error}") from error
-    except UserError:
-        raise
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise DamagedArtifactError(str(directory), MANIFEST, str(error)) from error
-    if not is_whole:
-        raise DamagedArtifactError(
-            str(directory), MANIFEST, "its bytes aren't those that were written"
-        )
-    for files in (found.tables, found.layers, found.vocabularies):
-        if not set(files.values()) <= found.files.keys():
-            raise DamagedArtifactError(str(directory), MANIFEST, "it names files that it lacks")
-    return found
+    found = read_noted(directory, KIND, FORMAT, _Manifest)
+    return [directory / name for name in found.tables.values()]

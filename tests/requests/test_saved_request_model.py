@@ -108,7 +108,7 @@ def test_damage_and_other_directories(tmp_path: Path):
     manifest = (own / "manifest.json").read_text(encoding="utf-8")
     later = json.loads(manifest) | {"format": 2}
     (own / "manifest.json").write_text(json.dumps(later), encoding="utf-8")
-    with pytest.raises(UserError, match="expected a model of requests of format 1, got"):
+    with pytest.raises(UserError, match="has format 2, this program reads 1: a later version"):
         read_model(own)
     with pytest.raises(UserError, match=r"expected an artifact of rows .* a model of requests"):
         Manifest.read(own)
