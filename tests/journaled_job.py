@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 from main_job import arrays
+from shared_learners import shared_learner
 from stream_log import SCHEMA
 
 from dlrm_jax.config import Config
-from dlrm_jax.mesh import make_mesh
 from dlrm_jax.stream.folder import Folder
 from dlrm_jax.stream.position import Consumed
 from dlrm_jax.stream.run import StreamOptions, run_stream
 from dlrm_jax.stream.settings import for_schema
-from dlrm_jax.training.build import make_learner
 
 SIZES = [150, 40, 130]
 BATCH = 16
@@ -73,7 +72,7 @@ def train(case: str, segments: Path, workdir: Path, mesh: str = "1x2", **changes
         window=80,
         journal_seconds=changes.get("journal_seconds", 1e-9),
     )
-    learner = make_learner(config, make_mesh(mesh))
+    learner = shared_learner(config, mesh)
     try:
         run_stream(config, SCHEMA, opened, learner, options, said.append)
     except CutError:

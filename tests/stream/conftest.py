@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from setups import step_of
 from stream_job import SIZES, train
 from stream_log import write_segments
+
+from dlrm_jax.stream import step
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once() -> Iterator[None]:
+    """Runs of one learner share its step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "make_train_step", step_of)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,16 +10,15 @@ import numpy as np
 import polars as pl
 import pytest
 from main_job import arrays
+from shared_learners import shared_learner
 from stream_log import SCHEMA, log, write_segments
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.preprocessing.raw_ids import ids_of
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import make_mesh
 from dlrm_jax.stream.folder import Folder
 from dlrm_jax.stream.run import StreamOptions, run_stream
 from dlrm_jax.stream.settings import for_schema
-from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.orbax_io import load
 
 SIZES = [150, 40, 130]
@@ -53,7 +52,7 @@ def train(directory: Path, workdir: Path, clock: Any = "seconds", **changes: Any
         config,
         schema,
         lambda consumed: Folder(directory, schema, consumed),
-        make_learner(config, make_mesh("1x2")),
+        shared_learner(config, "1x2"),
         StreamOptions(workdir, idle_seconds=0.1, window=80, id_clock=clock),
     )
 

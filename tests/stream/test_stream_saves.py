@@ -11,18 +11,17 @@ from typing import Any
 
 import polars as pl
 import pytest
+from shared_learners import shared_learner
 from stream_log import SCHEMA, log, write_segments
 
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import make_mesh
 from dlrm_jax.stream import loop
 from dlrm_jax.stream.folder import Folder
 from dlrm_jax.stream.position import Position
 from dlrm_jax.stream.run import StreamOptions, run_stream
 from dlrm_jax.stream.settings import for_schema
 from dlrm_jax.stream.source import Segment
-from dlrm_jax.training.build import make_learner
 
 CONFIG = for_schema(
     Config(
@@ -45,7 +44,7 @@ def train(
     say: Callable[[str], None] = print,
     **options: Any,
 ) -> dict[str, Any]:
-    learner = make_learner(config, make_mesh("1x2"))
+    learner = shared_learner(config, "1x2")
     chosen = StreamOptions(workdir, **{"idle_seconds": 0.1, "window": 80, **options})
     return run_stream(config, SCHEMA, source, learner, chosen, say)
 
