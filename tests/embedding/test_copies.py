@@ -38,7 +38,7 @@ def with_table(state, name, array):
     return dataclasses.replace(state, tables={**state.tables, name: array})
 
 
-@pytest.mark.parametrize("mesh", ["2x2", "2x4"])
+@pytest.mark.parametrize("mesh", [pytest.param("2x2", marks=pytest.mark.thorough), "2x4"])
 @pytest.mark.parametrize("plan", ["mixed", "column_wise"])
 def test_one_changed_bit_of_any_array_is_found(mesh, plan):
     c = collection(mesh, plan)

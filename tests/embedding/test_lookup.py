@@ -25,6 +25,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 
 MESHES = ["1x1", "2x4", "8x1", "1x8"]
+OFTEN = ["1x1", "2x4"]
 # Some tables of the mixed plan or of the half fully sharded one are placed so.
 OF_OTHERS = ("row_wise", "table_wise", "replicated", "fully_sharded")
 EACH_PLAN = pytest.mark.parametrize(
@@ -103,7 +104,8 @@ WEIGHTS = {name: arrays["table"] for name, arrays in random_arrays().items()}
 @pytest.mark.parametrize(
     ("mesh", "plan"),
     [
-        *((mesh, "mixed") for mesh in MESHES),
+        *((mesh, "mixed") for mesh in OFTEN),
+        *(pytest.param(x, "mixed", marks=pytest.mark.thorough) for x in MESHES if x not in OFTEN),
         pytest.param("1x8", "table_wise", marks=pytest.mark.thorough),
         pytest.param("1x4", "column_wise", marks=pytest.mark.thorough),
     ],
@@ -165,7 +167,9 @@ def test_any_bags_are_pooled_and_only_bad_ones_are_nan(ids):
     assert traces.count(False) == 1
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(
+    "mesh", [x if x in OFTEN else pytest.param(x, marks=pytest.mark.thorough) for x in MESHES]
+)
 def test_an_id_out_of_range_spoils_its_bag_only(mesh):
     lookup, _ = looked_up(mesh, "mixed")
     ids, _ = random_batch()

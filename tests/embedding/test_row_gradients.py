@@ -129,7 +129,7 @@ def problem(weighted):
     ("plan", "weighted", "sums"),
     [
         ("mixed", False, True),
-        ("mixed", True, False),
+        pytest.param("mixed", True, False, marks=pytest.mark.thorough),
         *(
             # Some tables of the others are placed so, or all.
             pytest.param(*case, marks=pytest.mark.thorough)

@@ -101,7 +101,7 @@ def train(tables: EmbeddingCollection, weighted: bool, sums: bool) -> dict[str, 
 @pytest.mark.parametrize(
     ("optimizer", "mesh", "placement", "weighted", "sums"),
     [
-        (SGD, "1x1", "table_wise", True, False),
+        pytest.param(SGD, "1x1", "table_wise", True, False, marks=pytest.mark.thorough),
         pytest.param(RowWiseAdagrad, "1x1", "table_wise", True, False, marks=pytest.mark.thorough),
         (RowWiseAdagrad, "2x4", "row_wise", False, False),
         (RowWiseAdagrad, "2x4", "fully_sharded", True, True),
