@@ -176,7 +176,9 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name", ["own_model_nnx", pytest.param("own_model_linen", marks=pytest.mark.thorough)]
+)
 def test_examples(name: str, tmp_path: Path):
     assert re.search(EXAMPLES[name], forked(("-m", f"examples.{name}"), tmp_path))
 

@@ -57,6 +57,7 @@ def test_predictions_in_lines():
     assert found["seconds_to_first_step"] == "None"
 
 
+@pytest.mark.thorough
 def test_seconds_to_the_first_step():
     flags = [*TABLES, "--examples=2000", "--batch_size=64", "--evaluation_batch_size=64"]
     result = run(*flags, program=("-m", "experiments.benchmarks.first_step"))

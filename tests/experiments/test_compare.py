@@ -189,6 +189,7 @@ MOVIES = (
 )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_clicks_of_movielens_with_histories(movielens, tmp_path):
     flags = ("--features=user,item", "--history=5", "--models=din:target=item,dlrm", *MOVIES)
     shown = succeed(MOVIELENS, f"--data={movielens}", f"--workdir={tmp_path}", *flags)

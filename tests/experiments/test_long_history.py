@@ -49,6 +49,7 @@ def test_labels_depend_on_the_likes_of_a_category_up_to_the_horizon():
         assert own[-1] < requests.times[i]
 
 
+@pytest.mark.thorough
 def test_generated_requests_by_length(tmp_path: Path):
     flags = ("--encoder=mean", "--lengths=8,16", f"--workdir={tmp_path / 'w'}")
     result = run(*SMALL, *flags, program=PROGRAM)

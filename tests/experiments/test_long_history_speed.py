@@ -9,7 +9,8 @@ PROGRAM = ("-m", "experiments.benchmarks.long_history_speed")
 SMALL = ("--width=8", "--heads=2", "--layers=1", "--rounds=1", "--candidates=20")
 
 
-@pytest.mark.parametrize("encoder", ["stca", pytest.param("hstu", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("encoder", ["stca", "hstu"])
 def test_tables(encoder: str):
     done = run(
         *SMALL, f"--encoder={encoder}", "--lengths=64,128", "--shared_length=64", program=PROGRAM
