@@ -27,7 +27,7 @@ def raw(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("min_count", [1, 9])
+@pytest.mark.parametrize("min_count", [pytest.param(1, marks=pytest.mark.thorough), 9])
 def test_arrays_are_what_the_definitions_say(raw, tmp_path, min_count, monkeypatch):
     monkeypatch.setattr(lines, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(day_arrays, "_CHUNK_ROWS", 7)
@@ -154,7 +154,10 @@ def rows_of(directory, day):
     return [tuple(row) for row in np.hstack([dense, ids]).tolist()]
 
 
-@pytest.mark.parametrize(("compatible", "sampled"), [("", [0, 1]), ("reference", [0, 1, 2])])
+@pytest.mark.parametrize(
+    ("compatible", "sampled"),
+    [pytest.param("", [0, 1], marks=pytest.mark.thorough), ("reference", [0, 1, 2])],
+)
 def test_negatives_are_dropped_from_training_alone(tmp_path, compatible, sampled):
     paths = days_of_text(tmp_path)
     share = {"drop_negatives": 0.75, "compatible": compatible}

@@ -60,7 +60,7 @@ def predicted(run: Run, path: Path, row_format: RowFormat) -> np.ndarray:
     ("row_format", "config"),
     [
         pytest.param("float32", CONFIG, marks=pytest.mark.thorough),
-        ("int4", CONFIG),
+        pytest.param("int4", CONFIG, marks=pytest.mark.thorough),
         ("float32", LIVING),
     ],
 )

@@ -225,7 +225,10 @@ def trained(
     return kept, ""
 
 
-@pytest.mark.parametrize(("before_step", "kept", "found"), [(4, [], 4), (5, [4], 6)])
+@pytest.mark.parametrize(
+    ("before_step", "kept", "found"),
+    [pytest.param(4, [], 4, marks=pytest.mark.thorough), (5, [4], 6)],
+)
 def test_copies_of_a_table_that_differ_end_the_run(before_step: int, kept: list[int], found: int):
     def change(state: TrainState) -> TrainState:
         if int(state.step) + 1 != before_step:
