@@ -42,6 +42,7 @@ def config(schema: Schema, **changes: Any) -> Config:
     return for_schema(given, schema)
 
 
+@pytest.mark.thorough  # test_id_clock.py and test_journaled_stream.py have harder ones
 def test_stopped_and_resumed(tmp_path: Path):
     directory = tmp_path / "segments"
     write_segments(directory, SIZES)

@@ -75,6 +75,7 @@ def test_killed_and_resumed_as_segments_come(unbroken: Path, tmp_path: Path, kil
     assert_same(workdir, unbroken)
 
 
+@pytest.mark.thorough  # test_redis_stream.py has its positions, the test above a kill
 def test_a_killed_run_on_a_redis_stream_has_the_same_bits(unbroken: Path, tmp_path: Path):
     rows, others = log(sum(SIZES)), ("--checkpoint_every=4", "--stream_idle_seconds=0.1")
     with redis_server(tmp_path) as port, redis.Redis(port=port) as client:
