@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from main_job import arrays
+from shared_learners import shared_learner
 
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run import run
 from dlrm_jax.run_data import load_data
 from dlrm_jax.run_start import Options
 from dlrm_jax.training import journal
-from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.journal_entry import read_entry
 
 GIVEN = Config(
@@ -70,7 +69,7 @@ def train(workdir: Path, case: str, cut: int | None = None, **changes: Any) -> l
 
         patch.setattr(journal, "write_entry", write_or_cut)
         try:
-            run(config, data, make_learner(config, make_mesh(mesh)), options, said.append)
+            run(config, data, shared_learner(config, mesh), options, said.append)
         except CutError:
             said.append("cut")
     return said
