@@ -48,7 +48,9 @@ def wait_for(path: Path, processes) -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.thorough)])
+# `test_stream_processes.py` has two processes with dynamic ids by default.
+@pytest.mark.thorough
+@pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_train_as_one(count: int, tmp_path: Path):
     with started(JOB, count, tmp_path) as processes:
         living = learner(MESHES[count], "rows", ROWS, IDS)
