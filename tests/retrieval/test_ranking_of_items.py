@@ -15,7 +15,9 @@ def place_by_loops(scores: np.ndarray, own: int, excluded: np.ndarray) -> int:
     return sum(bool(scores[item] >= scores[own]) for item in rivals)
 
 
-@pytest.mark.parametrize(("mesh", "block"), [("1x1", 100), ("2x4", 16)])
+@pytest.mark.parametrize(
+    ("mesh", "block"), [pytest.param("1x1", 100, marks=pytest.mark.thorough), ("2x4", 16)]
+)
 def test_places_are_among_what_is_not_excluded(mesh: str, block: int):
     rng = np.random.default_rng(0)
     users = rng.integers(-2, 3, (37, 3)).astype(np.float32)  # with ties
@@ -29,7 +31,9 @@ def test_places_are_among_what_is_not_excluded(mesh: str, block: int):
     assert found.tolist() == expected
 
 
-@pytest.mark.parametrize(("mesh", "block"), [("1x1", 100), ("2x4", 16)])
+@pytest.mark.parametrize(
+    ("mesh", "block"), [pytest.param("1x1", 100, marks=pytest.mark.thorough), ("2x4", 16)]
+)
 def test_first_items_are_not_excluded(mesh: str, block: int):
     rng = np.random.default_rng(0)
     users, items = rng.normal(size=(37, 3)), rng.normal(size=(23, 3))

@@ -42,7 +42,8 @@ def test_a_run_leaves_windows_and_its_position(unbroken: Path, segments: Path):
     )
 
 
-@pytest.mark.parametrize("kills", [(1,), pytest.param((1, 3), marks=pytest.mark.thorough)])
+@pytest.mark.thorough  # test_stream_processes.py has a kill by default, of one of two processes
+@pytest.mark.parametrize("kills", [(1,), (1, 3)])
 def test_killed_and_resumed_as_segments_come(unbroken: Path, tmp_path: Path, kills: tuple[int]):
     rows = log(sum(SIZES))
     directory, workdir = tmp_path / "segments", tmp_path / "run"
@@ -75,7 +76,7 @@ def test_killed_and_resumed_as_segments_come(unbroken: Path, tmp_path: Path, kil
     assert_same(workdir, unbroken)
 
 
-@pytest.mark.thorough  # test_redis_stream.py has its positions, the test above a kill
+@pytest.mark.thorough  # test_redis_stream.py has its positions
 def test_a_killed_run_on_a_redis_stream_has_the_same_bits(unbroken: Path, tmp_path: Path):
     rows, others = log(sum(SIZES)), ("--checkpoint_every=4", "--stream_idle_seconds=0.1")
     with redis_server(tmp_path) as port, redis.Redis(port=port) as client:

@@ -175,6 +175,7 @@ def rounded(x: np.ndarray) -> np.ndarray:
     return x.astype(jnp.bfloat16).astype(x.dtype)
 
 
+@pytest.mark.thorough  # by default the sums are compared, above
 def test_narrow_gradients_learn_alike():
     losses = []
     setup = Setup("2x4", "adam", dtype="float32", shard_dense_optimizer=True)
