@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import itertools
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from multiprocessing import forkserver
@@ -18,7 +18,6 @@ import hypothesis
 import jax
 import pytest
 from as_users import QUICKLY
-from jax._src.lru_cache import LRUCache
 from jaxtyping import install_import_hook
 
 gc.set_threshold(50_000, 20, 100)  # imports and tracing allocate much and free little
@@ -32,6 +31,8 @@ install_import_hook("dlrm_jax", "type_checks.checked")
 
 from dlrm_jax import backend  # noqa: E402
 from dlrm_jax.mesh import emulate_devices  # noqa: E402
+
+_MOST_CACHED = 2**30  # bytes of compiled programs that the next run of the tests begins with
 
 _FLAGS = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{_FLAGS} {QUICKLY}"
@@ -56,21 +57,15 @@ def pytest_configure(config: pytest.Config):
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("home"))
     os.environ["DLRM_JAX_BUILD"] = "never"
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
+    programs = config.cache.mkdir("xla")
+    is_worker = hasattr(config, "workerinput")
+    if not is_worker and sum(file.stat().st_size for file in programs.iterdir()) > _MOST_CACHED:
+        shutil.rmtree(programs)
+        programs.mkdir()
+    jax.config.update("jax_compilation_cache_dir", str(programs))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_compilation_cache_max_size", 2**30)  # bytes
-    _evict_seldom()
-
-
-def _evict_seldom():
-    """Before it writes a program, JAX reads the ages of all others: 60 ms among 1,300 of them."""
-    evict, calls = LRUCache._evict_if_needed, itertools.count()
-
-    def evict_seldom(cache: LRUCache, **given: int) -> None:
-        if next(calls) % 64 == 0:
-            evict(cache, **given)
-
-    LRUCache._evict_if_needed = evict_seldom
+    # With a limit, JAX would read the ages of all programs before it writes one: 60 ms among 1,300.
+    jax.config.update("jax_compilation_cache_max_size", -1)
 
 
 @pytest.fixture(scope="module", autouse=True)
