@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,16 +20,19 @@ def check_export(workdir: Path) -> None:
         workdir: directory of the run.
 
     Raises:
-        UserError: it exists, is the workdir, or can't be made; or there are several processes.
+        UserError: it exists, is the workdir or above it, or can't be made; or there are several
+            processes.
     """
     path = Path(FLAGS.export)
     if is_distributed():
         raise UserError("export: expected a run of one process, got one of several")
-    if path.absolute() == workdir.absolute():
-        raise UserError(f"export: expected another directory than the run's, got {path} for both")
-    if path.exists():
-        raise UserError(f"export: expected a directory to make, got {path}, which exists")
     try:
+        if workdir.resolve().is_relative_to(path.resolve()):
+            raise UserError(
+                f"export: expected a directory that the run {workdir} isn't in, got {path}"
+            )
+        if os.path.lexists(path):
+            raise UserError(f"export: expected a directory to make, got {path}, which exists")
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch_directory(path):
             pass

@@ -115,10 +115,9 @@ class RequestModel:
                 return found
         series = as_series(values)
         if series is None:
-            raise UserError(
-                f"{part}: {name}: expected a list of single values of one type, got "
-                f"{shown(values[0] if part == 'context' else values)}"
-            )
+            one, several = "a single value", "a list of single values of one type"
+            wanted, got = (one, values[0]) if part == "context" else (several, values)
+            raise UserError(f"{part}: {name}: expected {wanted}, got {shown(got)}")
         if series.null_count() and not (part == "context" and is_known):
             raise UserError(f"{part}: {name}: expected a value in each place, got a missing one")
         if not is_known or not len(series):

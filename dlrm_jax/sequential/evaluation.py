@@ -108,7 +108,8 @@ class Evaluation:
         questions: Questions,
         counts: Int64[np.ndarray, " V"],
     ) -> dict[str, Any]:
-        places, at = self._places(histories, items, questions), self._settings.at
+        places = self._places(histories, items, questions)
+        at = self._settings.at_with_metric
         excluded = self._excluded(questions)
         recommended = np.array(self._ranking.first(histories, items, max(at), excluded))
         # Who has seen nearly all items is recommended no others, though places are filled.

@@ -92,7 +92,7 @@ class SequentialSettings:
 
     @property
     def at_with_metric(self) -> tuple[int, ...]:
-        """Values of k in validation, with that of the metric."""
+        """Values of k that are computed: those of ``at``, and that of the metric."""
         _, _, k = self.metric.partition("@")
         return self.at if not k or int(k) in self.at else (*self.at, int(k))
 

@@ -24,6 +24,8 @@ def as_series(values: Any) -> pl.Series | None:
     if values is None or isinstance(values, str | bytes | Mapping):  # polars takes letters, keys
         return None
     try:
+        if is_list and {*map(type, values)} == {int, float}:  # JavaScript writes 1.0 as 1
+            values = [float(x) for x in values]
         found = pl.Series(values=values)
     except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):
         return None

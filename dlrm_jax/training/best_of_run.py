@@ -116,10 +116,10 @@ def best_of_run(
             eval_every=plan.evaluate_every, patience=plan.patience, best_metric=plan.metric
         )
         stopping = Stopping(config, plan.steps, noted, say, record)
-        if stopping.warning:
-            say(stopping.warning)
         ended = plan.steps if stopping.reason is None else resumed_from
-        if noted:
+        if stopping.warning and resumed_from < ended:
+            say(stopping.warning)
+        if noted and noted["validation"]:
             # The checkpoints that are left were the best by that metric: by another one, one that
             # is gone may have been better.
             _check_measures(("metric",), noted["settings"], settings, workdir)

@@ -191,11 +191,12 @@ def check_places(interactions: Interactions, settings: SequentialSettings) -> No
     Raises:
         UserError: there aren't.
     """
-    if max(settings.at) >= len(interactions.values):
-        raise UserError(
-            f"at: expected less than the {len(interactions.values):,} items, got "
-            f"{max(settings.at)}; give smaller ones"
-        )
+    for name, k in (("at", max(settings.at)), ("metric", max(settings.at_with_metric))):
+        if k >= len(interactions.values):
+            raise UserError(
+                f"{name}: expected numbers k below that of items, {len(interactions.values):,}, "
+                f"got {k}; give a smaller one"
+            )
 
 
 def describe(interactions: Interactions, split: Any, settings: SequentialSettings) -> str:

@@ -10,11 +10,12 @@ import polars as pl
 from dlrm_jax.data.formats import parquet
 from dlrm_jax.data.formats.csv_text import Records
 from dlrm_jax.data.formats.lines import whole_lines
-from dlrm_jax.data.preprocessing.log_times import as_times
+from dlrm_jax.data.preprocessing.log_times import as_times, has_seconds
 from dlrm_jax.errors import UserError, shown
 
 _CHUNK_BYTES = 1 << 24
 _FRAME_ROWS = 1 << 18
+_MISSING = ("",)  # NA may be a country
 
 
 def read_log(path: Path, columns: Sequence[str]) -> pl.DataFrame:
@@ -28,7 +29,8 @@ def read_log(path: Path, columns: Sequence[str]) -> pl.DataFrame:
         columns: names of the columns of users, items and times.
 
     Raises:
-        UserError: it can't be read, a line is malformed, or there are no rows.
+        UserError: it can't be read, a line is malformed, there are no rows, or times are dates that
+            are written as numbers.
     """
     if path.suffix == ".csv":
         found = _of_csv(path, columns)
@@ -37,6 +39,8 @@ def read_log(path: Path, columns: Sequence[str]) -> pl.DataFrame:
             found = pl.read_parquet(path)
     if found.is_empty():
         raise UserError(f"log {path}: expected a row for each interaction, got none")
+    if columns[-1] in found.columns and found[columns[-1]].dtype.is_numeric():
+        has_seconds(path, found[columns[-1]], first_row=1)  # or they are dates, which is an error
     return found
 
 
@@ -47,7 +51,7 @@ def _of_csv(path: Path, columns: Sequence[str]) -> pl.DataFrame:
             names = [name for name in records.columns if name in columns]
             if len(names) < len(columns):  # who reads the log names what is missing
                 names = records.columns
-            found = pl.concat(list(records.frames(names, _FRAME_ROWS)))
+            found = pl.concat(list(records.frames(names, _FRAME_ROWS, _MISSING)))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     *ids, time = columns
@@ -68,13 +72,13 @@ def _times(path: Path, column: pl.Series) -> pl.Series:
     ways = [
         column.cast(pl.Int64, strict=False),
         column.cast(pl.Float64, strict=False),
-        as_times(column, seconds=False),
+        as_times(column.str.replace(r"^(\d{4})/(\d\d)/(\d\d)", "$1-$2-$3"), seconds=False),
     ]
     best = min(ways, key=pl.Series.null_count)
     if wrong := (best.is_null() & column.is_not_null()).arg_true().to_list():
         raise UserError(
-            f"{path}, column {column.name}: expected seconds as numbers, or dates with the year "
-            f"first, all in one way, got {shown(column[wrong[0]])} in row {wrong[0] + 1:,} below "
-            f"the header"
+            f"{path}, column {column.name}: expected seconds as numbers, or dates such as "
+            f"2026-01-31 or 2026-01-31 12:00:00, all in one way, got {shown(column[wrong[0]])} in "
+            f"row {wrong[0] + 1:,} below the header"
         )
     return best

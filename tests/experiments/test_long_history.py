@@ -114,7 +114,10 @@ def test_flags_that_are_refused():
         (("--encoder=mean", "--layers=1"), "--layers has no effect with --encoder=mean"),
         (("--export=/proc/x/y",), "export: expected a directory that can be made, got /proc/x/y"),
         (("--seed=99999999999999999999",), "--seed: expected at most 9223372036854775807, got 9"),
-        (("--export=x", "--workdir=x"), "export: expected another directory than the run's, got"),
+        (
+            ("--export=x", "--workdir=x"),
+            "export: expected a directory that the run x isn't in, got x",
+        ),
         (("--lengths=64,0",), "--max_length: expected at least 1, got 0"),
         (("--log=x.parquet",), "--history: expected at least one column, got none"),
     ):

@@ -28,7 +28,12 @@ def test_flags_that_are_refused(tmp_path: Path):
         ),
         (("--export=/proc/x",), "--export: expected a directory that can be made, got /proc/x"),
         (("--export=model",), "--export: expected a directory to make, got model, which exists"),
-        (("--export=x", "--workdir=./x"), "--export: expected another directory than the run's"),
+        (("--export=x", "--workdir=./y/../x"), "--export: expected a directory that the run y/.."),
+        (("--export=x", "--workdir=x/run"), "that the run x/run isn't in, got x"),
+        (
+            ("--items=20", "--at=5", "--metric=hr@20"),
+            "--metric: expected numbers k below that of items, 20",
+        ),
         (("--log=far.parquet",), "column 'timestamp': expected seconds from 1970 of at most"),
     ):
         result = run("--mesh=1x1", *flags, program=PROGRAM, cwd=tmp_path)

@@ -27,7 +27,7 @@ def test_types_of_a_csv_file_are_those_of_all_its_lines(tmp_path: Path):
     found = read_log(log(tmp_path, *lines, '7.25,007,"a,b",'), COLUMNS)
     assert found.schema == {"when": pl.Float64, "who": pl.String, "what": pl.String}
     assert found.row(-1) == (7.25, "007", "a,b")
-    dates = log(tmp_path, "2024-05-01 10:00:00,1,2,", "2024-05-01 10:00:01,1,3,")
+    dates = log(tmp_path, "2024-05-01 10:00:00,1,NA,", "2024/05/01 10:00:01,1,3,")
     seconds = read_log(dates, COLUMNS)["when"].dt.epoch("s").to_list()
     assert seconds == [1714557600, 1714557601]
 
@@ -39,6 +39,7 @@ def test_types_of_a_csv_file_are_those_of_all_its_lines(tmp_path: Path):
         (["1,2,3,", "oops,2,3,"], "column when: expected seconds .*, got 'oops' in row 2 below"),
         (["2024-05-01,2,3,"] * 2 + ["5,2,3,"], "when: .*, got '5' in row 3 below the header"),
         (["1,2,3,", '1,2,"3,'], "log.csv, line 3: a quote begins in this record"),
+        (["20240501,2,3,", "20240502,2,3,"], "row 1, column when: expected a date"),
         ([], "expected a row for each interaction, got none"),
     ],
 )

@@ -184,7 +184,7 @@ def test_the_open_inference_protocol(served: Served):
         (
             {"country": {"x": 1}},
             400,
-            "context: country: expected a list of single values of one type, got {",
+            "context: country: expected a single value, got {",
         ),
         ({"country": [1]}, 400, "request: country: expected a single value, got [1]"),
         ({"item": 3}, 400, "request: item: expected a list, got 3"),
@@ -207,7 +207,7 @@ def test_the_open_inference_protocol(served: Served):
             "history: seen: expected a list of single values of one type, got [[",
         ),
         ({"item": [1, DEEP]}, 400, "candidates: item: expected a list of single values"),
-        ({"country": {"x": DEEP}}, 400, "context: country: expected a list of single values"),
+        ({"country": {"x": DEEP}}, 400, "context: country: expected a single value"),
         ({"seen_at": DEEP}, 400, "times: expected integers of seconds"),
         ({"at": {"x": DEEP}}, 400, "time: expected an integer of seconds"),
         ({"seen_at": None}, 400, "request: seen_at: expected a list, got None"),

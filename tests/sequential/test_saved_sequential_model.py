@@ -57,7 +57,7 @@ def test_damage_and_other_directories(tmp_path: Path):
     manifest = (own / "manifest.json").read_text(encoding="utf-8")
     with pytest.raises(UserError, match=r"expected an artifact of rows .* a model of sequential"):
         Manifest.read(own)
-    with pytest.raises(UserError, match="expected a model of requests"):
+    with pytest.raises(UserError, match="expected a model of kind requests"):
         read_request_model(own)
 
     def changed(message: str, signed: bool = True, **fields) -> None:

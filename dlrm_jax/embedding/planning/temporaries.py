@@ -84,9 +84,9 @@ def _of_all_rows(slabs: Sequence[Slab]) -> float:
     for slab in slabs:
         assert slab.optimizer is not None
         vector = slab.width * slab.vector_dtype.itemsize
-        # A change, new optimizer state, and the old one of one slot at a time.
-        slots = [0, *slot_bytes(slab.optimizer, slab.width, slab.dtype).values()]
-        own = vector + sum(slots) + max(slots) + slab.rounds_randomly * _ROUNDING * vector
+        # New optimizer state: rows are updated where they are.
+        own = sum(slot_bytes(slab.optimizer, slab.width, slab.dtype).values())
+        own += slab.rounds_randomly * _ROUNDING * vector
         row = vector + 4  # gradient and row number
         if slab.fully_sharded:  # whose gradients come while it is updated
             own, row = own + row + vector, 0
