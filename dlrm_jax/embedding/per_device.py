@@ -20,7 +20,7 @@ from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.reshard import slab_spec, slot_ndims
 from dlrm_jax.embedding.routing_key import check_routed, routing_key
-from dlrm_jax.embedding.row_sums import RowSums, order_of_sums
+from dlrm_jax.embedding.row_sums import RowSums
 from dlrm_jax.embedding.row_update import RowOrder, checked_step
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.slab_update import update_slab
@@ -253,11 +253,8 @@ class PerDevice:
         tables, slots = dict(state.tables), dict(state.slots)
         step = checked_step(step)
         for name, slab in self.exchanged_slabs.items():
-            blocks, order = gradients.blocks[name], "any"
-            if sum(rows.size for rows, _, _ in blocks) == slab.rows:  # see `coalesce`
-                order = "all"
-            elif slab.needs_sums(self.row_sums != "scatter"):
-                order = order_of_sums(self.row_sums)
+            blocks = gradients.blocks[name]
+            order = row_gradients.order_of_rows(slab, blocks, self.row_sums)
             args = tables[name], slots[name], blocks, order, step, rate_factor
             tables[name], slots[name] = self._update(slab, *args, summed=gradients.summed)
         update = functools.partial(self._update, step=step, rate_factor=rate_factor)

@@ -78,6 +78,20 @@ def coalesce(
     return found
 
 
+def order_of_rows(slab: Slab, blocks: Sequence[BlockCotangents], row_sums: RowSums) -> RowOrder:
+    """What is known of the rows of a slab that `coalesce` returned.
+
+    Args:
+        slab: slab whose update doesn't sum the gradients of equal rows itself.
+        blocks: its rows and gradients.
+        row_sums: way to sum, see `backend.Backend`.
+    """
+    # Fewer ids than rows aren't summed for all rows, see `reduction`.
+    if sum(rows.size for rows, _, _ in blocks) == slab.rows:
+        return "all"
+    return order_of_sums(row_sums) if slab.needs_sums(row_sums != "scatter") else "any"
+
+
 def sum_rows(
     slab: Slab,
     items: Sequence[BlockCotangents],

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int32, Int64
+from jaxtyping import Array, Float, Float32, Int32
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.requests.columns import Columns
 from dlrm_jax.requests.model import RequestRanker
 from dlrm_jax.requests.scoring_program import Asked, Histories, ScoringProgram, Sizes
 from dlrm_jax.requests.settings import RequestSettings
-from dlrm_jax.sequential.history_times import second_of, seconds_of
+from dlrm_jax.sequential.history_times import second_of, seconds_before, seconds_of
 from dlrm_jax.training.learner import Learner, TrainState
 
 Ids = Mapping[str, Any]
@@ -235,7 +235,7 @@ class RequestScorer:
             seconds = seconds_of("times", times)
             if len(seconds) != length:
                 raise UserError(f"times: expected {length:,}, one a token, got {len(seconds):,}")
-            own = _before(seconds, second_of("time", time))[start:]
+            own = seconds_before(seconds, second_of("time", time))[start:]
             following = np.append(own[1:], np.zeros(min(len(own), 1), np.int32))
         read = {name: x[start:] for name, x in ids.items()}
         return Histories(read, np.zeros(length - start, np.int32), own, following)
@@ -277,27 +277,6 @@ class RequestScorer:
             text = ", ".join(f"{x:,} of {name!r}" for name, x in lengths.items())
             raise UserError(f"{part}: expected as many ids in all columns, got {text}")
         return found, next(iter(lengths.values()), 0)
-
-
-def _before(seconds: Int64[np.ndarray, " n"], time: int) -> Int32[np.ndarray, " n"]:
-    """The seconds of actions from their request on, none of which is positive.
-
-    Raises:
-        UserError: an action comes after the request, or 68 years before it.
-    """
-    found = seconds - time
-    if (found > 0).any():
-        place = int(np.argmax(found > 0))
-        raise UserError(
-            f"times: expected none after that of the request, as in the log, got one "
-            f"{found[place]:,} seconds after it, at place {place:,}"
-        )
-    if (found <= -(2**31)).any():
-        raise UserError(
-            f"times: expected less than 68 years before the request's, got {-found.min():,} "
-            f"seconds; give them in seconds"
-        )
-    return found.astype(np.int32)
 
 
 def _is_key(x: Any) -> bool:

@@ -49,6 +49,31 @@ def relative_times(times: Any, time: Any, count: int) -> Int32[np.ndarray, " n"]
     return found.astype(np.int32)
 
 
+def seconds_before(seconds: Int64[np.ndarray, " n"], time: int) -> Int32[np.ndarray, " n"]:
+    """The seconds of actions from their request on, none of which is positive.
+
+    Args:
+        seconds: seconds of actions.
+        time: second of their request.
+
+    Raises:
+        UserError: an action comes after the request, or 68 years before it.
+    """
+    found = seconds - time
+    if (found > 0).any():
+        place = int(np.argmax(found > 0))
+        raise UserError(
+            f"times: expected none after that of the request, as in the log, got one "
+            f"{found[place]:,} seconds after it, at place {place:,}"
+        )
+    if (found <= -(2**31)).any():
+        raise UserError(
+            f"times: expected less than 68 years before the request's, got {-found.min():,} "
+            f"seconds; give them in seconds"
+        )
+    return found.astype(np.int32)
+
+
 def refuse_times(encoder: str, **given: Any) -> None:
     """Refuses times for an encoder that doesn't read them.
 
