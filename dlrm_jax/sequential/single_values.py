@@ -25,6 +25,8 @@ def as_series(values: Any) -> pl.Series | None:
         return None
     try:
         if is_list and {*map(type, values)} == {int, float}:  # JavaScript writes 1.0 as 1
+            if max(map(abs, values)) > 2**53:  # a float may be another integer
+                return None
             values = [float(x) for x in values]
         found = pl.Series(values=values)
     except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):

@@ -119,7 +119,7 @@ def best_of_run(
         ended = plan.steps if stopping.reason is None else resumed_from
         if stopping.warning and resumed_from < ended:
             say(stopping.warning)
-        if noted and noted["validation"]:
+        if noted and checkpoints.validated_by():
             # The checkpoints that are left were the best by that metric: by another one, one that
             # is gone may have been better.
             _check_measures(("metric",), noted["settings"], settings, workdir)

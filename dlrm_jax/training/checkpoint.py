@@ -84,6 +84,10 @@ class Checkpoints:
         """Steps of all complete checkpoints, ascending; some of them may be damaged."""
         return on_process_0(self._there.steps)
 
+    def validated_by(self) -> list[str]:
+        """The metrics of the whole checkpoints that were validated; none if none was."""
+        return on_process_0(lambda: sorted(set().union(*self._there.validations().values())))
+
     def best(self) -> int | None:
         """The step of the whole checkpoint with the best validation metric, if any has one."""
         return on_process_0(self._there.best)
@@ -219,12 +223,10 @@ class Checkpoints:
             except DamagedCheckpointError as error:
                 damaged = {step: error.reason}
                 on_process_0(lambda damaged=damaged: self._there.set_aside(damaged))
-        known = self._there.validations().values()
-        if known and all(self.best_metric not in each for each in known):
+        if (known := self.validated_by()) and self.best_metric not in known:
             raise UserError(
                 f"best_metric: expected a metric of the checkpoints in {self.directory}, "
-                f"{', '.join(sorted(set().union(*known)))}; got {self.best_metric}; give one of "
-                f"them, or another workdir"
+                f"{', '.join(known)}; got {self.best_metric}; give one of them, or another workdir"
             )
         return self.restore_latest(learner, id_maps)
 

@@ -19,6 +19,7 @@ DEEP: Any = functools.reduce(lambda inner, _: [inner], range(500), [])
     ("values", "kind"),
     [
         ([1, None], pl.Int64),
+        ([1, 0.5], pl.Float64),
         (["a"], pl.String),
         (np.asarray([1.5]), pl.Float64),
         ([datetime.date(2026, 1, 1)], pl.Date),
@@ -35,7 +36,7 @@ def test_single_values(values: Any, kind: Any):
 @pytest.mark.parametrize(
     "values",
     [DEEP, (DEEP,), ["a", {"x": DEEP}], [[1]], [np.asarray([1])], np.asarray([[1]]), ["a", 1],
-     [2**200], "ab", 3, None, [object()]],
+     [2**200], [2**60 + 1, 0.5], "ab", 3, None, [object()]],
 )  # fmt: skip
 def test_other_values(values: Any):
     assert as_series(values) is None
