@@ -43,7 +43,6 @@ from dlrm_jax.config import Config
 from dlrm_jax.console import telling_time
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.embedding.layout import make_layout
-from dlrm_jax.embedding.planning import tpu_layout
 from dlrm_jax.embedding.planning.devices import DEVICES, Device, device
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.mesh_plan import MeshPlan, planned_mesh
@@ -180,12 +179,6 @@ def main() -> None:
     print("without the gradients of the dense model, which python -m dlrm_jax compile prints")
     print(f"\n{time_table(found, kind, dtype)}")
     print(f"limited by: {binding(found, kind, limits)}")
-    if found.copied:
-        print(
-            f"note: each step on a TPU copies whole tables, {found.copied / _GIB:.3g} GiB, to read "
-            f"a few of their rows; rows of at most {tpu_layout.NOT_COPIED} numbers, or of "
-            f"{tpu_layout.LANES} and multiples, are read without a copy"
-        )
     if compiled:
         print(f"\n{compiled_table(compiled, available)}")
     if simulated:

@@ -103,7 +103,8 @@ class EmbeddingCollection(WholeTables):
                 f"the plan is for {self.plan.shards} shards, the mesh has {axes.shards}"
             )
         self.plan.check(tables)
-        layout = make_layout(tables, features, lookups, self.plan, optimizer, axes.groups)
+        given = tables, features, lookups, self.plan, optimizer, axes.groups
+        layout = make_layout(*given, packed_from=backend_of(mesh).packed_from)
         super().__init__(axes, layout, available(kernels, backend_of(mesh)), tables)
         self.per_device = PerDevice(axes, layout, lookups, comm_dtype, self.native)
 

@@ -39,7 +39,7 @@ def has_triton_lookup(block: Block, backend: Backend) -> bool:
 
 def pool(
     block: Block,
-    slab: Shaped[Array, "R d"],
+    slab: Shaped[Array, "_ _"],
     rows: Int[Array, "N T L"],
     id_weights: Float[Array, "N T L"] | None,
     native: bool,
@@ -62,7 +62,7 @@ def pool(
 
         emulated = backend.interprets_kernels
         return pooling_gpu.pool(slab, rows, id_weights, block.slab.dtype, emulated)
-    return pooling.pool(slab, rows, id_weights, block.slab.dtype)
+    return pooling.pool(slab, rows, id_weights, block.slab.dtype, block.slab.width)
 
 
 def has_native_update(slab: Slab) -> bool:
@@ -104,6 +104,7 @@ def has_native_initial_values(slab: Slab) -> bool:
     """
     return (
         slab.dtype == np.float32
+        and not slab.packed
         and all(table.init is None for table in slab.tables.values())
         and type(slab.optimizer) in (type(None), RowOptax, *OPTIMIZERS.values())
         and threefry.is_default()

@@ -75,7 +75,8 @@ class Layout:
         Arrays of equal shapes don't tell one placement from another.
         """
         slabs = [
-            (x.name, x.split, x.shards, x.rows, x.dim, str(x.dtype), x.pieces) for x in self.slabs
+            (x.name, x.split, x.shards, x.rows, x.dim, str(x.dtype), x.pieces, x.packed)
+            for x in self.slabs
         ]
         rows = [[(name, table.rows) for name, table in x.tables.items()] for x in self.slabs]
         return hashlib.blake2b(repr((slabs, rows)).encode(), digest_size=8).hexdigest()
@@ -145,6 +146,7 @@ def make_layout(
     plan: Plan,
     optimizer: RowOptimizer | None,
     groups: int = 1,
+    packed_from: int | None = None,
 ) -> Layout:
     """Lays out checked descriptions and a checked plan.
 
@@ -155,8 +157,9 @@ def make_layout(
         plan: placement of these tables.
         optimizer: default optimizer.
         groups: number of data-parallel groups, each with the plan's shards.
+        packed_from: least width of rows that are packed, see `backend.Backend`.
     """
-    slabs = make_slabs(tables, plan, optimizer, groups)
+    slabs = make_slabs(tables, plan, optimizer, groups, packed_from)
     starts = np.cumsum([0, *(feature.max_ids for feature in features)]).tolist()
     span = {f.name: slice(starts[i], starts[i + 1]) for i, f in enumerate(features)}
     end = starts[-1]

@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from dlrm_jax.embedding import comm_dtype
 from dlrm_jax.embedding.bag_cotangents import one_by_one
+from dlrm_jax.embedding.packed_rows import take
 from dlrm_jax.embedding.row_requests import message, sum_by_row, unique
 from dlrm_jax.embedding.row_sums import RowSums
 from dlrm_jax.embedding.slab import Slab
@@ -134,7 +135,7 @@ class OwnerExchange:
         first = self._round(requests, requests.starts[:-1])
         return dataclasses.replace(requests, first=first)
 
-    def fetch(self, table: Shaped[Array, "R d"], requests: RowRequests) -> Shaped[Array, "K d"]:
+    def fetch(self, table: Shaped[Array, "_ _"], requests: RowRequests) -> Shaped[Array, "K d"]:
         """The buffer of the rows that this device asks for, in their storage dtype.
 
         Args:
@@ -142,17 +143,17 @@ class OwnerExchange:
             requests: rows that its samples read, after `ask`.
         """
         wire = self.dtype if table.dtype == self.slab.vector_dtype else None
-        size = self.stages[0].capacity
+        size, width = self.stages[0].capacity, self.slab.width
 
         def answer(current: Round, buffer: Shaped[Array, "K d"]) -> Shaped[Array, "K d"]:
-            vectors = comm_dtype.pack(table.at[current.rows].get(mode="fill", fill_value=0), wire)
+            vectors = comm_dtype.pack(take(table, current.rows, width), wire)
             vectors = self.stages[-1].to_each(vectors)
             if current.slots is not None:
-                flat = vectors.reshape(-1, table.shape[1])
+                flat = vectors.reshape(-1, width)
                 vectors = self.stages[0].to_each(
                     flat.at[current.slots].get(mode="fill", fill_value=0)
                 )
-            received = comm_dtype.unpack(vectors, wire, table.dtype).reshape(-1, table.shape[1])
+            received = comm_dtype.unpack(vectors, wire, table.dtype).reshape(-1, width)
             # Each place looks for its row, instead of each row for its place: a gather.
             place = jnp.arange(len(buffer), dtype=jnp.int32)
             partner = jnp.sum(place[:, None] >= requests.starts[1:], axis=1, dtype=jnp.int32)
@@ -164,7 +165,7 @@ class OwnerExchange:
             rows = received.at[slot].get(mode="fill", fill_value=0)
             return jnp.where(is_now[:, None], rows, buffer)
 
-        buffer = jnp.zeros((requests.rows.size, table.shape[1]), table.dtype)
+        buffer = jnp.zeros((requests.rows.size, width), table.dtype)
         return self._rounds(requests, answer, buffer)
 
     def send_sums(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from dlrm_jax.embedding import row_split
+from dlrm_jax.embedding import packed_rows, row_split
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.table import Table
@@ -89,7 +89,10 @@ def pack(axes: MeshAxes, slab: Slab, tables: Mapping[str, Array]) -> Array:
         return some
     if slab.split == "columns":  # shards have pieces of all tables, one after the other
         whole = jnp.concatenate([tables[name] for name in slab.tables])
-        return jax.lax.with_sharding_constraint(whole, slab_sharding(axes, slab, whole.shape))
+        padding = slab.rows - len(whole)
+        whole = jnp.pad(whole, [(0, padding)] + [(0, 0)] * (whole.ndim - 1)) if padding else whole
+        whole = jax.lax.with_sharding_constraint(whole, slab_sharding(axes, slab, whole.shape))
+        return _on_devices(axes, slab, packed_rows.pack, whole)
     if slab.fully_sharded:
         whole = [tables[piece.table] for piece, _ in slab.pieces]
         missing = slab.shards * slab.rows - sum(map(len, whole))
@@ -108,7 +111,15 @@ def pack(axes: MeshAxes, slab: Slab, tables: Mapping[str, Array]) -> Array:
         stacked = jnp.stack([jnp.concatenate(pieces) for pieces in shards])
     for sharding in reversed(_column_shardings(axes, slab, stacked.shape)):
         stacked = jax.lax.with_sharding_constraint(stacked, sharding)
-    return stacked.reshape(-1, *some.shape[1:])
+    return _on_devices(axes, slab, packed_rows.pack, stacked.reshape(-1, *some.shape[1:]))
+
+
+def _on_devices(axes: MeshAxes, slab: Slab, function: Callable[[Array], Array], x: Array) -> Array:
+    """A function of each device's rows of a packed slab; the array as it is of another one."""
+    if not slab.packed or x.ndim < 2:
+        return x
+    spec = slab_spec(slab, axes)
+    return jax.shard_map(function, mesh=axes.mesh, in_specs=spec, out_specs=spec)(x)
 
 
 class Unpacker:
@@ -143,7 +154,8 @@ class Unpacker:
     def __call__(self, array: Array) -> dict[str, Array]:
         """The whole arrays by table name, of the slab's table or of one of its optimizer slots."""
         in_order = self._slab.split not in ("rows", "devices") or self._slab.shards == 1
-        if array.ndim == 0 or (len(self._slab.tables) == 1 and in_order):
+        rows = [table.rows for table in self._slab.tables.values()]
+        if array.ndim == 0 or (rows == [self._slab.rows] and in_order and not self._slab.packed):
             return dict.fromkeys(self._slab.tables, array)  # it is that already
         if self._slab.split == "columns":
             return self._slices(array)
@@ -156,6 +168,8 @@ class Unpacker:
 
     def _make_slices(self, array: Array) -> dict[str, Array]:
         """The tables of a slab that is split by columns: every shard has all rows in order."""
+        width = self._slab.width
+        array = _on_devices(self._axes, self._slab, lambda x: packed_rows.unpack(x, width), array)
         sharding = slab_sharding(self._axes, self._slab, array.shape)
         start, tables = 0, {}
         for name, table in self._slab.tables.items():
@@ -199,7 +213,8 @@ class Unpacker:
         )(out, array, first)
 
     def _spec(self, table: Table, array: Array) -> PartitionSpec:
-        return array_sharding(self._axes, self._slab, (table.rows, *array.shape[1:])).spec
+        shape = (table.rows, self._slab.dim)[: array.ndim]
+        return array_sharding(self._axes, self._slab, shape).spec
 
     def _rows(self, table: Table, local: Array, first: int | Array, count: int) -> Array:
         """One device's columns of consecutive rows of a table, inside `jax.shard_map`.
@@ -216,8 +231,8 @@ class Unpacker:
             starts[piece.shard or 0] = start
         over = shard_axes(slab, axes)
         mine = jnp.asarray(starts)[jax.lax.axis_index(over)] if over else starts[0]
-        rows = local.at[mine + first + jnp.arange(count)].get(mode="fill", fill_value=0)
-        by_shard = _to_columns(axes, slab, rows, _column_axes(axes, slab, local.shape))
+        rows = packed_rows.take(local, mine + first + jnp.arange(count), slab.width)
+        by_shard = _to_columns(axes, slab, rows, _column_axes(axes, slab, rows.shape))
         by_residue = by_shard[np.array([piece.shard or 0 for piece, _ in pieces])]
         return row_split.in_table_order(by_residue)
 

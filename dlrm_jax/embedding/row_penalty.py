@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from dlrm_jax.embedding import row_split
+from dlrm_jax.embedding import packed_rows, row_split
 from dlrm_jax.embedding.bag_cotangents import BlockCotangents, Sums, one_by_one
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.storage_dtype import decode
 
 
 def penalized(
-    slab: Slab, table: Shaped[Array, "R d"], sums: Sums, strength: float | Float[Array, ""]
+    slab: Slab, table: Shaped[Array, "_ _"], sums: Sums, strength: float | Float[Array, ""]
 ) -> tuple[BlockCotangents, ...]:
     """The gradients of rows by the loss with its penalty.
 
@@ -24,7 +24,7 @@ def penalized(
         strength: factor λ of the penalty.
     """
     rows, gradients = sums
-    stored = table.at[rows].get(mode="fill", fill_value=0)
+    stored = packed_rows.take(table, rows, slab.width)
     values = decode(stored, slab.dtype).astype(slab.vector_dtype)
     return one_by_one((rows, gradients + (strength * values).astype(gradients.dtype)))
 

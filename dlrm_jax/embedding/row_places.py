@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int, Shaped
 
-from dlrm_jax.embedding import row_split
+from dlrm_jax.embedding import packed_rows, row_split
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.reshard import shard_axes, slab_spec, slot_ndims
 from dlrm_jax.embedding.slab import Slab
@@ -67,4 +67,6 @@ def set_rows(
     """A shard's array with these rows set, see `local_rows`, of whole new ones."""
     if array.ndim == 2 and slab.split == "columns":
         new = jax.lax.dynamic_slice_in_dim(new, shard * slab.width, slab.width, axis=1)
+    if slab.packed and array.ndim == 2:
+        return packed_rows.put(array, rows, new)
     return array.at[rows].set(new, mode="drop")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Integer, Shaped
 
-from dlrm_jax.embedding import row_split
+from dlrm_jax.embedding import packed_rows, row_split
 from dlrm_jax.embedding.integer_arrays import row_numbers
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.plan import Piece
@@ -112,16 +112,16 @@ class _Reads:
     ) -> None:
         """Reads the rows of a piece, which begins at row ``first`` of its shard's part."""
         own = np.flatnonzero(row_split.is_stored(numbers, piece.modulus, piece.residue))
-        row = 0 if slab.split == "columns" else (piece.shard or 0) * slab.rows
+        before = 0 if slab.split == "columns" else piece.shard or 0
         columns = slice(piece.split * slab.width, (piece.split + 1) * slab.width)
         within = (columns,)[: array.ndim - 1]
-        place = row, *(each.start for each in within)
+        place = slab.stored_shape((before * slab.rows, columns.start)[: array.ndim])
         everywhere = len(holders[place]) == jax.process_count()
         if not everywhere:
             self._awaited.append((holders[place][0], out, (own, *within)))
         if everywhere or holders[place][0] == jax.process_index():
             local = first + row_split.local_row(numbers[own], piece.modulus)
-            found = _rows_at(array, place, local)
+            found = _rows_at(array, place, local, slab.width)
             if everywhere:
                 out[(own, *within)] = found
             else:
@@ -151,10 +151,10 @@ def _holders(array: Any) -> dict[tuple[int, ...], list[int]]:
     return found
 
 
-def _rows_at(array: Any, first: tuple[int, ...], local: np.ndarray) -> np.ndarray:
+def _rows_at(array: Any, first: tuple[int, ...], local: np.ndarray, width: int) -> np.ndarray:
     """Rows of the part of an array that a device of this process has, by its first row and column.
 
-    They are numbered within it.
+    They are numbered within it, and have so many numbers.
     """
     part = next(
         shard.data
@@ -163,4 +163,12 @@ def _rows_at(array: Any, first: tuple[int, ...], local: np.ndarray) -> np.ndarra
     )
     if part.devices() <= set(jax.devices("cpu")):
         part = np.asarray(part)  # the same memory
+    if part.ndim == 2 and part.shape[1] != width:
+        if isinstance(part, np.ndarray):
+            part = packed_rows.unpack(part, width)
+        else:
+            return np.asarray(_take(part, local, width))
     return np.asarray(part[local])
+
+
+_take = jax.jit(packed_rows.take, static_argnums=2)

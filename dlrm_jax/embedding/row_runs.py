@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from dlrm_jax.embedding.bag_cotangents import BlockCotangents, Sums
 
@@ -101,11 +101,17 @@ def sum_runs(size: int, runs: RowRuns, compact: bool) -> Sums:
     index = jnp.arange(count, dtype=jnp.int32)
     if not compact:
         return jnp.where(is_last, rows, size + index), jnp.where(is_last[:, None], totals, 0)
-    place = jnp.where(is_last, jnp.cumsum(is_last, dtype=jnp.int32) - 1, count + index)
-    kept = jnp.full(count, count, jnp.int32)
-    kept = kept.at[place].set(index, mode="drop", unique_indices=True)
+    kept = to_front(is_last)
     rows = jnp.where(kept < count, rows.at[kept].get(mode="fill", fill_value=0), size + index)
     return rows, totals.at[kept].get(mode="fill", fill_value=0)
+
+
+def to_front(is_kept: Bool[Array, " K"]) -> Int32[Array, " K"]:
+    """The places of those that are kept, in their order, and K for each of the others behind."""
+    count, index = len(is_kept), jnp.arange(len(is_kept), dtype=jnp.int32)
+    place = jnp.where(is_kept, jnp.cumsum(is_kept, dtype=jnp.int32) - 1, count + index)
+    kept = jnp.full(count, count, jnp.int32)
+    return kept.at[place].set(index, mode="drop", unique_indices=True)
 
 
 def _sums_up_to(rows: Int32[Array, " K"], x: Float[Array, "K d"]) -> Float[Array, "K d"]:

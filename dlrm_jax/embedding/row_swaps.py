@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int, Int32, Shaped
 
+from dlrm_jax.embedding import packed_rows
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.reshard import shard_axes, slab_spec, slot_ndims
@@ -192,7 +193,7 @@ class RowSwaps:
         local = local_rows(slab, [*slab.tables], rows[0], rows[1], shard)
         old = {}
         for key, array in leaves.items():
-            found = array.at[local].get(mode="fill", fill_value=0)
+            found = packed_rows.take(array, local, slab.width)
             if slab.split in ("rows", "devices"):
                 found = _from_owner(found, shard_axes(slab, self._axes))
             old[key] = found

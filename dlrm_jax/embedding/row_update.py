@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Float32, Int, Shaped
 
+from dlrm_jax.embedding.packed_rows import pack, put, take, unpack
 from dlrm_jax.embedding.row_optimizer import (
     RowMean,
     RowOptimizer,
@@ -44,7 +45,7 @@ def checked_step(step: ArrayLike) -> Int[Array, ""]:
 
 def update_rows(
     optimizer: RowOptimizer,
-    table: Shaped[Array, "R d"],
+    table: Shaped[Array, "_ _"],
     slots: Slots,
     rows: Int[Array, " K"],
     gradients: Float[Array, "K d"],
@@ -54,13 +55,13 @@ def update_rows(
     rounded: Callable[[Float32[Array, "K d"]], Float[Array, "K d"]] | None = None,
     rate_factor: Float[Array, ""] | None = None,
     order: RowOrder = "any",
-) -> tuple[Shaped[Array, "R d"], Slots]:
+) -> tuple[Shaped[Array, "_ _"], Slots]:
     """Applies one update to the named rows, in place where the arrays are donated.
 
     Args:
         optimizer: optimizer of all R rows.
-        table: rows of one device, [R, d], in their storage dtype.
-        slots: optimizer slots of these rows, [R], [R, d] or [] each.
+        table: rows of one device, [R, d], in their storage dtype; or packed, see `packed_rows`.
+        slots: optimizer slots of these rows, [R], [] or as the table each.
         rows: touched rows, [K]; a number of R or more stands for "no row".
         gradients: gradients of the touched rows, [K, d].
         step: number of updates done before this one.
@@ -68,10 +69,12 @@ def update_rows(
         dtype: dtype of the table; None if it is the storage dtype.
         rounded: function that rounds new values to 16 bits; None rounds to the nearest.
         rate_factor: factor of the changes; None for 1.
-        order: knowledge of ``rows``. Two may be equal if ``optimizer.linear`` and the table's
-            numbers have more than 16 bits.
+        order: knowledge of ``rows``. Two may be equal if ``optimizer.linear``, the table's numbers
+            have more than 16 bits, and it isn't packed.
     """
-    read, write = _places(rows, order)
+    width = gradients.shape[1]
+    packed = table.shape[1] != width
+    read, write = _places(rows, order, width if packed else None)
     dtype = dtype or table.dtype
     stored = read(table)
     values = decode(stored, dtype).astype(jnp.promote_types(dtype, jnp.float32))
@@ -91,23 +94,41 @@ def update_rows(
         new = new if table.dtype == dtype else encode(new)
         return write(table, new), slots
     updates = updates.astype(dtype)
-    if order == "all":
-        return write(table, table + updates), slots
+    if packed or order == "all":
+        return write(table, stored + updates), slots
     # Adding, not setting: one pass over the rows, and right for repeated rows too.
     return table.at[rows].add(updates, **known(order)), slots
 
 
 def _places(
-    rows: Int[Array, " K"], order: RowOrder
+    rows: Int[Array, " K"], order: RowOrder, width: int | None
 ) -> tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]:
-    """Functions that read rows of an array, and that write new ones to it."""
+    """Functions that read rows of an array, and that write new ones to it.
+
+    Args:
+        rows: row numbers.
+        order: knowledge of them.
+        width: numbers of a packed row; None if they aren't packed.
+    """
     if order == "all":  # nothing is looked up
 
-        def chosen(x: Array, new: Array) -> Array:
-            touched = rows < len(x)
-            return jnp.where(touched.reshape(-1, *(1,) * (x.ndim - 1)), new, x)
+        def all_rows(x: Array) -> Array:
+            return unpack(x, width) if width and x.ndim == 2 else x
 
-        return lambda x: x, chosen
+        def chosen(x: Array, new: Array) -> Array:
+            touched = (rows < len(rows)).reshape(-1, *(1,) * (x.ndim - 1))
+            found = jnp.where(touched, new, all_rows(x))
+            return pack(found) if width and x.ndim == 2 else found
+
+        return all_rows, chosen
+    if width:
+
+        def put_rows(x: Array, new: Array) -> Array:
+            if x.ndim == 2:
+                return put(x, rows, new, ascend=order == "ascending")
+            return x.at[rows].set(new, **known(order))
+
+        return lambda x: take(x, rows, width), put_rows
     # Row numbers are never negative, so "fill" and "drop" catch every "no row".
     return (
         lambda x: x.at[rows].get(mode="fill", fill_value=0),

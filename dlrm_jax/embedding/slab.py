@@ -15,6 +15,7 @@ import numpy as np
 
 from dlrm_jax.embedding.by_value import optimizer_key
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
+from dlrm_jax.embedding.packed_rows import columns, fills_no_lines, per_line
 from dlrm_jax.embedding.plan import Piece, Plan
 from dlrm_jax.embedding.probe import check_rows_apart
 from dlrm_jax.embedding.row_optax import RowOptax
@@ -31,7 +32,7 @@ OWN_SLAB_ROWS = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Slab:
-    """One array: [shards · rows, dim] split by rows, or [rows, dim].
+    """One array: [shards · rows, dim] split by rows, or [rows, dim]; or packed.
 
     Attributes:
         name: key of its arrays in the state.
@@ -47,6 +48,7 @@ class Slab:
         tables: tables that the pieces belong to, by name.
         optimizer: optimizer of all its rows; None if they are frozen.
         rounds_randomly: whether new values are rounded at random, see `rounding`.
+        packed: whether rows lie side by side on each device, see `packed_rows`.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Slab:
     tables: Mapping[str, Table]
     optimizer: RowOptimizer | None
     rounds_randomly: bool
+    packed: bool = False
 
     @property
     def sharded(self) -> bool:
@@ -98,6 +101,16 @@ class Slab:
         """
         ((_, first),) = self.pieces_of[table]
         return divmod(first, self.shards)
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that an array of some of its rows is stored in.
+
+        Args:
+            shape: shape of the table or of a slot: [rows, columns], [rows] or [].
+        """
+        if not self.packed or len(shape) < 2:
+            return shape
+        return shape[0] // per_line(self.width), shape[1] // self.width * columns(self.width)
 
     @property
     def vector_dtype(self) -> np.dtype:
@@ -163,7 +176,11 @@ def slab_key(
 
 
 def make_slabs(
-    tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None, groups: int = 1
+    tables: Sequence[Table],
+    plan: Plan,
+    optimizer: RowOptimizer | None,
+    groups: int = 1,
+    packed_from: int | None = None,
 ) -> tuple[Slab, ...]:
     """The slabs of a plan; every table lies in exactly one.
 
@@ -172,6 +189,7 @@ def make_slabs(
         plan: placement of these tables.
         optimizer: default optimizer.
         groups: number of data-parallel groups, each with the plan's shards.
+        packed_from: least width of rows that are packed, see `backend.Backend`.
 
     Raises:
         UserError: the update of an optimizer failed or mixes rows; the message names a table.
@@ -187,23 +205,28 @@ def make_slabs(
             alike[-1].add(table, own)
 
     slabs = []
+    # Alike for all slabs, so that two of one feature still have the same rows, see `Layout.askers`.
+    whole_lines = per_line(packed_from) if packed_from else 1
     for key, alike in by_key.items():
         for members in alike:
             names = list(members.tables)
             more = f"+{len(names) - 1}" if len(names) > 1 else ""
+            width = key.dim // plan.shards if key.split == "columns" else key.dim
+            packed = fills_no_lines(width, packed_from)
             slabs.append(
                 Slab(
                     name=names[0] + more,
                     split=key.split,
                     shards=members.shards,
-                    rows=members.most,
+                    rows=-(-members.most // whole_lines) * whole_lines,
                     dim=key.dim,
-                    width=key.dim // plan.shards if key.split == "columns" else key.dim,
+                    width=width,
                     dtype=np.dtype(key.dtype),
                     pieces=tuple(members.pieces),
                     tables=members.tables,
                     optimizer=key.optimizer,
                     rounds_randomly=key.rounds_randomly,
+                    packed=packed,
                 )
             )
     for slab in slabs:

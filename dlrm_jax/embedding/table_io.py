@@ -119,26 +119,33 @@ def state_specs(axes: MeshAxes, layout: Layout) -> EmbeddingState:
 
 def array_specs(axes: MeshAxes, slab: Slab, table: Table) -> Specs:
     """See `EmbeddingCollection.array_specs`."""
-    return _specs(axes, slab, table.rows, slab.dtype, reshard.array_sharding)
+    return _specs(axes, slab, table.rows, slab.dtype, reshard.array_sharding, lambda shape: shape)
 
 
 def _slab_specs(axes: MeshAxes, slab: Slab) -> Specs:
     """Shapes, dtypes and shardings of a slab's arrays."""
     rows = slab.rows * (1 if slab.split == "columns" else slab.shards)
-    return _specs(axes, slab, rows, storage_dtype(slab.dtype), reshard.slab_sharding)
+    given = rows, storage_dtype(slab.dtype), reshard.slab_sharding
+    return _specs(axes, slab, *given, slab.stored_shape)
 
 
 def _specs(
-    axes: MeshAxes, slab: Slab, rows: int, dtype: np.dtype, sharding: Callable[..., NamedSharding]
+    axes: MeshAxes,
+    slab: Slab,
+    rows: int,
+    dtype: np.dtype,
+    sharding: Callable[..., NamedSharding],
+    stored: Callable[[tuple[int, ...]], tuple[int, ...]],
 ) -> Specs:
-    """Specs of a table of so many rows, in this dtype, and of its optimizer slots."""
+    """Specs of a table of so many rows, in this dtype, and of its optimizer slots, as stored."""
     shapes = {"table": jax.ShapeDtypeStruct((rows, slab.dim), dtype)}
     if slab.optimizer:
         shapes |= slot_shapes(slab.optimizer, rows, slab.dim, slab.dtype)
-    return {
-        key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(axes, slab, x.shape))
-        for key, x in shapes.items()
-    }
+    found = {}
+    for key, x in shapes.items():
+        shape = stored(x.shape)
+        found[key] = jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding(axes, slab, shape))
+    return found
 
 
 def _shardings(axes: MeshAxes, slab: Slab) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import numpy as np
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding.collectives import Collective, collectives
 from dlrm_jax.embedding.owner_exchange import LATER_ROUNDS
-from dlrm_jax.embedding.planning.devices import device_like
 from dlrm_jax.embedding.planning.temporaries import temporaries
 from dlrm_jax.mesh import DATA, MODEL
 from dlrm_jax.programs.collectives import collectives as collectives_of
@@ -171,8 +170,7 @@ def estimated_temporaries(learner: Learner, batch_size: int) -> float:
     shape = {DATA: learner.axes.groups, MODEL: learner.axes.shards}
     moved = planned_collectives(learner, batch_size)
     layout, all_rows = learner.collection.layout, learner.penalty.of_all_rows
-    device = device_like(learner.axes.mesh.devices.flat[0].device_kind)
-    of_tables = temporaries(layout, moved, shape, batch_size, device, all_rows)
+    of_tables = temporaries(layout, moved, shape, batch_size, all_rows)
     gradients = jax.tree.leaves(learner.state_specs().params)
     return of_tables + sum(x.dtype.itemsize * math.prod(x.shape) for x in gradients)
 

@@ -78,15 +78,3 @@ def test_the_command_compares_formulas_with_the_program(
     assert 0 < kernels[0] < kernels[1]
     assert float(lines["a step"][-3]) > 0
     assert "simulated for cpu" in text
-
-
-@pytest.mark.parametrize("program", ["dlrm_jax.cli.plan"], indirect=True)
-def test_tables_that_a_tpu_copies_are_named(
-    program: ModuleType, capsys: pytest.CaptureFixture[str]
-):
-    given = ["--preset=small", "--table_rows=3000", "--bottom_mlp=64", "--mesh=1x1"]
-    for width, is_copied in ((64, True), (128, False)):
-        sizes = [f"--embedding_dim={width}", f"--bottom_mlp=8,{width}"]
-        parse(["plan", *given, *sizes, "--device=tpu_v5e"])
-        program.main()
-        assert ("note: each step on a TPU copies whole" in capsys.readouterr().out) == is_copied

@@ -81,19 +81,17 @@ def test_bytes_on_a_torus_pass_other_chips():
 
 
 def test_rows_on_a_tpu_have_tiles_and_padding():
-    # As programs compiled for a v5e have them: 2^20 x 10 float32 numbers took 67 MB, and reading
-    # rows of 64 made a copy of 537 MB.
+    # As programs compiled for a v5e have them: 2^20 x 10 float32 numbers took 67 MB.
     tpu, gpu = DEVICES["tpu_v5e"], DEVICES["h100"]
-    stored = [tpu.stored_bytes(width, 4) for width in (1, 3, 4, 10, 16, 64, 128, 160)]
-    assert stored == [4, 16, 16, 64, 64, 256, 512, 640]
-    copied = [tpu.copied_bytes(width, 4) for width in (16, 48, 64, 128, 160)]
-    assert copied == [0, 0, 512, 0, 1024]
+    stored = [tpu.stored_bytes(width, 4) for width in (1, 3, 4, 10, 16, 48, 50, 64, 96, 128, 160)]
+    assert stored == [4, 16, 16, 64, 64, 192, 256, 256, 512, 512, 1024]
     assert gpu.stored_bytes(10, 4) == 40
-    assert gpu.copied_bytes(64, 4) == 0
-    # One tile of a row of 128, sixteen of a narrow one, and one of a row's own number.
+    # One tile of a row of 128 or of a packed one, sixteen of a narrow one, and one of a row's own
+    # number.
     tile = tpu.row_seconds(128, 4)
     assert tile == pytest.approx(4096 / tpu.row_bandwidth)
-    assert tpu.row_seconds(16, 4) == tpu.row_seconds(64, 4) == pytest.approx(16 * tile)
+    assert tpu.row_seconds(16, 4) == tpu.row_seconds(48, 4) == pytest.approx(16 * tile)
+    assert tpu.row_seconds(64, 4) == tpu.row_seconds(96, 4) == tile
     assert tpu.row_seconds(1, 4) == tile
     assert tpu.row_seconds(256, 2) == pytest.approx(tile)
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_collection import TABLES, B, assert_same, built, collection, random_arrays, read
 
+from dlrm_jax import backend
 from dlrm_jax.embedding import (
     SGD,
     EmbeddingCollection,
@@ -26,6 +27,7 @@ from dlrm_jax.embedding import (
     row_split,
 )
 from dlrm_jax.embedding.layout import make_layout
+from dlrm_jax.embedding.packed_rows import per_line
 from dlrm_jax.embedding.plan import fully_sharded
 from dlrm_jax.embedding.slab import make_slabs
 from dlrm_jax.errors import UserError
@@ -170,7 +172,8 @@ def test_every_device_has_its_share_and_no_copy():
     assert sum(table.rows for table in TABLES) > 8
     for slab in tables.layout.slabs:
         rows = sum(table.rows for table in slab.tables.values())
-        assert slab.rows == -(-rows // 8)
+        together = per_line(backend.CPU.packed_from or 128)
+        assert slab.rows == -(-rows // (8 * together)) * together
     state = built(tables, random_arrays())
     for name, array in state.tables.items():
         shards = array.addressable_shards

@@ -15,7 +15,9 @@ from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState, RowWiseAdagr
 
 
 def collection_of(kernels: str, plan: str, monkeypatch: pytest.MonkeyPatch) -> EmbeddingCollection:
-    record = dataclasses.replace(backend.CPU, row_kernels=kernels, native_kernels=False)
+    record = dataclasses.replace(
+        backend.CPU, row_kernels=kernels, native_kernels=False, packed_from=None
+    )
     monkeypatch.setattr(backend, "CPU", record)
     return collection("2x4", plan)
 

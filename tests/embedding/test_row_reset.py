@@ -195,7 +195,8 @@ def test_no_array_is_as_large_as_a_table_and_nothing_is_sent(mesh, placement):
     spec = large.state_specs().tables["a"]
     nbytes = math.prod(spec.sharding.shard_shape(spec.shape)) * 4
     assert memory.alias_size_in_bytes >= 2 * nbytes  # Adagrad's numbers, too
-    assert memory.temp_size_in_bytes < 0.01 * nbytes
+    lines = 8 * CHUNK * 128 * 4 if large.layout.slabs[0].packed else 0  # of the rows that are reset
+    assert memory.temp_size_in_bytes < 0.01 * nbytes + lines
     assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 0.01 * nbytes
     assert compiled_collectives(compiled) == []
 

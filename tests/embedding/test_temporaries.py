@@ -49,8 +49,8 @@ def planned(placement, limits, batch=BATCH):
 def test_the_estimate_is_near_what_a_compiled_program_needs(
     placement, monkeypatch: pytest.MonkeyPatch
 ):
-    # With `--accelerator_rows`, a CPU writes sums that are one loop on accelerators.
-    scattering = dataclasses.replace(backend.CPU, row_sums="scatter")
+    # With `--accelerator_rows`, a CPU writes what is one loop on accelerators.
+    scattering = dataclasses.replace(backend.CPU, row_sums="scatter", packed_from=None)
     monkeypatch.setattr(backend, "CPU", scattering)
     mesh, found = make_mesh("2x4"), planned(placement, Limits())
     collection = EmbeddingCollection(

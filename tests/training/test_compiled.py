@@ -189,9 +189,7 @@ def test_a_plan_counts_the_whole_batch_as_the_program_does(steps):
     shape = {"data": 2, "model": 4}
     moved = collectives(tables.layout, shape, config.batch_size, micro_batches=steps)
     assert found.collectives == moved
-    assert found.temporaries == temporaries(
-        tables.layout, moved, shape, config.batch_size, DEVICES["cpu"]
-    )
+    assert found.temporaries == temporaries(tables.layout, moved, shape, config.batch_size)
     assert sum(each.starts > 1 for each in moved) == (3 if steps > 1 else 0)
 
 

@@ -122,10 +122,6 @@ class Device:
         """The bytes that a row of so many numbers needs in memory, with its padding."""
         return (tpu_layout.stored_width(width) if self.tiled else width) * itemsize
 
-    def copied_bytes(self, width: int, itemsize: int) -> int:
-        """The bytes that a step writes for each row of a table, touched or not, to read a few."""
-        return tpu_layout.copied_width(width) * itemsize if self.tiled else 0
-
     def exchange(self, nbytes: Numbers, devices: int, stride: int = 1) -> LinkSeconds:
         """The seconds of an all-to-all.
 

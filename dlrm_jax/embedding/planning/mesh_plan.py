@@ -31,7 +31,6 @@ class MeshPlan:
         temporaries: estimated bytes of a step besides tables and optimizer state, see
             `temporaries.temporaries`.
         seconds: estimated seconds of a step's lookups and updates, by part.
-        copied: bytes of whole tables that a step copies, as on TPUs, see `tpu_layout`.
     """
 
     groups: int
@@ -40,7 +39,6 @@ class MeshPlan:
     collectives: tuple[Collective, ...]
     temporaries: float
     seconds: Mapping[str, float]
-    copied: int
 
     @property
     def mesh(self) -> str:
@@ -85,9 +83,6 @@ def planned_mesh(
     )
     seconds = seconds_by_resource(tables, plan, optimizer, workload, device)
     seconds[STARTS] = sum(each.starts for each in moved) * device.latency
-    arrays = temporaries(layout, moved, shape, workload.batch_size, device, workload.all_rows)
+    arrays = temporaries(layout, moved, shape, workload.batch_size, workload.all_rows)
     loads = balance(layout, plan, workload, device)
-    copied = sum(
-        slab.rows * device.copied_bytes(slab.width, slab.dtype.itemsize) for slab in layout.slabs
-    )
-    return MeshPlan(groups, plan, loads, moved, arrays, seconds, copied)
+    return MeshPlan(groups, plan, loads, moved, arrays, seconds)

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 
 from dlrm_jax.embedding.collectives import Collective
 from dlrm_jax.embedding.layout import Layout
-from dlrm_jax.embedding.planning.devices import Device
 from dlrm_jax.embedding.row_gradients import reduction
 from dlrm_jax.embedding.row_optimizer import slot_bytes
 from dlrm_jax.embedding.slab import Slab
@@ -34,7 +33,6 @@ def temporaries(
     moved: Sequence[Collective],
     mesh_shape: Mapping[str, int],
     batch_size: int,
-    device: Device,
     all_rows: bool = False,
 ) -> float:
     """The bytes that lookups and updates make on a device, besides tables and optimizer state.
@@ -44,14 +42,10 @@ def temporaries(
         moved: collectives of the tables in a step.
         mesh_shape: sizes of the mesh's axes, by name.
         batch_size: samples of a batch, over all devices.
-        device: model of every device. On a TPU, one table at a time may be copied.
         all_rows: whether an update changes all rows, see `Workload`.
     """
     groups, devices = mesh_shape[DATA], math.prod(mesh_shape[axis] for axis in (DATA, MODEL))
     nbytes = float(sum(each.nbytes for each in moved))
-    nbytes += max(
-        slab.rows * device.copied_bytes(slab.width, slab.dtype.itemsize) for slab in layout.slabs
-    )
     for slab in layout.slabs:
         if slab.optimizer is None:
             continue

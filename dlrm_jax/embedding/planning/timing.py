@@ -88,7 +88,6 @@ class SlabCosts:
         self._table_row = self.width, number
         self._rows = [self._table_row, *((widths[slot], self._number) for slot in slots)]
         self.row_bytes = sum(device.stored_bytes(*row) for row in self._rows)
-        self._copied = device.copied_bytes(*self._table_row)
 
         self.lengths = np.array(lengths, float)
         pooled = self._samples / self.parts  # samples whose bags one device pools
@@ -181,7 +180,7 @@ class SlabCosts:
     ) -> dict[tuple[str, str], Any]:
         """The seconds of parts that depend on the number of rows, without rows at random."""
         if not self.trained:
-            return self._copies_of_tables(rows)
+            return {}
         batch, device, program = self._workload.batch_size / self.parts, self._device, self._program
         ids, bags = batch * (positions @ self.lengths), batch * positions.sum(axis=-1)
         way = reduction(rows, self.width, ids, bags, self._copies, self.needs_sums)
@@ -199,14 +198,7 @@ class SlabCosts:
             means = np.where(way.dense | self._workload.all_rows, rows, ids) * self._number
             links += device.all_reduce(means, 1, self._shards)
         memory = {("update", "memory"): passed / device.memory_bandwidth}
-        return memory | _of("update", links) | self._copies_of_tables(rows)
-
-    def _copies_of_tables(self, rows: Float64[np.ndarray, "*O"]) -> dict[tuple[str, str], Any]:
-        """The seconds of copies of whole tables that a lookup needs, see `tpu_layout`."""
-        if not self._copied:
-            return {}
-        passed = rows * (self._copied + self._device.stored_bytes(*self._table_row))
-        return {("lookup", "memory"): passed / self._device.memory_bandwidth}
+        return memory | _of("update", links)
 
 
 def _room(ids: float, partners: int, distinct: float) -> float:
