@@ -1,19 +1,23 @@
 """What all processes of a run on a stream do next: one small exchange before each step.
 
 Each process reads the stream by itself, and finds a segment when its disk or its broker shows it.
-Clocks differ, too. So each says what it has found, and process 0 whose clock counts.
+Clocks differ, too. So each says what it has found, and process 0 whose clock counts. The hosts
+exchange this among themselves: devices would do so after the steps that they compute, for which the
+next step would wait.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import struct
 
-import jax
 import numpy as np
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.processes import gathered, gathered_texts
+from dlrm_jax.host_exchange import HostExchange
+
+_MESSAGE = struct.Struct("<4q")  # before the text of an error
 
 
 class Found(enum.IntEnum):
@@ -73,21 +77,27 @@ class Turn:
     missing: tuple[int, ...]
 
 
-def agree(own: Own) -> Turn:
+def agree(own: Own, exchange: HostExchange | None = None) -> Turn:
     """What all processes do next; they call it together.
 
     Args:
         own: knowledge of this process.
+        exchange: connections to the other processes; None where there are none.
 
     Raises:
         UserError: a process can't read the stream, or has found other rows than process 0. All
             raise it.
+        LostProcessError: another process has ended.
         Exception: the error of this process.
     """
-    values = np.array([own.found, own.signal, own.due, own.checksum], np.int32)
-    found, signals, due, checksums = gathered(values).T
+    index = exchange.index if exchange else 0
+    message = _MESSAGE.pack(own.found, own.signal, own.due, own.checksum)
+    message += _told(own.error, index).encode()
+    messages = exchange.all_to_all([message] * exchange.count) if exchange else [message]
+    values = np.array([_MESSAGE.unpack_from(x) for x in messages])
+    found, signals, due, checksums = values.T
     if (found == Found.ERROR).any():
-        texts = gathered_texts(_told(own.error) if own.error else "")
+        texts = (x[_MESSAGE.size :].decode() for x in messages)
         raise own.error or UserError(next(text for text in texts if text))
     is_batch = found == Found.BATCH
     missing = np.flatnonzero(~is_batch) if is_batch.any() else np.zeros(0, np.int32)
@@ -100,8 +110,8 @@ def agree(own: Own) -> Turn:
     return Turn(same, int(signals.max()), Due(int(due[0])), tuple(missing.tolist()))
 
 
-def _told(error: Exception) -> str:
-    """What the other processes say of an error."""
-    if isinstance(error, UserError):
-        return str(error)
-    return f"stream: process {jax.process_index()} can't read on, and shows where: {error!r}"
+def _told(error: Exception | None, index: int) -> str:
+    """What a process tells the others of its error."""
+    if error is None or isinstance(error, UserError):
+        return str(error or "")
+    return f"stream: process {index} can't read on, and shows where: {error!r}"

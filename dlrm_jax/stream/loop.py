@@ -17,6 +17,7 @@ from dlrm_jax.console import status
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.errors import UserError
+from dlrm_jax.host_exchange import HostExchange
 from dlrm_jax.processes import agreed, is_distributed, is_process_0
 from dlrm_jax.signals import Interrupted, deferred
 from dlrm_jax.stream.agreement import Due, Found, Own, agree
@@ -85,6 +86,8 @@ class StreamLoop:
         record: function that records the metrics of a step and a split.
         keep: function that saves a state with its part of the stream, and says whether it did;
             it also gets the examples per second.
+        exchange: connections to the other processes, which the loop closes at its end; None where
+            there are none.
         maps: maps that have translated the batches' ids; None without dynamic ids.
         journal: journal of the run; None for none.
         publication: publisher of the states; None for nothing.
@@ -102,6 +105,7 @@ class StreamLoop:
         intervals: Intervals,
         record: Callable[[int, str, Metrics], None],
         keep: Callable[[TrainState, Progress, float | None], bool],
+        exchange: HostExchange | None,
         maps: LiveMaps | None = None,
         journal: RunJournal | None = None,
         publication: Publication | None = None,
@@ -110,7 +114,7 @@ class StreamLoop:
         self._learner, self._step, self._publication = learner, step, publication
         self._prequential, self._intervals = prequential, intervals
         self._record, self._keep, self._maps, self._journal = record, keep, maps, journal
-        self._stop = stop
+        self._exchange, self._stop = exchange, stop
         self._ahead = learner.backend.programs_ahead
         self._started: collections.deque[tuple[int, jax.Array, jax.Array, _Placed]] = (
             collections.deque()
@@ -144,6 +148,7 @@ class StreamLoop:
                 finite; or copies of a table differ. In the first two cases the state is saved, as
                 it is if the reading has raised another error, which comes up here.
             Interrupted: a signal came; it says whether the state is saved.
+            LostProcessError: another process has ended.
         """
         step = int(state.step)
         saved_at = shown_at = complete_at = time.monotonic()
@@ -156,6 +161,8 @@ class StreamLoop:
             contextlib.ExitStack() as ending,
         ):
             ending.callback(self._stop)
+            if self._exchange:
+                ending.callback(self._exchange.close)
 
             def save() -> bool:
                 nonlocal saved_step, saved_at, waited
@@ -174,7 +181,7 @@ class StreamLoop:
                     item = self._poll(placed)
                 own = self._own(item, step, requested(), saved_at)
                 try:
-                    turn = agree(own)
+                    turn = agree(own, self._exchange)
                 except Exception as error:
                     if isinstance(error, UserError) or error is own.error:
                         save()

@@ -18,6 +18,7 @@ from dlrm_jax.data.batches import Batch, own_examples
 from dlrm_jax.data.preprocessing.hashed_rows import HashedRows
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.embedding.kernel_dispatch import check_processes
+from dlrm_jax.host_exchange import connected
 from dlrm_jax.inference.noted_ids import SCHEMA, fields_of
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.run_start import describe_run
@@ -189,6 +190,7 @@ def run_stream(
             ),
             file,
             keep,
+            connected(),
             live,
             journal,
             publication,

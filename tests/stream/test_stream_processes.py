@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from stream_job import FLAGS, PROGRAM, SIZES, assert_same, flags, lines, train
 from stream_log import log, publish, write_schema
 
 from dlrm_jax.errors import UserError
+from dlrm_jax.host_exchange import HostExchange
 from dlrm_jax.processes import free_address
-from dlrm_jax.stream import agreement
 from dlrm_jax.stream.agreement import Due, Found, Own, Turn, agree
 from dlrm_jax.training.journal_entry import read_entry
 
@@ -249,16 +249,35 @@ def assert_like(workdir: Path, alone: Path) -> None:
         np.testing.assert_allclose(found[name], array, atol=1e-6, err_msg=name)
 
 
-def of_others(monkeypatch: pytest.MonkeyPatch, *others: Own) -> None:
-    """Makes this process the second of several; the others know this."""
-    given = [np.array([x.found, x.signal, x.due, x.checksum], np.int32) for x in others]
-    texts = [str(x.error or "") for x in others]
+class Told(HostExchange):
+    """The exchange of a process whose others know this.
 
-    def gathered(values: np.ndarray) -> np.ndarray:
-        return np.stack([given[0], values, *given[1:]])
+    Args:
+        index: number of the process.
+        others: knowledge of the others, in their order.
 
-    monkeypatch.setattr(agreement, "gathered", gathered)
-    monkeypatch.setattr(agreement, "gathered_texts", lambda text: [texts[0], text, *texts[1:]])
+    Attributes:
+        own: message of this process.
+    """
+
+    def __init__(self, index: int, *others: Own):
+        self.index, self.count, self._sockets = index, len(others) + 1, {}
+        self._others, self.own = others, b""
+
+    def all_to_all(self, messages: Sequence[bytes]) -> list[bytes]:
+        assert len(messages) == self.count
+        assert len({*messages}) == 1
+        self.own = messages[0]
+        found = [message_of(own, i + (i >= self.index)) for i, own in enumerate(self._others)]
+        found.insert(self.index, self.own)
+        return found
+
+
+def message_of(own: Own, index: int) -> bytes:
+    told = Told(index)
+    with contextlib.suppress(Exception):
+        agree(own, told)
+    return told.own
 
 
 BOTH = Due.CHECKPOINT | Due.JOURNAL
@@ -273,31 +292,35 @@ BOTH = Due.CHECKPOINT | Due.JOURNAL
         ((Found.IDLE, Found.IDLE), Found.NOTHING, (0, 2)),
     ],
 )
-def test_a_batch_is_held_until_all_have_it(monkeypatch, others, found, missing):
-    first, third = (Own(x, 0, Due(0), 7 * (x == Found.BATCH)) for x in others)
-    of_others(monkeypatch, first, third)
-    assert agree(Own(Found.BATCH, 0, BOTH, 7)) == Turn(found, 0, Due(0), missing)
+def test_a_batch_is_held_until_all_have_it(others, found, missing):
+    told = Told(1, *(Own(x, 0, Due(0), 7 * (x == Found.BATCH)) for x in others))
+    assert agree(Own(Found.BATCH, 0, BOTH, 7), told) == Turn(found, 0, Due(0), missing)
 
 
-def test_the_run_ends_when_all_are_idle_and_process_0_has_the_clock(monkeypatch):
-    of_others(monkeypatch, Own(Found.IDLE, 0, BOTH))
-    assert agree(Own(Found.IDLE, 0, Due(0))) == Turn(Found.IDLE, 0, BOTH, ())
-    assert agree(Own(Found.NOTHING, 15, Due(0))) == Turn(Found.NOTHING, 15, BOTH, ())
+def test_one_process_agrees_with_itself():
+    assert agree(Own(Found.BATCH, 0, BOTH)) == Turn(Found.BATCH, 0, BOTH, ())
+    assert agree(Own(Found.NOTHING, 15, BOTH)) == Turn(Found.NOTHING, 15, BOTH, ())
 
 
-def test_other_rows_and_errors_of_others_are_errors(monkeypatch):
-    of_others(monkeypatch, Own(Found.BATCH, 0, Due(0), 5))
+def test_the_run_ends_when_all_are_idle_and_process_0_has_the_clock():
+    told = Told(1, Own(Found.IDLE, 0, BOTH))
+    assert agree(Own(Found.IDLE, 0, Due(0)), told) == Turn(Found.IDLE, 0, BOTH, ())
+    assert agree(Own(Found.NOTHING, 15, Due(0)), told) == Turn(Found.NOTHING, 15, BOTH, ())
+
+
+def test_other_rows_and_errors_of_others_are_errors():
     with pytest.raises(UserError, match="process 1 has found other rows than process 0"):
-        agree(Own(Found.BATCH, 0, Due(0), 6))
-    of_others(monkeypatch, Own(Found.ERROR, 0, Due(0), error=UserError("of the first")))
-    with pytest.raises(UserError, match="of the first"):
-        agree(Own(Found.BATCH, 0, Due(0), 6))
+        agree(Own(Found.BATCH, 0, Due(0), 6), Told(1, Own(Found.BATCH, 0, Due(0), 5)))
+    of_the_first = Own(Found.ERROR, 0, Due(0), error=UserError("of the first, with a café"))
+    with pytest.raises(UserError, match="of the first, with a café"):
+        agree(Own(Found.BATCH, 0, Due(0), 6), Told(1, of_the_first))
     own = UserError("own")
     with pytest.raises(UserError) as raised:
-        agree(Own(Found.ERROR, 0, Due(0), error=own))
+        agree(Own(Found.ERROR, 0, Due(0), error=own), Told(1, of_the_first))
     assert raised.value is own
-    told: list[str] = []
-    monkeypatch.setattr(agreement, "gathered_texts", lambda text: told.append(text) or [text])
+    bug = Own(Found.ERROR, 0, Due(0), error=ZeroDivisionError("own"))
     with pytest.raises(ZeroDivisionError):  # with its traceback, while the others say why
-        agree(Own(Found.ERROR, 0, Due(0), error=ZeroDivisionError("own")))
-    assert told == ["stream: process 0 can't read on, and shows where: ZeroDivisionError('own')"]
+        agree(bug)
+    expected = r"^stream: process 2 can't read on, and shows where: ZeroDivisionError\('own'\)$"
+    with pytest.raises(UserError, match=expected):
+        agree(Own(Found.BATCH, 0, Due(0)), Told(0, Own(Found.BATCH, 0, Due(0)), bug))
