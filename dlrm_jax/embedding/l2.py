@@ -12,7 +12,7 @@ from dlrm_jax.embedding.bag_cotangents import BlockCotangents, expand
 from dlrm_jax.embedding.collection import EmbeddingCollection
 from dlrm_jax.embedding.row_penalty import penalized, with_all_rows
 from dlrm_jax.embedding.sharded_ops import row_specs
-from dlrm_jax.embedding.state import EmbeddingState, RowGradients, RowPenalty
+from dlrm_jax.embedding.state import EmbeddingState, KnownRows, RowGradients, RowPenalty
 from dlrm_jax.errors import UserError
 
 
@@ -64,4 +64,5 @@ def add_l2(
         out_specs=(rows, PartitionSpec()),
         check_vma=False,  # as in `sharded_ops.coalesce`
     )({name: state.tables[name] for name in slabs}, gradients.blocks, requests)
-    return RowGradients(added, gradients.summed, requests, squares, penalty if requests else None)
+    known = {name: KnownRows("all") for name in added} if whole_tables else gradients.known
+    return RowGradients(added, known, True, requests, squares, penalty if requests else None)

@@ -33,11 +33,11 @@ def coalesce(
     dtype: str | None = None,
     fused_slabs: Container[str] = (),
     row_sums: RowSums = "scatter",
-) -> dict[str, tuple[BlockCotangents, ...]]:
+) -> dict[str, tuple[tuple[BlockCotangents, ...], RowOrder]]:
     """The gradients of the rows that the batch touched, equal on all copies of a slab.
 
-    If rows needn't be summed, the result has one gradient per bag, with the rows of the bag. If
-    there are as many as the slab has, they are one for each of its rows, at its place.
+    If rows needn't be summed, the result has one gradient per bag, with the rows of the bag. The
+    order says what is known of rows: of sums, that no two are equal, at least.
 
     Args:
         slabs: slabs that the rows belong to.
@@ -50,7 +50,7 @@ def coalesce(
         row_sums: way to sum, see `backend.Backend`.
     """
     always = sum_duplicates or row_sums != "scatter"
-    found: dict[str, tuple[BlockCotangents, ...]] = {}
+    found: dict[str, tuple[tuple[BlockCotangents, ...], RowOrder]] = {}
     for sharded in (True, False):
         between = copy_axes(sharded, axes.mesh.shape, axes.data, axes.model)
         copies = math.prod(axes.mesh.shape[axis] for axis in between)
@@ -68,28 +68,18 @@ def coalesce(
                     )
                 way = reduction(slab.rows, slab.width, ids, bags, copies, slab.needs_sums(always))
                 if way.exchanged:
-                    found[slab.name] = one_by_one(_sum_densely(slab.rows, items, between, row_sums))
+                    sums = one_by_one(_sum_densely(slab.rows, items, between, row_sums))
+                    found[slab.name] = sums, "all"
                 else:
                     apart.append((slab, way))
         everywhere = _gather_copies([blocks[slab.name] for slab, _ in apart], between, dtype)
         for (slab, way), items in zip(apart, everywhere, strict=True):
             kernel_sums = slab.name in fused_slabs and not sum_duplicates
-            found[slab.name] = tuple(items) if kernel_sums else _sum(slab, items, way, row_sums)
+            unsummed: RowOrder = "any"
+            found[slab.name] = (
+                (tuple(items), unsummed) if kernel_sums else _sum(slab, items, way, row_sums)
+            )
     return found
-
-
-def order_of_rows(slab: Slab, blocks: Sequence[BlockCotangents], row_sums: RowSums) -> RowOrder:
-    """What is known of the rows of a slab that `coalesce` returned.
-
-    Args:
-        slab: slab whose update doesn't sum the gradients of equal rows itself.
-        blocks: its rows and gradients.
-        row_sums: way to sum, see `backend.Backend`.
-    """
-    # Fewer ids than rows aren't summed for all rows, see `reduction`.
-    if sum(rows.size for rows, _, _ in blocks) == slab.rows:
-        return "all"
-    return order_of_sums(row_sums) if slab.needs_sums(row_sums != "scatter") else "any"
 
 
 def sum_rows(
@@ -114,18 +104,17 @@ def sum_rows(
     """
     needs_sums = slab.needs_sums(sum_duplicates or row_sums != "scatter")
     way = reduction(slab.rows, slab.width, ids, ids, 1, needs_sums)
-    order = "all" if way.dense else order_of_sums(row_sums) if way.dedup else "any"
-    return _sum(slab, items, way, row_sums), order
+    return _sum(slab, items, way, row_sums)
 
 
 def _sum(
     slab: Slab, items: Sequence[BlockCotangents], way: Reduction, row_sums: RowSums
-) -> tuple[BlockCotangents, ...]:
+) -> tuple[tuple[BlockCotangents, ...], RowOrder]:
     if way.dense:
-        return one_by_one(_sum_densely(slab.rows, items, (), row_sums))
+        return one_by_one(_sum_densely(slab.rows, items, (), row_sums)), "all"
     if way.dedup:
-        return one_by_one(sum_touched(slab.rows, items, row_sums))
-    return tuple(items)
+        return one_by_one(sum_touched(slab.rows, items, row_sums)), order_of_sums(row_sums)
+    return tuple(items), "any"
 
 
 class Reduction(NamedTuple):

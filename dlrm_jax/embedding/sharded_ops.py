@@ -167,4 +167,4 @@ def row_specs(device: PerDevice) -> dict[str, PartitionSpec]:
 def _gradient_specs(device: PerDevice, summed: bool) -> Any:
     """The split of `RowGradients`: the requests of fully sharded slabs are at the samples."""
     one = PartitionSpec()
-    return RowGradients(row_specs(device), summed, device.axes.per_device, one, one)
+    return RowGradients(row_specs(device), one, summed, device.axes.per_device, one, one)

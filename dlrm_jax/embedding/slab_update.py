@@ -43,6 +43,7 @@ def update_slab(
         step: number of updates done before this one.
         rate_factor: factor of the learning rate; None for 1.
         kernels: kernels that update it, which sum the gradients of equal rows themselves, or XLA.
+            Those of Triton sort the ids, so that sums are better updated by XLA.
         order: knowledge of the rows of the blocks.
     """
     assert slab.optimizer is not None

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dlrm_jax.embedding.row_update import RowOrder
 from dlrm_jax.errors import UserError
 
 Leaf = Any
@@ -144,6 +145,18 @@ class RowPenalty:
 
 @_pytree
 @dataclasses.dataclass(frozen=True)
+class KnownRows:
+    """What is known of the rows of a slab's gradients, without arrays.
+
+    Attributes:
+        order: see `RowOrder`; "any" if the gradients of equal rows may not be summed.
+    """
+
+    order: RowOrder = dataclasses.field(metadata={"static": True})
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
 class RowGradients:
     """Gradients of the touched rows of each slab, by slab name.
 
@@ -151,6 +164,7 @@ class RowGradients:
         blocks: rows [M · N, T, L], id weight of each or None, and gradients of bags
             [M · N, T, d], by block. A row is a number in the owner's slab, or past its end for "no
             row"; its gradient is that of its bag times its id weight.
+        known: knowledge of these rows, by slab name.
         summed: whether each row comes once with its summed gradient, as a bag of one row.
         requests: requests of each fully sharded slab, by name, and the gradients of their rows,
             [D, M, K, d]: `apply` sends them to the owners, who sum them.
@@ -160,6 +174,7 @@ class RowGradients:
     """
 
     blocks: dict[str, tuple[tuple[Leaf, Leaf | None, Leaf], ...]] | Leaf
+    known: dict[str, KnownRows] | Leaf
     summed: bool = dataclasses.field(metadata={"static": True})
     requests: dict[str, tuple[RowRequests, Leaf]] | Leaf = dataclasses.field(default_factory=dict)
     squares: Leaf | None = None
@@ -186,4 +201,4 @@ class RowGradients:
         penalty = self.penalty
         if penalty is not None:
             penalty = dataclasses.replace(penalty, strength=penalty.strength * factor)
-        return RowGradients(blocks, self.summed, requests, squares, penalty)
+        return RowGradients(blocks, self.known, self.summed, requests, squares, penalty)

@@ -3,43 +3,124 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from small_collection import built, collection, random_arrays, random_batch, read
+from small_collection import TABLES, B, built, collection, random_arrays, random_batch, read
 
 from dlrm_jax import backend
-from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState, RowWiseAdagrad
+from dlrm_jax.embedding import (
+    EmbeddingCollection,
+    EmbeddingState,
+    RowGradients,
+    RowWiseAdagrad,
+    Table,
+    fused_update_gpu,
+)
+
+# With so many rows, copies exchange cotangents.
+LARGE = [dataclasses.replace(x, rows=30 * x.rows) for x in TABLES]
 
 
-def collection_of(kernels: str, plan: str, monkeypatch: pytest.MonkeyPatch) -> EmbeddingCollection:
+def collection_of(
+    kernels: str,
+    plan: str,
+    monkeypatch: pytest.MonkeyPatch,
+    mesh: str = "2x4",
+    tables: Sequence[Table] = TABLES,
+) -> EmbeddingCollection:
     record = dataclasses.replace(
         backend.CPU, row_kernels=kernels, native_kernels=False, packed_from=None
     )
     monkeypatch.setattr(backend, "CPU", record)
-    return collection("2x4", plan)
+    return collection(mesh, plan, tables)
 
 
-@pytest.mark.parametrize("plan", ["mixed", pytest.param("column_wise", marks=pytest.mark.thorough)])
-def test_kernels_give_the_same_vectors_and_rows(plan: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def updated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of rows of the tables that kernels update."""
+    found: list[int] = []
+    update_runs = fused_update_gpu.update_runs
+
+    def noted(optimizer: Any, table: Any, *given: Any) -> Any:
+        found.append(len(table))
+        return update_runs(optimizer, table, *given)
+
+    monkeypatch.setattr(fused_update_gpu, "update_runs", noted)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("plan", "given"),
+    [
+        ("mixed", TABLES),
+        ("mixed", LARGE),
+        pytest.param("column_wise", TABLES, marks=pytest.mark.thorough),
+    ],
+)
+def test_kernels_give_the_same_vectors_and_rows(
+    plan: str, given: Sequence[Table], updated: list[int], monkeypatch: pytest.MonkeyPatch
+):
     ids, weights = random_batch()
     results: list[Any] = []
     for kernels in ("xla", "triton"):
-        tables = collection_of(kernels, plan, monkeypatch)
+        tables = collection_of(kernels, plan, monkeypatch, tables=given)
 
         def run(state: EmbeddingState, tables: EmbeddingCollection = tables):
             pooled, routed = tables.lookup(state, ids, weights)
             cotangents = jax.tree.map(lambda x: x + 1, pooled)
             return pooled, tables.update(state, routed, cotangents, 0)
 
-        pooled, state = jax.jit(run)(built(tables, random_arrays()))
+        pooled, state = jax.jit(run)(built(tables, random_arrays(given)))
         results.append((pooled, read(tables, state)))
         used = tables.kernels_in_use
     assert used["lookups"] == "triton of a, c, d, e, f; jax of b"
     assert used["updates"].startswith("triton")
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), *results)
+    own = {name for name, order in orders(tables).items() if order == "any"}
+    assert {*updated} == {tables.per_device.trained_slabs[name].rows for name in own}
+    assert (own == tables.per_device.triton_slabs) == (given is LARGE)
+
+
+def orders(tables: EmbeddingCollection) -> dict[str, str]:
+    """What is known of the rows of gradients, by slab."""
+
+    def run(state: EmbeddingState, ids: Any) -> RowGradients:
+        pooled, routed = tables.lookup(state, ids)
+        return tables.coalesce(tables.send_cotangents(routed, pooled))
+
+    found = jax.eval_shape(run, tables.state_specs(), random_batch()[0])
+    return {name: known.order for name, known in found.known.items()}
+
+
+def test_sums_of_copies_are_not_sorted_once_more(updated, monkeypatch):
+    tables = collection_of("triton", "replicated", monkeypatch)
+    assert orders(tables) == {"a": "all", "b": "all", "c": "any", "d": "all", "e": "any"}
+    run_update(tables)
+    assert sorted(updated) == [29, 50]
+
+
+def test_as_many_ids_as_rows_are_not_one_for_each(updated, monkeypatch):
+    """The ids of a batch, some of them equal, which kernels sum."""
+    count = B * 6  # of lookups a and a_sequence
+    given = [dataclasses.replace(x, rows=count) if x.name == "a" else x for x in TABLES]
+    tables = collection_of("triton", "replicated", monkeypatch, "1x1", given)
+    found = orders(tables)
+    assert found.pop("a") == "any"
+    assert {*found.values()} == {"any"}
+    run_update(tables)
+    assert count in updated
+
+
+def run_update(tables: EmbeddingCollection) -> None:
+    def run(state: EmbeddingState, ids: Any) -> EmbeddingState:
+        pooled, routed = tables.lookup(state, ids)
+        return tables.update(state, routed, pooled, 0)
+
+    jax.eval_shape(run, tables.state_specs(), random_batch()[0])
 
 
 def test_a_step_that_clips_sums_rows_before(monkeypatch: pytest.MonkeyPatch):
