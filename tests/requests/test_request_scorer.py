@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ SETTINGS = RequestSettings(
 )  # fmt: skip
 
 
+@functools.cache
 def trained(encoder: str, mesh: str) -> tuple[RequestScorer, np.ndarray]:
     """The scorer of a model after some steps, and the logits of all candidates."""
     devices = as_mesh(mesh)
@@ -173,6 +175,7 @@ def test_candidates_that_the_model_does_not_take():
     assert found[0] == found[1]
 
 
+@functools.cache
 def scorer_without_training() -> RequestScorer:
     mesh = as_mesh("1x1")
     shapes = RequestTraining(REQUESTS, np.arange(40), SETTINGS, 1).shapes

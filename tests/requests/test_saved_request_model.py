@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ TIMES, TIME = np.asarray([10, 500, 900]), 1000
 ITEMS, CONTEXT = np.asarray([4, 7, 29]), {"country": 2}
 
 
+@functools.cache
 def scorer(encoder: Any = "stca") -> RequestScorer:
     settings = RequestSettings(encoder=encoder, width=8, max_length=20, mlp=(6, 5), batch_size=8)
     shapes = RequestTraining(REQUESTS, np.arange(16), settings, 1).shapes
@@ -42,7 +44,8 @@ def scores(
     return model.score(model.encode(history, TIMES, TIME), {"item": items}, context)
 
 
-@pytest.mark.parametrize("encoder", ["stca", "hstu"])
+@pytest.mark.parametrize("encoder", [pytest.param("stca", marks=pytest.mark.thorough), "hstu"]
+)
 def test_a_model_that_is_read_scores_as_before(tmp_path: Path, encoder: str):
     own = scorer(encoder)
     write_model(tmp_path / "model", own)
