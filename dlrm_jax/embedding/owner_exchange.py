@@ -146,13 +146,12 @@ class OwnerExchange:
         size, width = self.stages[0].capacity, self.slab.width
 
         def answer(current: Round, buffer: Shaped[Array, "K d"]) -> Shaped[Array, "K d"]:
-            vectors = comm_dtype.pack(take(table, current.rows, width), wire)
+            # No place below looks for what isn't a row, so that it may have any numbers.
+            vectors = comm_dtype.pack(take(table, current.rows, width, "clip"), wire)
             vectors = self.stages[-1].to_each(vectors)
             if current.slots is not None:
                 flat = vectors.reshape(-1, width)
-                vectors = self.stages[0].to_each(
-                    flat.at[current.slots].get(mode="fill", fill_value=0)
-                )
+                vectors = self.stages[0].to_each(flat.at[current.slots].get(mode="clip"))
             received = comm_dtype.unpack(vectors, wire, table.dtype).reshape(-1, width)
             # Each place looks for its row, instead of each row for its place: a gather.
             place = jnp.arange(len(buffer), dtype=jnp.int32)
@@ -161,8 +160,7 @@ class OwnerExchange:
                 x.at[partner].get(mode="fill", fill_value=0) for x in (current.begin, current.next)
             )
             is_now = (begin <= place) & (place < end)
-            slot = jnp.where(is_now, partner * size + place - begin, len(received))
-            rows = received.at[slot].get(mode="fill", fill_value=0)
+            rows = received.at[partner * size + place - begin].get(mode="clip")
             return jnp.where(is_now[:, None], rows, buffer)
 
         buffer = jnp.zeros((requests.rows.size, width), table.dtype)

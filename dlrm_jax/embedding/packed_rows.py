@@ -12,7 +12,7 @@ rows of d numbers, K row numbers; a *packed* array is [R / k, lines of a row · 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -52,23 +52,34 @@ def unpack(packed: Any, width: int) -> Any:
     return packed.reshape(len(packed) * k, -1)[:, :width]
 
 
-def take(array: Shaped[Array, "_ *d"], rows: Int[Array, "*K"], width: int) -> Shaped[Array, "..."]:
-    """Some rows of an array; zeros for numbers past its end.
+def take(
+    array: Shaped[Array, "_ *d"],
+    rows: Int[Array, "*K"],
+    width: int,
+    past_the_end: Literal["fill", "clip"] = "fill",
+) -> Shaped[Array, "..."]:
+    """Some rows of an array.
 
     Args:
         array: rows of a device, packed or not, or a number for each of them.
         rows: row numbers, not negative.
         width: numbers of a row.
+        past_the_end: zeros for numbers past the array's end, or any row, which saves a pass over
+            what is read.
     """
     if array.ndim == 1 or array.shape[1] == width:
-        return array.at[rows].get(mode="fill", fill_value=0)
+        return _get(array, rows, past_the_end)
     place, half = rows % per_line(width), per_line(width) // 2
-    found = array.at[rows // per_line(width)].get(mode="fill", fill_value=0)
+    found = _get(array, rows // per_line(width), past_the_end)
     while half:  # the half of what is left that the row lies in
         size = found.shape[-1] // 2
         is_upper = (place & half != 0)[..., None]
         found, half = jnp.where(is_upper, found[..., size:], found[..., :size]), half // 2
     return found[..., :width]
+
+
+def _get(array: Array, places: Int[Array, "*K"], mode: Literal["fill", "clip"]) -> Array:
+    return array.at[places].get(mode=mode, fill_value=0 if mode == "fill" else None)
 
 
 def put(

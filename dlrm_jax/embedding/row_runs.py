@@ -89,14 +89,11 @@ def sum_runs(size: int, runs: RowRuns, compact: bool) -> Sums:
     Returns:
         The row of each place, or a number of its own from ``size`` on; and its gradient.
     """
-    count = runs.rows.size
-    padding = -count % _BLOCK if count > _BLOCK else 0
-    rows = jnp.pad(runs.rows, (0, padding), constant_values=_LAST)
-    gradients = runs.cotangents[jnp.pad(runs.bags, (0, padding))]
+    rows, count = runs.rows, runs.rows.size
+    gradients = runs.cotangents[runs.bags]
     if runs.weights is not None:
-        gradients = gradients * jnp.pad(runs.weights, (0, padding))[:, None]
-    totals = _sums_up_to(rows, gradients)[:count]
-    rows = runs.rows
+        gradients = gradients * runs.weights[:, None]
+    totals = _on_tpus(rows, gradients) if compact else _sums(rows, gradients)
     is_last = jnp.ones(count, bool).at[:-1].set(rows[1:] != rows[:-1]) & (rows < size)
     index = jnp.arange(count, dtype=jnp.int32)
     if not compact:
@@ -112,6 +109,28 @@ def to_front(is_kept: Bool[Array, " K"]) -> Int32[Array, " K"]:
     place = jnp.where(is_kept, jnp.cumsum(is_kept, dtype=jnp.int32) - 1, count + index)
     kept = jnp.full(count, count, jnp.int32)
     return kept.at[place].set(index, mode="drop", unique_indices=True)
+
+
+def _on_tpus(rows: Int32[Array, " K"], x: Float[Array, "K d"]) -> Float[Array, "K d"]:
+    """The sum of each run up to each of its places, by a kernel if the program is for TPUs."""
+    from dlrm_jax.embedding import run_sums_tpu  # Pallas takes a second to import
+
+    if len(rows) < run_sums_tpu.BLOCK:
+        return _sums(rows, x)
+
+    def by_kernel(rows: Array, x: Array) -> Array:
+        index = jnp.arange(len(rows), dtype=jnp.int32)
+        is_first = jnp.ones(len(rows), bool).at[1:].set(rows[1:] != rows[:-1])
+        first = jax.lax.cummax(jnp.where(is_first, index, 0))
+        return run_sums_tpu.sums_up_to(index - first, x)
+
+    return jax.lax.platform_dependent(rows, x, tpu=by_kernel, default=_sums)
+
+
+def _sums(rows: Int32[Array, " K"], x: Float[Array, "K d"]) -> Float[Array, "K d"]:
+    padding = -len(rows) % _BLOCK if len(rows) > _BLOCK else 0
+    rows = jnp.pad(rows, (0, padding), constant_values=_LAST)
+    return _sums_up_to(rows, jnp.pad(x, ((0, padding), (0, 0))))[: len(x)]
 
 
 def _sums_up_to(rows: Int32[Array, " K"], x: Float[Array, "K d"]) -> Float[Array, "K d"]:
