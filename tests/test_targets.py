@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,13 @@ def test_a_step_for_a_target(name: str, tmp_path: Path):
         re.M,
     )
     assert sum(x["number"] for x in found["products"]) == found["kernels"]["once"]["product"]
+    nbytes = Counter[str]()
+    for each in found["overlaps"]:
+        nbytes[each["kind"]] += each["nbytes"]
+    assert nbytes == found["compiled_bytes"]
+    sums = [x for x in found["overlaps"] if x["kind"] == "all-reduce"]
+    of_dense_gradients = max(sums, key=lambda x: x["nbytes"])
+    assert (of_dense_gradients["kernels"] > 0) == (name == "h100"), "tables are updated meanwhile"
 
 
 @pytest.mark.parametrize("name", EACH)

@@ -20,6 +20,7 @@ def program_text(found: Mapping[str, Any]) -> str:
         _kernels(found["kernels"]),
         _scatters(found["scatters"]),
         _products(found["products"]),
+        _overlaps(found["overlaps"]),
         _temporaries(found["largest_temporaries"]),
         "\n".join(f"note: {note}" for note in notes(found)),
     ]
@@ -77,6 +78,16 @@ def _scatters(found: Iterable[Mapping[str, Any]]) -> str:
 def _products(found: Iterable[Mapping[str, Any]]) -> str:
     rows = [(x["asked"], x["computed"], str(x["number"])) for x in found]
     return text_table(("products of", "computed in", "number"), rows, left=(0, 1)) if rows else ""
+
+
+def _overlaps(found: Iterable[Mapping[str, Any]]) -> str:
+    rows = [
+        (x["kind"], f"{x['nbytes'] / 2**20:.3f}", _yes(x["asynchronous"]), f"{x['kernels']:,}",
+         x["operation"] or "several operations, combined")
+        for x in found
+    ]  # fmt: skip
+    header = ("collective", "MiB", "asynchronous", "kernels meanwhile", "of")
+    return text_table(header, rows, left=(0, 2, 4)) if rows else ""
 
 
 def _temporaries(found: Iterable[Mapping[str, Any]]) -> str:

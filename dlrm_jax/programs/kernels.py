@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from dlrm_jax.programs.hlo import Computation, Instruction, Program, called_in_turn
@@ -14,10 +15,13 @@ COLLECTIVES = (
 )  # fmt: skip
 """The operations that exchange arrays between devices; also with -start and -done behind."""
 
+COLLECTIVE = "collective"
+"""The kind of kernels that exchange arrays, see `kind_of`."""
+
 # What gives another name, shape or number to arrays, or waits.
 _NO_KERNELS = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
-    "replica-id", "opt-barrier", "add-dependency", "domain", "get-dimension-size",
+    "replica-id", "opt-barrier", "add-dependency", "domain", "get-dimension-size", "async-update",
 }  # fmt: skip
 _NO_CUSTOM_KERNELS = {
     "AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast", "PreallocateBuffer"
@@ -55,14 +59,24 @@ def kernels(program: Program) -> Kernels:
     branches of a condition, the one with the most kernels counts. TPUs compute single numbers
     beside their kernels; these don't count.
     """
-    once, in_loops, loops = _of(program, program.computations[program.entry])
+    return kernels_of(program, program.computations[program.entry].instructions.values())
+
+
+def kernels_of(program: Program, instructions: Iterable[Instruction]) -> Kernels:
+    """As `kernels`, of some instructions of a program that run one by one."""
+    once, in_loops, loops = _of(program, instructions)
     return Kernels(dict(sorted(once.items())), dict(sorted(in_loops.items())), loops)
 
 
-def _of(program: Program, computation: Computation) -> tuple[Counter[str], Counter[str], int]:
+def _of(
+    program: Program, instructions: Iterable[Instruction]
+) -> tuple[Counter[str], Counter[str], int]:
     once, in_loops, loops = Counter[str](), Counter[str](), 0
-    for instruction in computation.instructions.values():
-        inner = [_of(program, program.computations[name]) for name in called_in_turn(instruction)]
+    for instruction in instructions:
+        inner = [
+            _of(program, program.computations[name].instructions.values())
+            for name in called_in_turn(instruction)
+        ]
         if instruction.opcode == "while":
             count = turns(instruction)
             loops += sum(x[2] for x in inner) + (count is None)
@@ -89,7 +103,7 @@ def kind_of(program: Program, instruction: Instruction) -> str | None:
         return None
     name = opcode.removesuffix("-start")
     if name in COLLECTIVES:
-        return "collective"
+        return COLLECTIVE
     if name in ("copy", "slice"):
         return "copy"
     if opcode == "custom-call":
@@ -104,7 +118,7 @@ def kind_of(program: Program, instruction: Instruction) -> str | None:
     else:
         kinds = _computed(program, fused)
     if name := next((name for name in COLLECTIVES if {name, f"{name}-start"} & kinds), None):
-        return "collective"
+        return COLLECTIVE
     return next((kind for kind, computed in _FUSED if computed & kinds), _ELEMENTWISE)
 
 

@@ -10,6 +10,7 @@ import jax
 from dlrm_jax.programs.hlo import Program, program_of
 from dlrm_jax.programs.kernels import custom_target, kernels
 from dlrm_jax.programs.large_arrays import Temporary, arguments, temporaries
+from dlrm_jax.programs.overlap import overlaps
 from dlrm_jax.programs.products import asked_types, products
 from dlrm_jax.programs.scatters import scatters
 
@@ -62,6 +63,7 @@ def report(
              "operations": names}
             for product, names in products(program, platform, asked).items()
         ],
+        "overlaps": [each._asdict() for each in overlaps(program, seldom)],
         "largest_temporaries": list(map(_described, made[:_LARGEST])),
         "as_large_as_a_table": list(map(_described, as_large)),
         "copies_of_tables": [

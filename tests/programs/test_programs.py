@@ -18,6 +18,7 @@ from dlrm_jax.programs.collectives import (
 from dlrm_jax.programs.hlo import Program, program_of, read
 from dlrm_jax.programs.kernels import kernels
 from dlrm_jax.programs.large_arrays import arguments, temporaries
+from dlrm_jax.programs.overlap import Overlap, overlaps
 from dlrm_jax.programs.products import asked_types, products
 from dlrm_jax.programs.report import report
 from dlrm_jax.programs.scatters import scatters
@@ -89,6 +90,41 @@ kind=kOutput, calls=%product
   %done = f32[900,16]{1,0} get-tuple-element(%loop), index=1
   %set = f32[8]{0:T(128)} scatter(%p2, %p1, %p2), to_apply=%last
   ROOT %all = (f32[900,16]{1,0}, f32[8]{0:T(128)}) tuple(%done, %set)
+}
+"""
+# Two collectives that are under way at the same time, and one that a thread of its own computes.
+OVERLAPPING = """\
+HloModule jit_step, is_scheduled=true, entry={x}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%gathered (given: f32[8,16]) -> f32[16,16] {
+  %given = f32[8,16]{1,0} parameter(0)
+  ROOT %both = f32[16,16]{1,0} all-gather(%given), dimensions={0}
+}
+
+ENTRY %main (p0: f32[8,16], p1: f32[8,16]) -> f32[8,16] {
+  %p0 = f32[8,16]{1,0} parameter(0)
+  %p1 = f32[8,16]{1,0} parameter(1)
+  %sums = f32[8,16]{1,0} all-reduce-start(%p0), to_apply=%add
+  %sent = ((f32[8,16]{1,0}), f32[8,16]{1,0}) all-to-all-start(%p1), \
+metadata={op_name="jit(step)/update/all_to_all"}
+  %sorted = f32[8,16]{1,0} sort(%p1), dimensions={0}, to_apply=%add
+  %there = f32[8,16]{1,0} all-to-all-done(%sent)
+  %named = f32[128]{0} bitcast(%there)
+  %copying = (f32[8,16]{1,0}, f32[8,16]{1,0}, u32[]) copy-start(%there)
+  %copied = f32[8,16]{1,0} copy-done(%copying)
+  %summed = f32[8,16]{1,0} all-reduce-done(%sums), metadata={op_name="jit(step)/psum"}
+  %gathering = ((f32[8,16]{1,0}), f32[16,16]{1,0}) async-start(%summed), calls=%gathered
+  %goes_on = ((f32[8,16]{1,0}), f32[16,16]{1,0}) async-update(%gathering), calls=%gathered
+  %added = f32[8,16]{1,0} add(%copied, %summed)
+  %all = f32[16,16]{1,0} async-done(%goes_on), calls=%gathered
+  ROOT %part = f32[8,16]{1,0} reduce-scatter(%all), dimensions={0}, to_apply=%add, \
+metadata={op_name="jit(step)/seldom/psum"}
 }
 """
 STABLEHLO = """
@@ -189,6 +225,19 @@ def test_collectives_and_what_tpus_make_of_them(program: Program):
     assert with_joined_sums(norms, joined, 28) == norms  # one of them is sent
     assert with_joined_sums(joined, norms, 32) == joined
     assert bytes_by_kind(found) == {"all-to-all": 512, "reduce-scatter": 128}
+
+
+def test_what_is_computed_while_collectives_are_under_way(program: Program):
+    assert overlaps(program, "seldom") == [
+        Overlap("all-to-all", 512, "", True, 0),
+        Overlap("reduce-scatter", 128, "", False, 0),
+    ]
+    found = overlaps(read(OVERLAPPING), "seldom")
+    assert found == [
+        Overlap("all-to-all", 512, "jit(step)/update/all_to_all", True, 1),
+        Overlap("all-reduce", 512, "jit(step)/psum", True, 2),
+        Overlap("all-gather", 1024, "", True, 1),
+    ]
 
 
 def test_a_program_that_is_compiled_here():
