@@ -18,8 +18,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Shaped
 
-from dlrm_jax.embedding.row_runs import to_front
-
 LANES = 128
 """Numbers of a line."""
 
@@ -96,22 +94,25 @@ def put(
         new: rows to write.
         ascend: whether the numbers are known to ascend; otherwise they are sorted.
     """
-    width, index = new.shape[1], jnp.arange(len(rows), dtype=jnp.int32)
+    width, count = new.shape[1], len(rows)
+    k, size = per_line(width), columns(width) // per_line(width)
+    index = jnp.arange(count, dtype=jnp.int32)
     if not ascend:
         rows, order = jax.lax.sort((rows, index), num_keys=1)
         new = new[order]
-    lines, size = rows // per_line(width), columns(width) // per_line(width)
-    line = jnp.tile(jnp.pad(new, ((0, 0), (0, size - width))), per_line(width))
-    is_new = jnp.arange(columns(width)) // size == (rows % per_line(width))[:, None]
-    step = 1
-    while step < min(per_line(width), len(rows)):  # the first row of a line collects the others
-        is_same = jnp.zeros(len(rows), bool).at[:-step].set(lines[step:] == lines[:-step])
-        is_other = is_same[:, None] & jnp.roll(is_new, -step, axis=0)
-        line = jnp.where(is_other, jnp.roll(line, -step, axis=0), line)
-        is_new, step = is_new | is_other, 2 * step
-    is_first = jnp.ones(len(rows), bool).at[1:].set(lines[1:] != lines[:-1])
-    # Lines are numbered anew, so that no two are equal, and all ascend.
-    kept = to_front(is_first & (lines < len(array)))
-    lines = jnp.where(kept < len(rows), lines[kept], len(array) + index)
-    line = jnp.where(is_new[kept], line[kept], array.at[lines].get(mode="fill", fill_value=0))
-    return array.at[lines].set(line, mode="drop", unique_indices=True, indices_are_sorted=True)
+    lines = rows // k
+    is_first = jnp.ones(count, bool).at[1:].set(lines[1:] != lines[:-1])
+    # Lines that are written are numbered anew; rows past the end get numbers of their own.
+    number = jnp.cumsum(is_first, dtype=jnp.int32) - 1
+    number = jnp.where(lines < len(array), number, count + index)
+    known: Any = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
+    found = jnp.full((count, k), count, jnp.int32).at[number, rows % k].set(index, **known)
+    first = jnp.min(found, axis=1)  # of each line; there is none if it is ``count``
+    lines = jnp.where(first < count, lines.at[first].get(mode="clip"), len(array) + index)
+    line = array.at[lines].get(mode="clip")
+    place = jnp.arange(columns(width)) // size
+    wide = jnp.pad(new, ((0, 0), (0, columns(width) - width)))
+    for i in range(k):
+        own = jnp.roll(wide.at[found[:, i]].get(mode="clip"), i * size, axis=1)
+        line = jnp.where((found[:, i] < count)[:, None] & (place == i), own, line)
+    return array.at[lines].set(line, **known)

@@ -128,7 +128,7 @@ def _places(
                 return put(x, rows, new, ascend=order == "ascending")
             return x.at[rows].set(new, **known(order))
 
-        return lambda x: take(x, rows, width), put_rows
+        return lambda x: take(x, rows, width, "clip"), put_rows  # "no row" isn't written
     # Row numbers are never negative, so "fill" and "drop" catch every "no row".
     return (
         lambda x: x.at[rows].get(mode="fill", fill_value=0),
