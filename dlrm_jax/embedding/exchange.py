@@ -137,6 +137,27 @@ def collect(
     return vectors.sum(axis=0)
 
 
+def collect_each(
+    layout: Layout, bags: Sequence[int], received: Sequence[Float[Array, "_ b _ _"]]
+) -> Float[Array, "b n _"]:
+    """The vectors of n bags of one lookup, [b, n, d]: `collect` of each, in one gather.
+
+    Args:
+        layout: layout of the tables.
+        bags: indices of the bags, whose pieces are those of one table.
+        received: see `collect`.
+    """
+    pieces = np.array([layout.positions[bag] for bag in bags])  # [n, P, 3]
+    block = pieces[0, 0, 0]
+    if pieces.shape[1] == 1 or np.any(pieces[..., 0] != block):  # slices, which cost nothing
+        return jnp.stack([collect(layout, bag, received) for bag in bags], axis=1)
+    vectors = received[block][pieces[..., 1], :, pieces[..., 2]]  # [n, P, b, d]
+    if layout.blocks[block].slab.split == "columns":
+        vectors = vectors.transpose(2, 0, 1, 3)
+        return vectors.reshape(*vectors.shape[:2], -1)
+    return jnp.swapaxes(vectors.sum(axis=1), 0, 1)
+
+
 def spread(block: Block, cotangents: Sequence[Float[Array, "b _"]]) -> Float[Array, "_ b _ _"]:
     """Reverses `collect`: gives the cotangents of each receiver's bags, [M, b, T, d].
 

@@ -174,8 +174,10 @@ class PerDevice:
         received = exchange.send_back(blocks, vectors, self.axes, self.comm_dtype)
         pooled = {}
         for lookup, bags in zip(self.lookups, self.layout.bags, strict=True):
-            vectors = [exchange.collect(self.layout, bag, received) for bag in bags]
-            found = jnp.stack(vectors, axis=1) if lookup.pooling == "none" else vectors[0]
+            if lookup.pooling == "none":
+                found = exchange.collect_each(self.layout, bags, received)
+            else:
+                found = exchange.collect(self.layout, bags[0], received)
             if lookup.pooling == "mean":
                 found = found / routed.denominators[lookup.name][:, None]
             unknown = routed.unknown[lookup.name]
@@ -191,7 +193,7 @@ class PerDevice:
         for lookup in self.lookups:
             cotangent = cotangents[lookup.name]
             if lookup.pooling == "none":
-                of_bags += [cotangent[:, i] for i in range(cotangent.shape[1])]
+                of_bags += jnp.unstack(cotangent, axis=1)
             elif lookup.pooling == "mean":
                 of_bags.append(cotangent / routed.denominators[lookup.name][:, None])
             else:
