@@ -21,6 +21,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating, write_json
 from dlrm_jax.mesh import parse_mesh
 from dlrm_jax.programs.report import report
+from dlrm_jax.signals import check
 from dlrm_jax.targets import parse_target, target_mesh
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training import dense_split
@@ -164,6 +165,7 @@ def _compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
+        check()  # Ctrl-C ends the processes that XLA's compiler starts, such as ptxas, too
         if not FLAGS.target or "RESOURCE_EXHAUSTED" not in str(error):
             raise
         words = str(error).partition("\n")[0].partition(" :: ")[0]

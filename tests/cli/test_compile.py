@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 
 import pytest
 from main_job import run
@@ -110,6 +111,29 @@ def test_other_collectives_than_those_of_the_plan_end_in_one_message():
         r".*[\d,]+ bytes of all-reduce instead of 0; .*\n",
         result.stderr,
     )
+
+
+# As with Ctrl-C while XLA's compiler for GPUs waits for a process that it has started.
+STOPPED = """
+import os, signal, sys
+import jax
+from dlrm_jax.cli.main import main
+own = {"__name__": "jax.compiler", "os": os, "number": %d, "error": jax.errors.JaxRuntimeError}
+exec("def compile(lowered):\\n os.kill(os.getpid(), number)\\n raise error('ptxas died')", own)
+jax.stages.Lowered.compile = own["compile"]
+main("compile")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_compiler_that_a_signal_ends_leaves_no_traceback(number: signal.Signals):
+    given = "--preset=small", "--table_rows=50,90", "--top_mlp=8,1", "--mesh=1x1"
+    result = run(*given, program=("-c", STOPPED % number))
+    assert result.returncode == 128 + number
+    assert result.stderr.splitlines() == [
+        f"{number.name}: stopping after this computation; again: at once",
+        f"stopped by {number.name}",
+    ]
 
 
 def _number(pattern: str, text: str) -> float:
