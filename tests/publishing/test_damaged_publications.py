@@ -101,8 +101,8 @@ def test_a_damaged_base_isnt_gone_on_with(tmp_path: Path):
     ("file", "is_lost"),
     [
         ("tables/C2.rows", False),
-        ("golden/ids.npy", False),
-        ("tables/C2.rows", True),
+        pytest.param("golden/ids.npy", False, marks=pytest.mark.thorough),
+        pytest.param("tables/C2.rows", True, marks=pytest.mark.thorough),
         ("manifest.json", True),
     ],
 )

@@ -20,12 +20,17 @@ from dlrm_jax.publishing.compaction import compact
 @pytest.mark.parametrize(
     ("row_format", "mesh", "config"),
     [
-        ("float32", "1x1", CONFIG),
-        ("int8", "2x4", CONFIG),
-        ("bfloat16", "1x1", SHARED),
         ("int4", "1x8", COMPOSED),
-        ("float32", "1x1", DYNAMIC),
         ("int8", "2x4", DYNAMIC),
+        *(
+            pytest.param(*case, marks=pytest.mark.thorough)
+            for case in (
+                ("float32", "1x1", CONFIG),
+                ("int8", "2x4", CONFIG),
+                ("bfloat16", "1x1", SHARED),
+                ("float32", "1x1", DYNAMIC),
+            )
+        ),
     ],
 )
 def test_base_and_deltas_are_a_full_export(
@@ -70,11 +75,11 @@ def test_frozen_tables_and_no_step_add_no_rows(tmp_path: Path):
 @pytest.mark.parametrize(
     ("is_later", "mesh", "config"),
     [
-        (False, "1x1", CONFIG),
-        (False, "2x4", CONFIG),
-        (True, "1x1", CONFIG),
         (False, "2x4", DYNAMIC),
         (True, "1x1", DYNAMIC),
+        pytest.param(False, "1x1", CONFIG, marks=pytest.mark.thorough),
+        pytest.param(False, "2x4", CONFIG, marks=pytest.mark.thorough),
+        pytest.param(True, "1x1", CONFIG, marks=pytest.mark.thorough),
     ],
 )
 def test_a_run_goes_on_from_before_or_after_what_is_published(

@@ -42,7 +42,12 @@ def histories_of(questions) -> tuple[list[list[str]], list[list[int]], list[int]
 
 @pytest.mark.parametrize(
     ("encoder", "mesh", "exclude_seen"),
-    [("hstu", "2x4", False), ("hstu", "1x1", True), ("sasrec", "1x1", False), ("bag", "2x4", True)],
+    [
+        ("hstu", "2x4", False),
+        ("bag", "2x4", True),
+        pytest.param("hstu", "1x1", True, marks=pytest.mark.thorough),
+        pytest.param("sasrec", "1x1", False, marks=pytest.mark.thorough),
+    ],
 )
 def test_the_first_items_are_those_of_the_evaluation(
     encoder: Any, mesh: str, exclude_seen: bool, tmp_path: Path
