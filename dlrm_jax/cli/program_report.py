@@ -21,6 +21,7 @@ def program_text(found: Mapping[str, Any]) -> str:
         _scatters(found["scatters"]),
         _products(found["products"]),
         _overlaps(found["overlaps"]),
+        _cycles(found["cycles"]),
         _temporaries(found["largest_temporaries"]),
         "\n".join(f"note: {note}" for note in notes(found)),
     ]
@@ -78,6 +79,18 @@ def _scatters(found: Iterable[Mapping[str, Any]]) -> str:
 def _products(found: Iterable[Mapping[str, Any]]) -> str:
     rows = [(x["asked"], x["computed"], str(x["number"])) for x in found]
     return text_table(("products of", "computed in", "number"), rows, left=(0, 1)) if rows else ""
+
+
+def _cycles(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return ""
+    rows = [
+        ("kernels of a step", f"{found['once'] / 1e6:.3f}", ""),
+        ("one turn of each loop", f"{found['in_loops'] / 1e6:.3f}", ""),
+        *((x["arrays"], f"{x['cycles'] / 1e6:.3f}", x["operation"]) for x in found["most"]),
+    ]
+    header = ("cycles, as the compiler counts some", "millions", "of")
+    return text_table(header, rows, left=(0, 2))
 
 
 def _overlaps(found: Iterable[Mapping[str, Any]]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from dlrm_jax.programs.cycles import cycles
 from dlrm_jax.programs.hlo import Program, program_of
 from dlrm_jax.programs.kernels import custom_target, kernels
 from dlrm_jax.programs.large_arrays import Temporary, arguments, temporaries
@@ -64,6 +65,7 @@ def report(
             for product, names in products(program, platform, asked).items()
         ],
         "overlaps": [each._asdict() for each in overlaps(program, seldom)],
+        "cycles": _cycles(program, seldom),
         "largest_temporaries": list(map(_described, made[:_LARGEST])),
         "as_large_as_a_table": list(map(_described, as_large)),
         "copies_of_tables": [
@@ -73,6 +75,11 @@ def report(
             x.name for x in given if x.name.startswith(_OF_STATE) and not x.updated
         ],
     }  # fmt: skip
+
+
+def _cycles(program: Program, seldom: str) -> dict[str, Any] | None:
+    found = cycles(program, seldom, _LARGEST)
+    return found and {**found._asdict(), "most": [each._asdict() for each in found.most]}
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, int]:

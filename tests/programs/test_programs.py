@@ -15,6 +15,7 @@ from dlrm_jax.programs.collectives import (
     collectives,
     with_joined_sums,
 )
+from dlrm_jax.programs.cycles import Costly, Cycles, cycles
 from dlrm_jax.programs.hlo import Program, program_of, read
 from dlrm_jax.programs.kernels import kernels
 from dlrm_jax.programs.large_arrays import arguments, temporaries
@@ -238,6 +239,21 @@ def test_what_is_computed_while_collectives_are_under_way(program: Program):
         Overlap("all-reduce", 512, "jit(step)/psum", True, 2),
         Overlap("all-gather", 1024, "", True, 1),
     ]
+
+
+def test_cycles_that_a_compiler_counts(program: Program):
+    assert cycles(program, "seldom", 2) is None
+    counts = {"calls=%product": 700, "calls=%update": 20, "direction=LT": 3, 'seldom/copy"}': 900}
+    counted = HLO
+    for end, count in counts.items():
+        config = f', backend_config={{"window_config":{{"estimated_cycles":"{count}"}}}}'
+        counted = counted.replace(end, end + config)
+    once, in_loops, most = cycles(read(counted), "seldom", 2) or (0, 0, ())
+    assert (once, in_loops) == (720, 3)
+    assert most == (Costly(700, "f32[8,4], bf16[8,4]", ""), Costly(20, "f32[900,16]", ""))
+    assert cycles(read(counted), "rarely", 1) == Cycles(
+        720, 903, (Costly(900, "f32[900,16]", "jit(step)/seldom/copy"),)
+    )
 
 
 def test_a_program_that_is_compiled_here():
