@@ -76,7 +76,9 @@ def main() -> None:
         "preset": FLAGS.preset,
         "batch_size": config.batch_size,
         **found,
-        "estimated_temporaries": estimated_temporaries(learner, config.batch_size),
+        "estimated_temporaries": estimated_temporaries(
+            learner, config.batch_size, config.dense_features
+        ),
         **_collectives(learner, compiled, config),
     }
     print(f"\n{memory_text(found, found['estimated_temporaries'])}")

@@ -139,7 +139,8 @@ def memory_text(found: Mapping[str, Any], estimated: float | None = None) -> str
         "temporaries": memory["temporaries"],
     }
     if estimated is not None:
-        sizes["temporaries, estimated without activations"] = estimated
+        without = " without activations" if compiled_for().emulated else ""
+        sizes[f"temporaries, estimated{without}"] = estimated
     sizes |= {name: memory[kind] for kind, name in _SHOWN_IF_THERE.items() if memory[kind]}
     rows = [(name, f"{nbytes / 2**30:.4f}") for name, nbytes in sizes.items()]
     text = text_table(("on each device", "GiB"), rows)

@@ -33,8 +33,8 @@ class Cycles(NamedTuple):
     """The cycles of kernels that the compiler counts.
 
     Attributes:
-        once: those of kernels that run once.
-        in_loops: those of one turn of each loop that doesn't run seldom.
+        once: cycles of kernels that run once.
+        in_loops: cycles of one turn of each loop that doesn't run seldom.
         most: kernels with the most, the first one first.
     """
 

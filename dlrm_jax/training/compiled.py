@@ -160,19 +160,56 @@ def _of_dense_model(learner: Learner) -> tuple[Collective, ...]:
     return tuple(found)
 
 
-def estimated_temporaries(learner: Learner, batch_size: int) -> float:
-    """The estimated bytes of a step besides its arguments, without the activations of the model.
+def estimated_temporaries(learner: Learner, batch_size: int, dense_features: int) -> float:
+    """The estimated bytes of a step besides its arguments.
+
+    Those of CPUs are without the activations of the model, of which a CPU has few at a time.
 
     Args:
         learner: learner of the step.
         batch_size: samples of a batch, over all devices.
+        dense_features: number of dense features.
     """
     shape = {DATA: learner.axes.groups, MODEL: learner.axes.shards}
     moved = planned_collectives(learner, batch_size)
     layout, all_rows = learner.collection.layout, learner.penalty.of_all_rows
-    of_tables = temporaries(layout, moved, shape, batch_size, all_rows)
+    device = device_like(learner.axes.mesh.devices.flat[0].device_kind)
+    of_tables = temporaries(layout, moved, shape, batch_size, device, all_rows)
+    if not device.emulated:
+        samples = batch_size // learner.axes.device_count // learner.accumulation_steps
+        of_tables += activations(learner, samples, dense_features)
     gradients = jax.tree.leaves(learner.state_specs().params)
     return of_tables + sum(x.dtype.itemsize * math.prod(x.shape) for x in gradients)
+
+
+def activations(learner: Learner, samples: int, dense_features: int) -> int:
+    """The bytes that the dense model keeps for its gradients.
+
+    XLA computes some of them again, and makes others for a while.
+
+    Args:
+        learner: learner of the model.
+        samples: samples that a device trains on at once.
+        dense_features: number of dense features.
+    """
+    layout, pooled = learner.collection.layout, {}
+    for lookup, bags in zip(learner.collection.lookups, layout.bags, strict=True):
+        table, slab = layout.table(lookup.table), layout.slab_of(lookup.table)
+        sequence = (len(bags),) if lookup.pooling == "none" else ()
+        shape = samples, *sequence, table.dim
+        pooled[lookup.name] = jax.ShapeDtypeStruct(shape, slab.vector_dtype)
+    dense = jax.ShapeDtypeStruct((samples, dense_features), np.float32)
+    state = learner.state_specs()
+
+    def kept(params: Any, model_state: Any, dense: Any, pooled: Any) -> Any:
+        def answers(params: Any, pooled: Any) -> Any:
+            return learner.model(params, model_state)(dense, pooled)
+
+        return jax.vjp(answers, params, pooled)[1]
+
+    found = jax.tree.leaves(jax.eval_shape(kept, state.params, state.model_state, dense, pooled))
+    of_samples = [x for x in found if x.shape[:1] == (samples,)]
+    return sum(x.dtype.itemsize * math.prod(x.shape) for x in of_samples)
 
 
 def _of_optimizer(learner: Learner) -> list[tuple[str, int]]:

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from dlrm_jax.embedding.planning import tpu_layout
 from dlrm_jax.embedding.planning.data_sheets import SHEETS, reached
 from dlrm_jax.embedding.planning.devices import DEVICES, Device, device, device_like
 from dlrm_jax.errors import UserError
@@ -85,6 +86,11 @@ def test_rows_on_a_tpu_have_tiles_and_padding():
     tpu, gpu = DEVICES["tpu_v5e"], DEVICES["h100"]
     stored = [tpu.stored_bytes(width, 4) for width in (1, 3, 4, 10, 16, 48, 50, 64, 96, 128, 160)]
     assert stored == [4, 16, 16, 64, 64, 192, 256, 256, 512, 512, 1024]
+    # Tables of few rows for each id are copied.
+    assert tpu_layout.copied_width(16, 44_047, 13_312) == 128
+    assert tpu_layout.copied_width(16, 4_220_323, 53_248) == 0
+    for width in (1, 64, 96, 128):
+        assert tpu_layout.copied_width(width, 10, 1000) == 0
     assert gpu.stored_bytes(10, 4) == 40
     # One tile of a row of 128 or of a packed one, sixteen of a narrow one, and one of a row's own
     # number.

@@ -31,7 +31,7 @@ FEATURES = [Feature("t0", 20), Feature("t1", 3), Feature("t2", 1)]
 LOOKUPS = [Lookup(table.name, table.name, table.name) for table in TABLES]
 
 
-def planned(placement, limits, batch=BATCH):
+def planned(placement, limits, batch=BATCH, device="cpu"):
     return plan_on_mesh(
         TABLES,
         FEATURES,
@@ -40,7 +40,7 @@ def planned(placement, limits, batch=BATCH):
         {table.name: placement for table in TABLES},
         optimizer=OPTIMIZER,
         workload=Workload(batch, 2, bags=bags_of(FEATURES, LOOKUPS)),
-        device=DEVICES["h100"],
+        device=DEVICES[device],
         limits=limits,
     )
 
@@ -67,6 +67,22 @@ def test_the_estimate_is_near_what_a_compiled_program_needs(
     memory = compiled.memory_analysis()
     assert memory is not None
     assert 0.6 <= found.temporaries / memory.temp_size_in_bytes <= 1.2
+
+
+def test_kernels_of_gpus_write_no_gradients_of_ids():
+    none = Limits(memory=2**40)
+    ids = BATCH // 2 * 24  # of each of two groups, one of whose shards has a table
+    of_kernels = planned("table_wise", none, device="h100").temporaries
+    by_xla = planned("column_wise", none, device="h100").temporaries
+    assert of_kernels < 4 * 64 * ids < by_xla
+
+
+def test_gradients_on_tpus_are_in_tiles():
+    plan = [planned("fully_sharded", Limits(memory=2**40), device=x) for x in ("h100", "tpu_v5e")]
+    gpu, tpu = (x.temporaries for x in plan)
+    ids = BATCH // 8 * 24
+    assert gpu < tpu
+    assert tpu > 2 * 4 * 128 * ids
 
 
 def test_tables_leave_memory_for_temporaries():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 from dlrm_jax.embedding.planning.devices import DEVICES
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import read_json, write_json
+from dlrm_jax.mesh import parse_mesh
 from dlrm_jax.presets import PRESETS
-from dlrm_jax.targets import lacks, parse_target
+from dlrm_jax.targets import lacks, parse_target, target_mesh
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.compiled import estimated_temporaries
 from experiments.benchmarks import targets
 from experiments.benchmarks.targets import CASES, Case, compile_case, regressions
 
@@ -93,6 +97,20 @@ def test_a_command_that_fails_says_which(tmp_path: Path):
     with pytest.raises(UserError, match=r"compile .*--mesh=2x2.*error: --target: expected one of"):
         compile_case(Case("small", "v100", "2x2", 2048), tmp_path / "small.json")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.file)
+def test_estimates_of_temporaries_are_at_most_twice_those_kept(case: Case):
+    if missing := lacks(parse_target(case.target).device):
+        pytest.skip(missing)
+    kept = KEPT / case.file
+    if not kept.exists():
+        pytest.skip(f"{kept.name} isn't kept")
+    config = dataclasses.replace(PRESETS[case.preset], batch_size=case.batch_size, kernels="jax")
+    mesh = target_mesh(parse_target(case.target), parse_mesh(case.mesh))
+    given = make_learner(config, mesh), config.batch_size, config.dense_features
+    ratio = estimated_temporaries(*given) / read_json(kept)["memory"]["temporaries"]
+    assert 1 <= ratio <= 2
 
 
 @pytest.mark.parametrize(

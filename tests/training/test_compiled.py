@@ -31,6 +31,7 @@ from dlrm_jax.embedding.planning.temporaries import temporaries
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import workload
 from dlrm_jax.training.compiled import (
+    activations,
     compile_step,
     compiled_collectives,
     planned_collectives,
@@ -189,8 +190,18 @@ def test_a_plan_counts_the_whole_batch_as_the_program_does(steps):
     shape = {"data": 2, "model": 4}
     moved = collectives(tables.layout, shape, config.batch_size, micro_batches=steps)
     assert found.collectives == moved
-    assert found.temporaries == temporaries(tables.layout, moved, shape, config.batch_size)
+    assert found.temporaries == temporaries(
+        tables.layout, moved, shape, config.batch_size, DEVICES["cpu"]
+    )
     assert sum(each.starts > 1 for each in moved) == (3 if steps > 1 else 0)
+
+
+def test_activations_are_those_of_the_samples_that_are_kept_for_gradients():
+    learner = Setup("1x1", dtype="float32").learner()
+    one, four = (activations(learner, samples, DENSE) for samples in (1000, 4000))
+    assert four == 4 * one
+    vectors = sum(learner.collection.tables[x.table].dim for x in learner.collection.lookups)
+    assert one >= 4 * 1000 * (DENSE + vectors), "the first layer's input"
 
 
 def check(setup: Setup, weighted: bool):

@@ -83,6 +83,6 @@ def planned_mesh(
     )
     seconds = seconds_by_resource(tables, plan, optimizer, workload, device)
     seconds[STARTS] = sum(each.starts for each in moved) * device.latency
-    arrays = temporaries(layout, moved, shape, workload.batch_size, workload.all_rows)
+    arrays = temporaries(layout, moved, shape, workload.batch_size, device, workload.all_rows)
     loads = balance(layout, plan, workload, device)
     return MeshPlan(groups, plan, loads, moved, arrays, seconds)

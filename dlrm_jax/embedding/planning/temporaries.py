@@ -3,8 +3,9 @@
 A compiled program keeps few of them at a time, and which ones is XLA's choice. The estimate counts
 what a device receives, and what the update of a slab makes of each id: its row number and places of
 equal ones and, if bags have several ids, a gradient. If an update changes all rows, it makes arrays
-as large as a slab instead. ``python -m dlrm_jax compile`` prints the estimate beside the bytes of
-the compiled program.
+as large as a slab instead. On GPUs and TPUs, sums in the order of rows need other arrays of
+gradients than those of a CPU, and kernels that update rows need none. ``python -m dlrm_jax
+compile`` prints the estimate beside the bytes of the compiled program.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from dlrm_jax.backend import GPU
 from dlrm_jax.embedding.collectives import Collective
+from dlrm_jax.embedding.kernel_dispatch import has_triton_update
 from dlrm_jax.embedding.layout import Layout
-from dlrm_jax.embedding.row_gradients import reduction
+from dlrm_jax.embedding.planning import tpu_layout
+from dlrm_jax.embedding.planning.devices import Device
+from dlrm_jax.embedding.row_gradients import Reduction, reduction
 from dlrm_jax.embedding.row_optimizer import slot_bytes
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.mesh import DATA, MODEL
@@ -23,6 +28,9 @@ from dlrm_jax.mesh import DATA, MODEL
 # 4 bytes for each id, and arrays of gradients that live at a time.
 _NUMBERS = 4
 _GRADIENTS = 1.15
+# Arrays of gradients of ids of a GPU, by XLA, of fully sharded slabs and of others; and of a TPU,
+# in tiles. Fitted to the programs in docs/results/targets, so that none needs more.
+_SENT_ON_GPU, _ON_GPU, _ON_TPU = 3.5, 2.0, 2.2
 # Arrays of all rows from which new values are rounded at random, fitted to programs of three
 # optimizers.
 _ROUNDING = 3.5
@@ -33,6 +41,7 @@ def temporaries(
     moved: Sequence[Collective],
     mesh_shape: Mapping[str, int],
     batch_size: int,
+    device: Device,
     all_rows: bool = False,
 ) -> float:
     """The bytes that lookups and updates make on a device, besides tables and optimizer state.
@@ -42,10 +51,18 @@ def temporaries(
         moved: collectives of the tables in a step.
         mesh_shape: sizes of the mesh's axes, by name.
         batch_size: samples of a batch, over all devices.
+        device: kind of all devices. On a TPU, a narrow table of few rows may be copied.
         all_rows: whether an update changes all rows, see `Workload`.
     """
     groups, devices = mesh_shape[DATA], math.prod(mesh_shape[axis] for axis in (DATA, MODEL))
-    nbytes = float(sum(each.nbytes for each in moved))
+    nbytes, copied = float(sum(each.nbytes for each in moved)), 0
+    for slab in layout.slabs:
+        blocks = [block for block in layout.blocks if block.slab is slab]
+        samples = batch_size // (devices if slab.fully_sharded else groups)
+        ids = samples * sum(block.bag.shape[1] * block.length for block in blocks)
+        width = tpu_layout.copied_width(slab.width, slab.rows, ids) if device.tiled else 0
+        copied = max(copied, slab.rows * width * slab.dtype.itemsize)
+    nbytes += copied
     for slab in layout.slabs:
         if slab.optimizer is None:
             continue
@@ -63,13 +80,26 @@ def temporaries(
         nbytes += _NUMBERS * 4 * samples * ids
         if all_rows:
             continue
-        if way.dense:
+        if not device.emulated:
+            nbytes += _arrays_on(device, slab, way) * samples * ids
+            nbytes += way.exchanged * slab.rows * vector
+        elif way.dense:
             nbytes += slab.rows * vector
         else:
             several = sum(b.bag.shape[1] * b.length for b in blocks if b.length > 1)
             nbytes += _GRADIENTS * samples * several * vector
     trained = [slab for slab in layout.slabs if slab.optimizer]
     return nbytes + _of_all_rows(trained) if all_rows else nbytes
+
+
+def _arrays_on(device: Device, slab: Slab, way: Reduction) -> float:
+    """The bytes of gradients for each id on a GPU or TPU."""
+    itemsize = slab.vector_dtype.itemsize
+    if device.tiled:
+        return _ON_TPU * -(-slab.width // tpu_layout.LANES) * tpu_layout.LANES * itemsize
+    if has_triton_update(slab, GPU) and not way.exchanged:
+        return 0.0
+    return (_SENT_ON_GPU if slab.fully_sharded else _ON_GPU) * slab.width * itemsize
 
 
 def _of_all_rows(slabs: Sequence[Slab]) -> float:
