@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from dlrm_jax.backend import TPU
 from dlrm_jax.embedding.collectives import Collective, collectives
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.plan import Plan
@@ -72,7 +73,8 @@ def planned_mesh(
 ) -> MeshPlan:
     """The load and the time of a plan on ``workload.data_groups`` groups."""
     groups = workload.data_groups
-    layout = make_layout(tables, features, lookups, plan, optimizer, groups)
+    packed_from = TPU.packed_from if device.tiled else None
+    layout = make_layout(tables, features, lookups, plan, optimizer, groups, packed_from)
     shape = {DATA: groups, MODEL: plan.shards}
     moved = collectives(
         layout,
