@@ -12,6 +12,7 @@ import numpy as np
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding.collectives import Collective, collectives
 from dlrm_jax.embedding.owner_exchange import LATER_ROUNDS
+from dlrm_jax.embedding.planning.devices import device_like
 from dlrm_jax.embedding.planning.temporaries import temporaries
 from dlrm_jax.mesh import DATA, MODEL
 from dlrm_jax.programs.collectives import collectives as collectives_of
