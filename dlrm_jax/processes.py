@@ -72,6 +72,8 @@ def join(coordinator: str, count: int, index: int | None) -> None:
             f"coordinator: expected HOST:PORT, with a port from 1 to 65535, or {CLUSTER}, got "
             f"{coordinator!r}"
         )
+    if index == 0:
+        _check_port(coordinator, int(port))
     _coordinators.append(coordinator)
     # Its own handler would catch SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
@@ -100,6 +102,19 @@ def join(coordinator: str, count: int, index: int | None) -> None:
     # wait as long as another process works.
     devices()  # without any, JAX ends without a word
     on_process_0(lambda: None)
+
+
+def _check_port(coordinator: str, port: int) -> None:
+    """Checks that process 0 can listen: where it can't, JAX's service ends with a crash."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                f"coordinator: expected a free port of this machine, got {coordinator!r}: {error}; "
+                f"choose another one for all processes"
+            ) from error
 
 
 def coordinator_host() -> str:

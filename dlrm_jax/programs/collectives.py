@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
 from dlrm_jax.programs.hlo import Program
 from dlrm_jax.programs.kernels import COLLECTIVES
 
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+
 
 def collectives(program: Program, seldom: str) -> list[tuple[str, int]]:
     """Kind and bytes of every collective's result on one device, in the order of the text.
 
     One that begins and ends in two instructions counts at its end, one in a fusion or in an
-    asynchronous computation within it.
+    asynchronous computation within it. A TPU's compiler may let one go on in several fusions, each
+    of which has it; it has the same channel in all of them.
 
     Args:
         program: program.
         seldom: part of the names of operations that seldom run; theirs aren't among them.
     """
-    found = []
+    found, channels = [], set[tuple[str, str]]()
     for instruction in program.instructions():
         kind = instruction.opcode.removesuffix("-done")
         # What one that begins gives has other arrays, too.
         if kind in COLLECTIVES and seldom not in instruction.op_name:
+            if channel := _CHANNEL.search(instruction.attributes):
+                if (kind, channel[1]) in channels:
+                    continue
+                channels.add((kind, channel[1]))
             found.append((kind, sum(array.nbytes for array in instruction.arrays)))
     return found
 

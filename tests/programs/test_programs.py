@@ -228,6 +228,17 @@ def test_collectives_and_what_tpus_make_of_them(program: Program):
     assert bytes_by_kind(found) == {"all-to-all": 512, "reduce-scatter": 128}
 
 
+def test_a_collective_that_goes_on_in_several_fusions_counts_once():
+    inner = "all-gather(%given), dimensions={0}"
+    once = OVERLAPPING.replace(inner, f"{inner}, channel_id=7")
+    start = once.index("%gathered (")
+    body = once[start : once.index("}\n", start) + 2]
+    twice = once.replace(body, body + body.replace("%gathered (", "%more ("))
+    assert collectives(read(twice), "seldom") == collectives(read(once), "seldom")
+    other = once.replace(body, body + body.replace("%gathered (", "%more (").replace("=7", "=8"))
+    assert len(collectives(read(other), "seldom")) == len(collectives(read(once), "seldom")) + 1
+
+
 def test_what_is_computed_while_collectives_are_under_way(program: Program):
     assert overlaps(program, "seldom") == [
         Overlap("all-to-all", 512, "", True, 0),
