@@ -256,7 +256,9 @@ def gathered_bytes(content: UInt8[np.ndarray, " n"]) -> list[UInt8[np.ndarray, "
 
 def gathered_texts(text: str) -> list[str]:
     """The texts of all P processes, in their order."""
-    found = gathered_bytes(np.frombuffer(text.encode(), np.uint8))
+    # Names of files may not be UTF-8.
+    content = text.encode(errors="backslashreplace")
+    found = gathered_bytes(np.frombuffer(content, np.uint8))
     return [content.tobytes().decode() for content in found]
 
 

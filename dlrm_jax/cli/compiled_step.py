@@ -88,14 +88,15 @@ def compile_step(
     begun = time.perf_counter()
     compiled = _compiled(lowered)
     print(f"compiled in {time.perf_counter() - begun:.1f} s")
-    device = learner.mesh.devices.flat[0]
+    device, most = learner.mesh.devices.flat[0], ids // learner.axes.shards
+    large = [slab.name for slab in learner.collection.layout.slabs if slab.rows > most]
     found = {
         "target": FLAGS.target,
         "mesh": FLAGS.mesh,
         "device": device.device_kind,
         "jax": jax.__version__,
         "state": _of_state(learner),
-        **report(lowered, compiled, device.platform, ids // learner.axes.shards, LATER_ROUNDS),
+        **report(lowered, compiled, device.platform, large, LATER_ROUNDS),
     }
     return compiled, found
 
@@ -164,7 +165,9 @@ def write_found(found: Mapping[str, Any]) -> None:
 
 def _compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     try:
-        return lowered.compile()
+        compiled = lowered.compile()
+        check()  # a compiler doesn't stop for a signal
+        return compiled
     except jax.errors.JaxRuntimeError as error:
         check()  # Ctrl-C ends the processes that XLA's compiler starts, such as ptxas, too
         if not FLAGS.target or "RESOURCE_EXHAUSTED" not in str(error):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -26,7 +28,7 @@ def report(
     lowered: jax.stages.Lowered,
     compiled: jax.stages.Compiled,
     platform: str,
-    rows: int,
+    tables: Iterable[str],
     seldom: str,
 ) -> dict[str, Any]:
     """What a train step does on one device.
@@ -35,19 +37,17 @@ def report(
         lowered: step before it is compiled.
         compiled: step.
         platform: JAX's name of the devices, such as gpu.
-        rows: number of rows of tables that a batch may touch on a device. Arrays as large as a
-            table with more rows are named.
+        tables: keys in the state of the tables with more rows than a batch may touch on a device.
+            Arrays as large as one of them are named.
         seldom: part of the names of operations that seldom run.
     """
     program = program_of(compiled)
     given, made = arguments(program), temporaries(program)
-    large = [
-        each.array.padded_nbytes
-        for each in given
-        if _OF_TABLES in each.name and each.array.dims[0] > rows
-    ]
-    as_large = [x for x in made if large and x.nbytes >= min(large)]
-    shapes = {x.array.dims for x in given if _OF_TABLES in x.name and x.array.dims[0] > rows}
+    names = [f"{_OF_TABLES}{key!r}]" for key in tables]
+    large = [x.array for x in given if any(name in x.name for name in names)]
+    least = min((array.padded_nbytes for array in large), default=math.inf)
+    as_large = [x for x in made if x.nbytes >= least]
+    shapes = {array.dims for array in large}
     counted = kernels(program)
     asked = asked_types(lowered.as_text(debug_info=True))
     return {

@@ -92,7 +92,8 @@ def agree(own: Own, exchange: HostExchange | None = None) -> Turn:
     """
     index = exchange.index if exchange else 0
     message = _MESSAGE.pack(own.found, own.signal, own.due, own.checksum)
-    message += _told(own.error, index).encode()
+    # Names of files may not be UTF-8.
+    message += _told(own.error, index).encode(errors="backslashreplace")
     messages = exchange.all_to_all([message] * exchange.count) if exchange else [message]
     values = np.array([_MESSAGE.unpack_from(x) for x in messages])
     found, signals, due, checksums = values.T

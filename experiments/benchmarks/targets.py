@@ -111,7 +111,7 @@ def compile_case(case: Case, path: Path) -> None:
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     if result.returncode:
-        raise UserError(f"{' '.join(command[1:])}: {result.stderr[-2000:].strip()}")
+        raise UserError(f"python {' '.join(command[1:])}: {result.stderr[-2000:].strip()}")
 
 
 def figures(found: Mapping[str, Any]) -> dict[str, int]:
@@ -168,6 +168,8 @@ def main() -> None:
     if unknown := sorted(set(FLAGS.only) - presets):
         raise UserError(f"--only: expected some of {', '.join(sorted(presets))}, got {unknown[0]}")
     directory = Path(FLAGS.directory)
+    if not directory.is_dir():
+        raise UserError(f"--directory: expected a directory that is there, got {directory}")
     rows = []
     for case in CASES:
         if FLAGS.only and case.preset not in FLAGS.only:
@@ -178,8 +180,13 @@ def main() -> None:
                 raise UserError(f"{case.target}: {missing}")
             with telling_time(f"compiling {case.preset} for {case.target}"):
                 compile_case(case, path)
-        found = read_json(path)
-        rows.append(row_of(case, found))
+        try:
+            rows.append(row_of(case, read_json(path)))
+        except (ValueError, KeyError, TypeError, IsADirectoryError) as error:
+            raise UserError(
+                f"{path}: expected what `compile --json` writes, got {error!r}; move it away, and "
+                f"run the command again"
+            ) from error
     header = (
         "preset", "target", "mesh", "batch", "arguments", "temporaries", "of memory", "kernels",
         "in loops", "repeating scatters", "sorts", "imprecise products", "as large as a table",

@@ -110,9 +110,9 @@ def test_estimates_of_temporaries_are_about_those_kept(case: Case):
     mesh = target_mesh(parse_target(case.target), parse_mesh(case.mesh))
     given = make_learner(config, mesh), config.batch_size, config.dense_features
     ratio = estimated_temporaries(*given) / read_json(kept)["memory"]["temporaries"]
-    # Of a v5e the estimate is that of a v5p, whose programs need up to twice as much. Of long bags
+    # Of a v5e the estimate is that of a v5p, whose programs need over twice as much. Of long bags
     # and wide rows, TPUs keep less than it says.
-    most = 5 if case.preset == "mlperf_v2" else 2.1
+    most = 5 if case.preset == "mlperf_v2" else 2.7
     assert 1 <= ratio <= most
 
 

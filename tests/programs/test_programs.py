@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -274,12 +274,29 @@ def test_a_program_that_is_compiled_here():
 
     given = jnp.ones((500, 8)), jnp.array([1, 2, 3])
     lowered = jax.jit(step, donate_argnums=0).lower(*given)
-    found = report(lowered, lowered.compile(), "cpu", 100, "seldom")
+    found = report(lowered, lowered.compile(), "cpu", [], "seldom")
     assert found["kernels"]["loops"] >= 1
     assert found["operations"]["sort"] == 1
     (product,) = found["products"]
     assert (product["asked"], product["computed"], product["number"]) == ("float32", "float32", 1)
     assert found["memory"]["updated_in_place"] == 500 * 8 * 4
+
+
+def test_arrays_as_large_as_a_table_are_named():
+    class Embedding(NamedTuple):
+        tables: dict[str, jax.Array]
+
+    class State(NamedTuple):
+        embedding: Embedding
+
+    def step(state: State) -> jax.Array:
+        return jnp.sort(state.embedding.tables["C1"], axis=0)[:2]
+
+    lowered = jax.jit(step).lower(State(Embedding({"C1": jnp.ones((500, 128))})))
+    compiled = lowered.compile()
+    found = report(lowered, compiled, "tpu", ["C1"], "seldom")
+    assert found["as_large_as_a_table"]
+    assert not report(lowered, compiled, "tpu", [], "seldom")["as_large_as_a_table"]
 
 
 def test_texts_that_are_no_programs():
