@@ -41,7 +41,7 @@ def _decorated(function: Any) -> Any:
 
 def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
     annotations = function.__annotations__
-    if "{" in str(annotations):  # axes that are sums of arguments
+    if any("{" in str(given) for given in annotations.values()):  # axes that are arguments
         return _in_scope_of_axes(function, typechecker=_check)
     hints = {name: _hint(given, function) for name, given in annotations.items()}
     function.__annotations__ = hints
@@ -63,7 +63,7 @@ def _hint(annotation: Any, function: Callable[..., Any]) -> Any:
     annotated = SimpleNamespace(__annotations__={"hint": annotation})
     try:
         return typing.get_type_hints(annotated, function.__globals__, include_extras=True)["hint"]
-    except Exception:
+    except NameError:
         return Any
 
 
