@@ -1,73 +1,19 @@
-"""Annotations, checked at every call; an int is a float, as in Python's type system."""
+"""The checker of annotations, by which an int is a float, as in Python's type system."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import typing
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
-import jaxtyping
 from beartype import BeartypeConf, beartype
-from jaxtyping import AbstractArray, install_import_hook
 
-_in_scope_of_axes = jaxtyping.jaxtyped
-_check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+_checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
-def install() -> None:
-    """Checks the package, whose modules aren't imported yet.
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Checks a function of a module or a class.
 
-    jaxtyping's own decorator checks arguments twice in each call, and defines functions where the
-    package defines one within another: an eighth of the tests' time.
+    Functions within functions aren't: each call would make another one to analyse, which took an
+    eighth of the tests' time.
     """
-    jaxtyping.jaxtyped = lambda *, typechecker: _decorated
-    install_import_hook("dlrm_jax", None)
-
-
-def _decorated(function: Any) -> Any:
-    """The function, or the class with the function that makes its objects, checked.
-
-    Functions within functions aren't: each call would make another one to analyse.
-    """
-    if not isinstance(function, type):
-        return function if "<locals>" in function.__qualname__ else _checked(function)
-    if dataclasses.is_dataclass(function) and "__init__" in vars(function):
-        type.__setattr__(function, "__init__", _checked(function.__init__))
-    return function
-
-
-def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    annotations = function.__annotations__
-    if any("{" in str(given) for given in annotations.values()):  # axes that are arguments
-        return _in_scope_of_axes(function, typechecker=_check)
-    hints = {name: _hint(given, function) for name, given in annotations.items()}
-    function.__annotations__ = hints
-    checked = _check(function)
-    function.__annotations__ = annotations
-    if not any(map(_has_axes, hints.values())):
-        return checked
-
-    @functools.wraps(function)
-    def with_axes(*arguments: Any, **options: Any) -> Any:
-        with _in_scope_of_axes("context"):
-            return checked(*arguments, **options)
-
-    return with_axes
-
-
-def _hint(annotation: Any, function: Callable[..., Any]) -> Any:
-    """What it means where the function is defined; anything if that isn't known yet."""
-    annotated = SimpleNamespace(__annotations__={"hint": annotation})
-    try:
-        return typing.get_type_hints(annotated, function.__globals__, include_extras=True)["hint"]
-    except NameError:
-        return Any
-
-
-def _has_axes(hint: Any) -> bool:
-    if isinstance(hint, type) and issubclass(hint, AbstractArray):
-        return True
-    return any(map(_has_axes, typing.get_args(hint)))
+    return function if "<locals>" in function.__qualname__ else _checked(function)

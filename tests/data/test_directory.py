@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from beartype.roar import BeartypeCallHintViolation
+from jaxtyping import TypeCheckError
 
 from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.day_files import DayFiles
@@ -323,7 +323,7 @@ def test_arrays_that_are_no_examples_are_named(multi_hot, name, change):
     directory, _ = multi_hot
     rewritten(f"day_2_{name}.npy", change)(directory)
     # Where annotations are checked at runtime, the checker is faster.
-    with pytest.raises((UserError, BeartypeCallHintViolation), match=name):
+    with pytest.raises((UserError, TypeCheckError), match=name):
         load_directory(directory)
 
 
