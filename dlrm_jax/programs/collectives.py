@@ -24,11 +24,23 @@ def collectives(program: Program, seldom: str) -> list[tuple[str, int]]:
         seldom: part of the names of operations that seldom run; theirs aren't among them.
     """
     found, channels = [], set[tuple[str, str]]()
-    for instruction in program.instructions():
+    fused = {
+        name
+        for instruction in program.instructions()
+        if instruction.opcode == "fusion"
+        for name in instruction.called("calls")
+    }
+    everywhere = (
+        (computation.name in fused, instruction)
+        for computation in program.computations.values()
+        for instruction in computation.instructions.values()
+    )
+    for in_fusion, instruction in everywhere:
         kind = instruction.opcode.removesuffix("-done")
         # What one that begins gives has other arrays, too.
         if kind in COLLECTIVES and seldom not in instruction.op_name:
-            if channel := _CHANNEL.search(instruction.attributes):
+            channel = _CHANNEL.search(instruction.attributes)
+            if in_fusion and channel:  # elsewhere, all may have the same one
                 if (kind, channel[1]) in channels:
                     continue
                 channels.add((kind, channel[1]))
