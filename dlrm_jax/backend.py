@@ -62,8 +62,8 @@ class Backend:
         row_kernels: compiler of the lookups of bags of several ids, and of the updates of rows.
             XLA's lookup is a loop that adds the vectors of one id of all bags in a turn, so the
             sums pass through memory once for each id of a bag, and on a GPU each turn launches
-            kernels. Its update writes the gradient of each id to memory. Triton compiles kernels
-            of Pallas that keep both in registers; neither has been timed.
+            kernels. Its update writes the gradient of each id to memory. Triton and Mosaic compile
+            kernels of Pallas that keep both within the chip; neither has been timed.
         packed_from: least numbers of a row with which rows that don't fill lines of 128 are packed,
             see `embedding.packed_rows`; None to pack none. XLA for TPUs reads rows of up to 48
             numbers without a copy of the table, and cutting them out of lines would need more
@@ -85,7 +85,7 @@ class Backend:
     widens_short_floats: bool = False
     row_sums: Literal["scatter", "sorted", "compacted"] = "sorted"
     attention: Literal["xla", "mosaic", "triton", "native"] = "xla"
-    row_kernels: Literal["xla", "triton"] = "xla"
+    row_kernels: Literal["xla", "triton", "mosaic"] = "xla"
     packed_from: int | None = None
 
     @property
@@ -109,7 +109,7 @@ CPU = Backend(
     row_sums="scatter",
 )
 GPU = Backend("gpu", attention="triton", row_kernels="triton")
-TPU = Backend("tpu", attention="mosaic", row_sums="compacted", packed_from=49)
+TPU = Backend("tpu", attention="mosaic", row_kernels="mosaic", row_sums="compacted", packed_from=49)
 
 
 def is_accelerator(platform: str) -> bool:

@@ -70,7 +70,8 @@ class Config(TableSettings):
     kernels: Literal["auto", "native", "jax"] = field(
         "auto",
         "Implementation of lookups, updates and model; auto takes native ones where they are "
-        "built, native demands that one of the three is native.",
+        "built, and those of Pallas on GPUs and TPUs; native demands that one of the three is "
+        "native; jax takes XLA's.",
     )
     plan: str = field(
         "", "File that `dlrm_jax plan` wrote; without it, a plan is made; such as plan.json."

@@ -51,6 +51,7 @@ def pytest_configure(config: pytest.Config):
         backend.CPU = dataclasses.replace(
             backend.CPU,
             row_sums=own.row_sums,
+            row_kernels=own.row_kernels,
             weight_first=own.weight_first,
             packed_from=own.packed_from and 2,  # tests have narrow rows
         )
@@ -129,8 +130,8 @@ def pytest_addoption(parser: pytest.Parser):
     parser.addoption(
         "--accelerator_rows",
         choices=("gpu", "tpu"),
-        help="the emulated devices store rows, and sum the gradients of equal rows and the weights "
-        "of samples, in the way of these accelerators",
+        help="the emulated devices store, look up and update rows, and sum gradients of equal rows "
+        "and weights of samples, in the way of these accelerators",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -56,8 +57,9 @@ class EmbeddingCollection(WholeTables):
         plan: placement of the tables for the shards of the model axis; None for `automatic_plan`.
         comm_dtype: dtype of pooled vectors and cotangents between devices, such as ``"bfloat16"``
             for half the bytes; sums are in at least float32. None keeps their dtype.
-        kernels: implementation on CPUs: ``"auto"`` looks up long bags and updates rows with
-            `dlrm_jax.native` if it is built, ``"native"`` requires that it is, ``"jax"`` avoids it.
+        kernels: implementation of lookups of long bags and of updates of rows. On CPUs ``"auto"``
+            takes `dlrm_jax.native` if it is built, and ``"native"`` requires that it is; on GPUs
+            and TPUs ``"auto"`` takes kernels of Pallas. ``"jax"`` leaves all to XLA.
         data_axes: name or names of the axes over which tables are copied and batches split.
         model_axis: name of the axis over which tables are split.
 
@@ -104,9 +106,13 @@ class EmbeddingCollection(WholeTables):
             )
         self.plan.check(tables)
         given = tables, features, lookups, self.plan, optimizer, axes.groups
-        layout = make_layout(*given, packed_from=backend_of(mesh).packed_from)
-        super().__init__(axes, layout, available(kernels, backend_of(mesh)), tables)
-        self.per_device = PerDevice(axes, layout, lookups, comm_dtype, self.native)
+        backend = backend_of(mesh)
+        native = available(kernels, backend)
+        if kernels == "jax":
+            backend = dataclasses.replace(backend, row_kernels="xla")
+        layout = make_layout(*given, packed_from=backend.packed_from)
+        super().__init__(axes, layout, backend, native, tables)
+        self.per_device = PerDevice(axes, layout, lookups, comm_dtype, backend, native)
 
     # -- Lookup and update: inside a jitted step ---------------------------------------
 

@@ -14,7 +14,9 @@ from dlrm_jax.embedding import pooling
 from dlrm_jax.embedding.initial_values import INITIAL_ROWS
 from dlrm_jax.embedding.layout import Block, Layout
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
+from dlrm_jax.embedding.packed_rows import LANES
 from dlrm_jax.embedding.row_optax import RowOptax
+from dlrm_jax.embedding.row_optimizer import slot_shapes
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.errors import UserError
 from dlrm_jax.native import library, ops, threefry
@@ -32,9 +34,20 @@ def has_native_lookup(block: Block) -> bool:
     return block.column.shape[-1] > 1 and block.slab.dtype == np.float32
 
 
-def has_triton_lookup(block: Block, backend: Backend) -> bool:
-    """Whether `pooling_gpu.pool` is better for this block: for one id a bag, XLA's is a gather."""
-    return backend.row_kernels == "triton" and block.column.shape[-1] > 1
+def has_pallas_lookup(block: Block, backend: Backend) -> bool:
+    """Whether the backend's kernel is better for a block: for one id a bag, XLA's is a gather."""
+    return block.column.shape[-1] > 1 and _has_pallas_rows(block.slab, backend)
+
+
+def _has_pallas_rows(slab: Slab, backend: Backend) -> bool:
+    """Whether the backend's kernels read and write the rows of a slab.
+
+    Those of Mosaic do by whole lines of 32-bit numbers, see `packed_rows`.
+    """
+    if backend.row_kernels != "mosaic":
+        return backend.row_kernels == "triton"
+    kinds = (np.float32, np.float64) if backend.interprets_kernels else (np.float32,)
+    return slab.dtype in kinds and (slab.packed or slab.width % LANES == 0)
 
 
 def pool(
@@ -57,12 +70,16 @@ def pool(
     """
     if native and has_native_lookup(block):
         return ops.pool(slab, rows, id_weights)
-    if has_triton_lookup(block, backend):
-        from dlrm_jax.embedding import pooling_gpu  # Pallas takes a second to import
+    dtype, width = block.slab.dtype, block.slab.width
+    if not has_pallas_lookup(block, backend):
+        return pooling.pool(slab, rows, id_weights, dtype, width)
+    if backend.row_kernels == "mosaic":
+        from dlrm_jax.embedding import pooling_tpu  # Pallas takes a second to import
 
-        emulated = backend.interprets_kernels
-        return pooling_gpu.pool(slab, rows, id_weights, block.slab.dtype, emulated)
-    return pooling.pool(slab, rows, id_weights, block.slab.dtype, block.slab.width)
+        return pooling_tpu.pool(slab, rows, id_weights, width, backend.interprets_kernels)
+    from dlrm_jax.embedding import pooling_gpu
+
+    return pooling_gpu.pool(slab, rows, id_weights, dtype, backend.interprets_kernels)
 
 
 def has_native_update(slab: Slab) -> bool:
@@ -80,18 +97,20 @@ def has_native_update(slab: Slab) -> bool:
     return optimizer.native == "columns" or (optimizer.native == "rows" and slab.split != "columns")
 
 
-def has_triton_update(slab: Slab, backend: Backend) -> bool:
-    """Whether `fused_update_gpu.update_runs` has the update of this slab.
+def has_fused_update(slab: Slab, backend: Backend) -> bool:
+    """Whether `fused_update_gpu` or `fused_update_tpu` has the update of this slab.
 
     XLA's program writes the gradient of each id to memory, their sums, and the touched rows; the
     kernels write rows alone. Where columns are split, a row's state needs those of other devices.
-    Random bits are those of XLA's program. The owners of fully sharded rows get sums, in rounds.
+    Random bits are those of XLA's program.
     """
     optimizer = slab.optimizer
-    if optimizer is None or backend.row_kernels != "triton":
+    if optimizer is None or not optimizer.fusible or not _has_pallas_rows(slab, backend):
         return False
-    whole = slab.split != "columns" and not slab.fully_sharded
-    return optimizer.fusible and whole and not slab.rounds_randomly
+    if slab.split == "columns" or slab.rounds_randomly:
+        return False
+    slots = slot_shapes(optimizer, 1, slab.dim, slab.dtype).values()
+    return backend.row_kernels == "triton" or all(x.dtype == slab.dtype for x in slots)
 
 
 def has_native_initial_values(slab: Slab) -> bool:
@@ -134,11 +153,11 @@ def kernels_in_use(layout: Layout, native: bool, backend: Backend) -> dict[str, 
     blocks, trained = layout.blocks, [slab for slab in layout.slabs if slab.optimizer]
     lookups = {
         "native": [b.slab.name for b in blocks if native and has_native_lookup(b)],
-        "triton": [b.slab.name for b in blocks if has_triton_lookup(b, backend)],
+        backend.row_kernels: [b.slab.name for b in blocks if has_pallas_lookup(b, backend)],
     }
     updates = {
         "native": [slab.name for slab in trained if native and has_native_update(slab)],
-        "triton": [slab.name for slab in trained if has_triton_update(slab, backend)],
+        backend.row_kernels: [slab.name for slab in trained if has_fused_update(slab, backend)],
     }
     return {"lookups": _summary(layout.slabs, lookups), "updates": _summary(trained, updates)}
 

@@ -192,7 +192,8 @@ class Adam(RowOptimizer):
 
     def update(self, gradients: Rows, slots: Slots, step: Step, row_mean: RowMean) -> Changes:
         """See `RowOptimizer.update`."""
-        count = (step + 1).astype(gradients.dtype)
+        # An array, as Mosaic has powers of arrays alone.
+        count = jnp.full((1, 1), step + 1, gradients.dtype)
         mean = self.b1 * slots["mean"] + (1 - self.b1) * gradients
         variance = self.b2 * slots["variance"] + (1 - self.b2) * gradients**2
         corrected_mean = mean / (1 - self.b1**count)

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from dlrm_jax.backend import Backend, backend_of
+from dlrm_jax.backend import Backend
 from dlrm_jax.embedding import exchange, kernel_dispatch, pooling, row_gradients
 from dlrm_jax.embedding.bag_cotangents import BlockCotangents
 from dlrm_jax.embedding.fully_sharded import FullySharded
-from dlrm_jax.embedding.kernel_dispatch import has_native_update, has_triton_update
+from dlrm_jax.embedding.kernel_dispatch import has_fused_update, has_native_update
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.reshard import slab_spec, slot_ndims
@@ -47,6 +47,7 @@ class PerDevice:
         layout: slabs and blocks of the tables.
         lookups: lookups in the order of the layout.
         comm_dtype: dtype of vectors and cotangents between devices; None keeps their dtype.
+        backend: record of the devices.
         native: whether native kernels may be used.
     """
 
@@ -54,6 +55,7 @@ class PerDevice:
     layout: Layout
     lookups: Sequence[Lookup]
     comm_dtype: str | None
+    backend: Backend
     native: bool
 
     @functools.cached_property
@@ -77,19 +79,14 @@ class PerDevice:
         return self.backend.row_sums
 
     @functools.cached_property
-    def backend(self) -> Backend:
-        """The record of the devices."""
-        return backend_of(self.axes.mesh)
-
-    @functools.cached_property
     def native_slabs(self) -> set[str]:
         """Names of the slabs that native kernels update."""
         return {s.name for s in self.layout.slabs if self.native and has_native_update(s)}
 
     @functools.cached_property
-    def triton_slabs(self) -> set[str]:
-        """Names of the slabs that kernels of Triton update."""
-        return {s.name for s in self.layout.slabs if has_triton_update(s, self.backend)}
+    def fused_slabs(self) -> set[str]:
+        """Names of the slabs that kernels of Pallas update."""
+        return {s.name for s in self.layout.slabs if has_fused_update(s, self.backend)}
 
     @functools.cached_property
     def routing(self) -> str:
@@ -231,7 +228,7 @@ class PerDevice:
             self.axes,
             sum_duplicates,
             self.comm_dtype,
-            self.native_slabs | self.triton_slabs,
+            self.native_slabs | self.fused_slabs,
             self.row_sums,
         )
         requests = self.fully_sharded.merge(cotangents.requests)
@@ -246,7 +243,7 @@ class PerDevice:
             sum_duplicates
             or (
                 slab.needs_sums(self.row_sums != "scatter")
-                and name not in self.native_slabs | self.triton_slabs
+                and name not in self.native_slabs | self.fused_slabs
                 and not slab.fully_sharded
             )
             for name, slab in self.trained_slabs.items()
@@ -270,7 +267,7 @@ class PerDevice:
         for name in gradients.requests:
             args = name, tables[name], slots[name], gradients.requests, update
             tables[name], slots[name] = self.fully_sharded.apply(
-                *args, name in self.native_slabs, gradients.penalty
+                *args, name in self.native_slabs | self.fused_slabs, gradients.penalty
             )
         return dataclasses.replace(state, tables=tables, slots=slots)
 
@@ -289,8 +286,8 @@ class PerDevice:
         # sums the kernels are better for small tables, too: of Kaggle's tables and 32,768 samples
         # for one H100, 569k rows with 688k ids make 100 kernels and 0.37 GiB of temporaries, where
         # XLA's sums of all rows make 113 and 0.43, with as many sorts.
-        if slab.name in self.triton_slabs and order == "any":
-            kernels = "triton"
+        if slab.name in self.fused_slabs and order == "any":
+            kernels = "fused"
         given = table, slots, blocks, step, rate_factor
         return update_slab(slab, self.axes, *given, kernels=kernels, order=order)
 

@@ -74,6 +74,7 @@ def update_rows(
     """
     width = gradients.shape[1]
     packed = table.shape[1] != width
+    assert not packed or order != "any"
     read, write = _places(rows, order, width if packed else None)
     dtype = dtype or table.dtype
     stored = read(table)

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from dlrm_jax.embedding.kernel_dispatch import has_native_lookup, has_triton_lookup
+from dlrm_jax.embedding.kernel_dispatch import has_native_lookup, has_pallas_lookup
 from dlrm_jax.embedding.per_device import PerDevice
 from dlrm_jax.embedding.reshard import slot_ndims
 from dlrm_jax.embedding.routing_key import check_routed
@@ -56,7 +56,7 @@ def pool(
         out_specs=device.axes.batch,
         # The check can't know what kernels do.
         check_vma=not any(
-            (device.native and has_native_lookup(block)) or has_triton_lookup(block, device.backend)
+            (device.native and has_native_lookup(block)) or has_pallas_lookup(block, device.backend)
             for block in device.layout.blocks
         ),
     )(state.tables, routed)
@@ -143,7 +143,7 @@ def apply(
         check_vma=not any(
             slab.split == "columns"
             or slab.fully_sharded
-            or name in device.native_slabs | device.triton_slabs
+            or name in device.native_slabs | device.fused_slabs
             or 0 in slot_ndims(slab).values()
             for name, slab in slabs.items()
         ),

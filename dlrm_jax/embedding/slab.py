@@ -15,7 +15,7 @@ import numpy as np
 
 from dlrm_jax.embedding.by_value import optimizer_key
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
-from dlrm_jax.embedding.packed_rows import columns, fills_no_lines, per_line
+from dlrm_jax.embedding.packed_rows import LANES, columns, fills_no_lines, per_line
 from dlrm_jax.embedding.plan import Piece, Plan
 from dlrm_jax.embedding.probe import check_rows_apart
 from dlrm_jax.embedding.row_optax import RowOptax
@@ -206,7 +206,8 @@ def make_slabs(
 
     slabs = []
     # Alike for all slabs, so that two of one feature still have the same rows, see `Layout.askers`.
-    whole_lines = per_line(packed_from) if packed_from else 1
+    # On a TPU, numbers of rows fill lines, too.
+    whole_lines = LANES if packed_from else 1
     for key, alike in by_key.items():
         for members in alike:
             names = list(members.tables)

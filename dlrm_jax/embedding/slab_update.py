@@ -29,7 +29,7 @@ def update_slab(
     step: Array,
     rate_factor: Array | None,
     *,
-    kernels: Literal["xla", "native", "triton"],
+    kernels: Literal["xla", "native", "fused"],
     order: RowOrder,
 ) -> tuple[Array, dict[str, Array]]:
     """Updates rows; call it in a `jax.shard_map` over the axes.
@@ -43,18 +43,23 @@ def update_slab(
         step: number of updates done before this one.
         rate_factor: factor of the learning rate; None for 1.
         kernels: kernels that update it, which sum the gradients of equal rows themselves, or XLA.
-            Those of Triton sort the ids, so that sums are better updated by XLA.
+            Fused ones of Pallas sort the ids, so that sums are better updated by XLA.
         order: knowledge of the rows of the blocks.
     """
     assert slab.optimizer is not None
     if kernels == "native":
         return at_rate(slab.optimizer, rate_factor).native_update(table, slots, blocks, step)
-    if kernels == "triton":
-        from dlrm_jax.embedding.fused_update_gpu import update_runs  # Pallas takes a second
-
-        emulated = backend_of(axes.mesh).interprets_kernels
+    if kernels == "fused":
+        backend = backend_of(axes.mesh)
         given = slab.optimizer, table, slots, runs_of(blocks), step
-        return update_runs(*given, slab.dtype, rate_factor, emulated)
+        if backend.row_kernels == "mosaic":
+            from dlrm_jax.embedding import fused_update_tpu  # Pallas takes a second to import
+
+            return fused_update_tpu.update_runs(*given, rate_factor, backend.interprets_kernels)
+        from dlrm_jax.embedding import fused_update_gpu
+
+        emulated = backend.interprets_kernels
+        return fused_update_gpu.update_runs(*given, slab.dtype, rate_factor, emulated)
     rows, gradients = expand(blocks)
 
     def mean_of_all_columns(x: Array) -> Array:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from dlrm_jax.backend import backend_of
+from dlrm_jax.backend import Backend
 from dlrm_jax.embedding import kernel_dispatch, reshard, row_reads, table_io
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
@@ -27,12 +27,21 @@ class WholeTables:
     Args:
         axes: axes of the mesh.
         layout: layout of the tables.
+        backend: record of the devices.
         native: whether native kernels may be used.
         tables: all tables.
     """
 
-    def __init__(self, axes: MeshAxes, layout: Layout, native: bool, tables: Sequence[Table]):
+    def __init__(
+        self,
+        axes: MeshAxes,
+        layout: Layout,
+        backend: Backend,
+        native: bool,
+        tables: Sequence[Table],
+    ):
         self.axes = axes
+        self.backend = backend
         self.layout = layout
         self.native = native
         self.tables = {table.name: table for table in tables}
@@ -41,10 +50,11 @@ class WholeTables:
     def kernels_in_use(self) -> dict[str, str]:
         """The implementation of the ``"lookups"`` and of the ``"updates"`` of rows.
 
-        ``"native"``, ``"triton"``, ``"jax"``, ``"none"`` if there are none, or a list of the tables
-        of each. If some lookups of an array are native, all tables in it are listed as native.
+        ``"native"``, ``"triton"``, ``"mosaic"``, ``"jax"``, ``"none"`` if there are none, or a list
+        of the tables of each. If some lookups of an array are native, all tables in it are listed
+        as native.
         """
-        return kernel_dispatch.kernels_in_use(self.layout, self.native, backend_of(self.axes.mesh))
+        return kernel_dispatch.kernels_in_use(self.layout, self.native, self.backend)
 
     @cached_property
     def _unpackers(self) -> dict[str, reshard.Unpacker]:

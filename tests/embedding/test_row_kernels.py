@@ -1,4 +1,4 @@
-"""Collections whose rows are read and updated by kernels for GPUs, emulated on CPUs."""
+"""Collections whose rows are read and updated by kernels of Pallas, emulated on CPUs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dlrm_jax.embedding import (
     RowWiseAdagrad,
     Table,
     fused_update_gpu,
+    fused_update_tpu,
 )
 
 # With so many rows, copies exchange cotangents.
@@ -32,9 +33,10 @@ def collection_of(
     mesh: str = "2x4",
     tables: Sequence[Table] = TABLES,
 ) -> EmbeddingCollection:
-    record = dataclasses.replace(
-        backend.CPU, row_kernels=kernels, native_kernels=False, packed_from=None
-    )
+    own: dict[str, Any] = {"packed_from": None}
+    if kernels == "mosaic":
+        own = {"packed_from": 2, "row_sums": backend.TPU.row_sums}
+    record = dataclasses.replace(backend.CPU, row_kernels=kernels, native_kernels=False, **own)
     monkeypatch.setattr(backend, "CPU", record)
     return collection(mesh, plan, tables)
 
@@ -43,30 +45,40 @@ def collection_of(
 def updated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of rows of the tables that kernels update."""
     found: list[int] = []
-    update_runs = fused_update_gpu.update_runs
+    for module in (fused_update_gpu, fused_update_tpu):
+        update_runs = module.update_runs
 
-    def noted(optimizer: Any, table: Any, *given: Any) -> Any:
-        found.append(len(table))
-        return update_runs(optimizer, table, *given)
+        def noted(optimizer: Any, table: Any, *given: Any, update_runs: Any = update_runs) -> Any:
+            found.append(len(table))
+            return update_runs(optimizer, table, *given)
 
-    monkeypatch.setattr(fused_update_gpu, "update_runs", noted)
+        monkeypatch.setattr(module, "update_runs", noted)
     return found
 
 
 @pytest.mark.parametrize(
-    ("plan", "given"),
+    ("plan", "given", "pallas"),
     [
-        ("mixed", TABLES),
-        ("mixed", LARGE),
-        pytest.param("column_wise", TABLES, marks=pytest.mark.thorough),
+        ("mixed", TABLES, "triton"),
+        ("mixed", LARGE, "triton"),
+        ("mixed", LARGE, "mosaic"),
+        pytest.param("mixed", TABLES, "mosaic", marks=pytest.mark.thorough),
+        pytest.param("column_wise", TABLES, "triton", marks=pytest.mark.thorough),
+        pytest.param("column_wise", LARGE, "mosaic", marks=pytest.mark.thorough),
+        pytest.param("fully_sharded", TABLES, "triton", marks=pytest.mark.thorough),
+        ("fully_sharded", TABLES, "mosaic"),
     ],
 )
 def test_kernels_give_the_same_vectors_and_rows(
-    plan: str, given: Sequence[Table], updated: list[int], monkeypatch: pytest.MonkeyPatch
+    plan: str,
+    given: Sequence[Table],
+    pallas: str,
+    updated: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     ids, weights = random_batch()
     results: list[Any] = []
-    for kernels in ("xla", "triton"):
+    for kernels in ("xla", pallas):
         tables = collection_of(kernels, plan, monkeypatch, tables=given)
 
         def run(state: EmbeddingState, tables: EmbeddingCollection = tables):
@@ -77,12 +89,14 @@ def test_kernels_give_the_same_vectors_and_rows(
         pooled, state = jax.jit(run)(built(tables, random_arrays(given)))
         results.append((pooled, read(tables, state)))
         used = tables.kernels_in_use
-    assert used["lookups"] == "triton of a, c, d, e, f; jax of b"
-    assert used["updates"].startswith("triton")
+    one_number = "" if pallas == "mosaic" else "d, "  # which isn't packed
+    assert used["lookups"].startswith(f"{pallas} of a, c, {one_number}e, f; jax of b")
+    assert used["updates"].startswith(pallas)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), *results)
-    own = {name for name, order in orders(tables).items() if order == "any"}
-    assert {*updated} == {tables.per_device.trained_slabs[name].rows for name in own}
-    assert (own == tables.per_device.triton_slabs) == (given is LARGE)
+    summed = {name for name, order in orders(tables).items() if order != "any"}
+    fused = [tables.per_device.trained_slabs[x] for x in tables.per_device.fused_slabs - summed]
+    assert {*updated} == {x.stored_shape((x.rows, x.width))[0] for x in fused}
+    assert fused or plan == "column_wise"  # of LARGE tables, copies are fused
 
 
 def orders(tables: EmbeddingCollection) -> dict[str, str]:
@@ -125,7 +139,7 @@ def run_update(tables: EmbeddingCollection) -> None:
 
 def test_a_step_that_clips_sums_rows_before(monkeypatch: pytest.MonkeyPatch):
     tables = collection_of("triton", "mixed", monkeypatch)
-    assert tables.per_device.triton_slabs
+    assert tables.per_device.fused_slabs
     assert not tables.per_device.sums(sum_duplicates=False)
     assert tables.per_device.sums(sum_duplicates=True)
 

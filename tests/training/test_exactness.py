@@ -132,7 +132,8 @@ def test_float64_training_is_the_oracles(mesh, optimizer, ways_taken):
     items, pages = (
         "repeated" if name == "sgd" else "merged" for name in (optimizer, OTHER[optimizer])
     )
-    assert ways_taken == {(True, "dense"), (True, items), (False, "dense"), (False, pages)}
+    if backend.CPU.packed_from is None:  # otherwise all tables have 128 rows or more
+        assert ways_taken == {(True, "dense"), (True, items), (False, "dense"), (False, pages)}
 
 
 @pytest.mark.usefixtures("x64")

@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from dlrm_jax.backend import GPU
+from dlrm_jax.backend import GPU, TPU
 from dlrm_jax.embedding.collectives import Collective
-from dlrm_jax.embedding.kernel_dispatch import has_triton_update
+from dlrm_jax.embedding.kernel_dispatch import has_fused_update
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.planning import tpu_layout
 from dlrm_jax.embedding.planning.devices import Device
@@ -95,10 +95,10 @@ def temporaries(
 def _arrays_on(device: Device, slab: Slab, way: Reduction) -> float:
     """The bytes of gradients for each id on a GPU or TPU."""
     itemsize = slab.vector_dtype.itemsize
+    if has_fused_update(slab, TPU if device.tiled else GPU) and not way.exchanged:
+        return 0.0
     if device.tiled:
         return _ON_TPU * -(-slab.width // tpu_layout.LANES) * tpu_layout.LANES * itemsize
-    if has_triton_update(slab, GPU) and not way.exchanged:
-        return 0.0
     return (_SENT_ON_GPU if slab.fully_sharded else _ON_GPU) * slab.width * itemsize
 
 
