@@ -103,7 +103,7 @@ def update_runs(
             return total
 
         first = of.row(runs, _one(start))
-        has_own = jnp.sum(((first != following) & (first < of.size)).astype(jnp.int32))
+        has_own = jnp.sum((first != following) & (first < of.size), dtype=jnp.int32)
         total = _left_before(of, runs, sums, first, has_own)
         jax.lax.fori_loop(0, has_own * (IDS // _AHEAD), walk, total)
 
@@ -139,7 +139,7 @@ def _sums_of_rows(of: GpuRows, runs: RowRuns, dtype: Any, interpret: bool) -> Fl
             place = start + turn * ids + number
             return total + of.gradients(runs, place, of.row(runs, place) == following, dtype)
 
-        turns = jnp.sum(goes_on.astype(jnp.int32)) * (IDS // ids)
+        turns = jnp.sum(goes_on, dtype=jnp.int32) * (IDS // ids)
         total = jax.lax.fori_loop(0, turns, add, jnp.zeros((ids, of.columns), dtype))
         of.write(out, _one(program), goes_on, total.sum(axis=0, keepdims=True))
 
@@ -166,7 +166,7 @@ def _left_before(
         found, _ = carry
         programs = program - 1 - found - jax.lax.broadcasted_iota(jnp.int32, (_PROGRAMS,), 0)
         places = jnp.where(programs >= 0, (programs + 1) * IDS - 1, of.ids)
-        more = jnp.sum((of.row(runs, places) == row).astype(jnp.int32))
+        more = jnp.sum(of.row(runs, places) == row, dtype=jnp.int32)
         return found + more, more
 
     start = jnp.int32(0), wanted * _PROGRAMS
@@ -177,7 +177,9 @@ def _left_before(
         return total + of.read(sums, program - 1 - place, place < programs)
 
     total = jnp.zeros((of.together, of.columns), sums.dtype)
-    total = jax.lax.fori_loop(0, pl.cdiv(programs, of.together), add, total)
+    # `pl.cdiv` fails where JAX has 64 bits.
+    turns = jax.lax.div(programs + np.int32(of.together - 1), np.int32(of.together))
+    total = jax.lax.fori_loop(0, turns, add, total)
     return total.sum(axis=0, keepdims=True)
 
 

@@ -101,8 +101,9 @@ def has_fused_update(slab: Slab, backend: Backend) -> bool:
     """Whether `fused_update_gpu` or `fused_update_tpu` has the update of this slab.
 
     XLA's program writes the gradient of each id to memory, their sums, and the touched rows; the
-    kernels write rows alone. Where columns are split, a row's state needs those of other devices.
-    Random bits are those of XLA's program.
+    kernels write rows alone. Owners of fully sharded rows give them what has come, in each round.
+    Where columns are split, a row's state needs those of other devices. Random bits are those of
+    XLA's program.
     """
     optimizer = slab.optimizer
     if optimizer is None or not optimizer.fusible or not _has_pallas_rows(slab, backend):

@@ -4,8 +4,9 @@ A compiled program keeps few of them at a time, and which ones is XLA's choice. 
 what a device receives, and what the update of a slab makes of each id: its row number and places of
 equal ones and, if bags have several ids, a gradient. If an update changes all rows, it makes arrays
 as large as a slab instead. On GPUs and TPUs, sums in the order of rows need other arrays of
-gradients than those of a CPU, and kernels that update rows need none. ``python -m dlrm_jax
-compile`` prints the estimate beside the bytes of the compiled program.
+gradients than those of a CPU, and kernels that update rows need none but what owners of fully
+sharded rows receive. ``python -m dlrm_jax compile`` prints the estimate beside the bytes of the
+compiled program.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from dlrm_jax.mesh import DATA, MODEL
 # 4 bytes for each id, and arrays of gradients that live at a time.
 _NUMBERS = 4
 _GRADIENTS = 1.15
-# Arrays of gradients of ids of a GPU, by XLA, of fully sharded slabs and of others; and of a TPU,
-# in tiles. Fitted to the programs in docs/results/targets, so that none needs more.
-_SENT_ON_GPU, _ON_GPU, _ON_TPU = 3.5, 2.0, 2.25
+# Arrays of gradients of ids of a GPU: of fully sharded slabs, which kernels or XLA update, and of
+# others that XLA updates; and of a TPU, in tiles: of fully sharded slabs that kernels update, and of
+# all that XLA does. Fitted to programs of docs/results/targets, so that none needs more.
+_SENT_ON_GPU, _SENT_BY_XLA, _ON_GPU = 3.0, 3.5, 2.0
+_SENT_ON_TPU, _ON_TPU = 1.0, 2.25
 # Arrays of all rows from which new values are rounded at random, fitted to programs of three
 # optimizers.
 _ROUNDING = 3.5
@@ -94,12 +97,18 @@ def temporaries(
 
 def _arrays_on(device: Device, slab: Slab, way: Reduction) -> float:
     """The bytes of gradients for each id on a GPU or TPU."""
-    itemsize = slab.vector_dtype.itemsize
-    if has_fused_update(slab, TPU if device.tiled else GPU) and not way.exchanged:
+    backend = TPU if device.tiled else GPU
+    by_kernels = has_fused_update(slab, backend) and not way.exchanged
+    if by_kernels and not slab.fully_sharded:
         return 0.0
     if device.tiled:
-        return _ON_TPU * -(-slab.width // tpu_layout.LANES) * tpu_layout.LANES * itemsize
-    return (_SENT_ON_GPU if slab.fully_sharded else _ON_GPU) * slab.width * itemsize
+        columns = -(-slab.width // tpu_layout.LANES) * tpu_layout.LANES
+        arrays = _SENT_ON_TPU if by_kernels else _ON_TPU
+    else:
+        columns = slab.width
+        sent = _SENT_ON_GPU if by_kernels else _SENT_BY_XLA
+        arrays = sent if slab.fully_sharded else _ON_GPU
+    return arrays * columns * slab.vector_dtype.itemsize
 
 
 def _of_all_rows(slabs: Sequence[Slab]) -> float:
