@@ -256,10 +256,13 @@ def gathered_bytes(content: UInt8[np.ndarray, " n"]) -> list[UInt8[np.ndarray, "
 
 def gathered_texts(text: str) -> list[str]:
     """The texts of all P processes, in their order."""
-    # Names of files may not be UTF-8.
-    content = text.encode(errors="backslashreplace")
-    found = gathered_bytes(np.frombuffer(content, np.uint8))
+    found = gathered_bytes(np.frombuffer(encoded(text), np.uint8))
     return [content.tobytes().decode() for content in found]
+
+
+def encoded(text: str) -> bytes:
+    """A text for other processes, as UTF-8: names of files in it may be none."""
+    return text.encode(errors="backslashreplace")
 
 
 def agreed(value: int) -> int:

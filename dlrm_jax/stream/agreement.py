@@ -16,6 +16,7 @@ import numpy as np
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.host_exchange import HostExchange
+from dlrm_jax.processes import encoded
 
 _MESSAGE = struct.Struct("<4q")  # before the text of an error
 
@@ -92,8 +93,7 @@ def agree(own: Own, exchange: HostExchange | None = None) -> Turn:
     """
     index = exchange.index if exchange else 0
     message = _MESSAGE.pack(own.found, own.signal, own.due, own.checksum)
-    # Names of files may not be UTF-8.
-    message += _told(own.error, index).encode(errors="backslashreplace")
+    message += encoded(_told(own.error, index))
     messages = exchange.all_to_all([message] * exchange.count) if exchange else [message]
     values = np.array([_MESSAGE.unpack_from(x) for x in messages])
     found, signals, due, checksums = values.T

@@ -271,16 +271,22 @@ def _place(
     make = EmbeddingCollection
     if described.cache_rows:
         make = functools.partial(CachedCollection, cache_rows=described.cache_rows)
-    return make(
-        described.tables,
-        described.features,
-        described.lookups,
-        mesh,
-        described.optimizer,
-        plan,
-        _narrower(config.comm_dtype),
-        config.kernels,
-    )
+    try:
+        return make(
+            described.tables,
+            described.features,
+            described.lookups,
+            mesh,
+            described.optimizer,
+            plan,
+            _narrower(config.comm_dtype),
+            config.kernels,
+        )
+    except UserError as error:
+        name, colon, text = str(error).partition(":")
+        if name != "cache_rows":
+            raise
+        raise UserError(f"host_tables{colon}{text}") from error
 
 
 def _narrower(dtype: str) -> str | None:

@@ -129,6 +129,12 @@ def describe(config: Config) -> Descriptions:
                     stochastic_rounding=config.stochastic_rounding,
                     ids=ids,
                 )
+                if owner in cached and tables[name].trainable and tables[name].rounds_randomly:
+                    raise UserError(
+                        f"host_tables: {owner} is rounded at random by the number of each row, "
+                        f"which changes in a cache; expected stochastic_rounding=False, or "
+                        f"table_dtype=float32"
+                    )
                 # Shards may not divide the columns of a narrower table.
                 narrower = width < config.embedding_dim
                 if owner in placed and not (narrower and placed[owner] == "column_wise"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -143,6 +144,21 @@ def test_files_that_a_repeated_flag_would_leave_out_are_an_error(program: Module
         ("dropout: expected 0 with stca", "--dropout: expected 0 with stca"),
         ("batch_size: expected at most the 9 rows", "--batch_size: expected at most the 9 rows"),
         ("batch_size: 10 is odd", "--batch_size: 10 is odd"),
+        (
+            "patience: 3 with eval_every=0; such as eval_every=10 or 'eval_every=10'",
+            "--patience: 3 with --eval_every=0; such as --eval_every=10 or 'eval_every=10'",
+        ),
+        (
+            "batch_size: 7 isn't divisible by accumulation_steps = 2",
+            "--batch_size: 7 isn't divisible by --accumulation_steps = 2",
+        ),
+        (
+            "host_tables: expected stochastic_rounding=False, or table_dtype=float32",
+            "--host_tables: expected --nostochastic_rounding, or --table_dtype=float32; such as .*",
+        ),
+        ("pipelined: it needs shard_dense_optimizer=True", "--pipelined: .* --shard_dense_opt.*r"),
+        ("labels: x of label_weights.", "--labels: x of --label_weights."),
+        ("model_options: x needs dropout=VALUE", "--model_options: x needs dropout=VALUE"),
         ("--mesh: expected DxM", "--mesh: expected DxM"),
         ("validation, row 3: expected", "validation, row 3: expected"),
         ("a field", "a field"),
@@ -153,6 +169,18 @@ def test_the_name_of_a_field_becomes_that_of_its_flag(
 ):
     del program
     assert re.fullmatch(named, cli_flags.named_as_flag(message))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="nobody can make a file in /proc")
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.compile"], indirect=True)
+@pytest.mark.parametrize("check", [cli_flags.check_new, cli_flags.check_writable])
+def test_a_directory_that_takes_no_files(program: ModuleType, check: Callable[[str], None]):
+    """Before the hours of a compilation; root may write everywhere, says the system."""
+    del program
+    cli_flags.parse(["compile", "--json=/proc/new/x"])
+    expected = "--json: expected a directory that you can write to, got /proc/new/x in /proc"
+    with pytest.raises(UserError, match=f"{expected}: .*; give another name"):
+        check("json")
 
 
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.preprocess"], indirect=True)

@@ -169,7 +169,7 @@ def test_paths_that_cannot_be_used(raw, tmp_path):
         load_dataset(tmp_path, tmp_path / "cache")
     with pytest.raises(UserError, match="cannot make"):
         load_dataset(raw, raw)
-    with pytest.raises(UserError, match="min_count must be at least 1"):
+    with pytest.raises(UserError, match="min_count: expected at least 1"):
         load_dataset(raw, tmp_path / "cache", min_count=0)
     raw.write_text("")
     with pytest.raises(UserError, match=r"train\.txt is empty"):

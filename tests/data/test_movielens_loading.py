@@ -255,9 +255,9 @@ def test_training_has_negatives_of_its_own_in_each_epoch(large):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"negatives": -1}, "negatives must be at least 0, got -1"),
-        ({"candidates": 1}, "candidates must be at least 2, got 1"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"negatives": -1}, "negatives: expected at least 0, got -1"),
+        ({"candidates": 1}, "candidates: expected at least 2, got 1"),
         ({"candidates": 91}, "expected 90 items that a user hasn't rated"),
         ({"history": -1}, "history: expected a number of items"),
     ],

@@ -98,7 +98,7 @@ def test_options_that_do_not_fit_are_refused():
         ({"split": "user=user"}, "Criteo's data have the columns"),
         ({"schema": bags, "split": "user=seen"}, "seen holds lists"),
         ({"split": "rows=x", "on_bad_line": "skip"}, "none may be left out"),
-        ({"seed": 10**64}, "seed must be at least 0 and have 64 digits at most, got 1000"),
+        ({"seed": 10**64}, "seed: expected at least 0, of 64 digits at most, got 1000"),
     ]:
         with pytest.raises(UserError, match=message):
             Options(**options)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -71,7 +73,8 @@ def test_an_output_that_cannot_be_written_is_refused_at_the_start(
             flags.parse([name, f"--output={output}"])
             with pytest.raises(UserError, match="--output: expected a file"):
                 program.main()
-        monkeypatch.setattr("os.access", lambda *_: False)
+        denied = PermissionError(errno.EACCES, "Permission denied")
+        monkeypatch.setattr(tempfile, "TemporaryFile", mock.Mock(side_effect=denied))
         flags.parse([name, f"--output={tmp_path / 'new' / 'kills.json'}"])
         with pytest.raises(UserError, match="--output: expected a directory that you can write to"):
             program.main()

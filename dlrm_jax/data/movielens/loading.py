@@ -212,4 +212,4 @@ def _movielens(
 
 def _check_range(name: str, value: int, lowest: int) -> None:
     if value < lowest:
-        raise UserError(f"{name} must be at least {lowest}, got {value}")
+        raise UserError(f"{name}: expected at least {lowest}, got {value}")

@@ -75,15 +75,15 @@ class Options:
             ("max_rows", not self.max_rows or self.max_rows >= least, f"at least {least}, or 0"),
             ("max_ind_range", min(self.max_ind_range, default=1) >= 1, "at least 1 each"),
             ("drop_negatives", 0 <= self.drop_negatives < 1, "from 0 to below 1"),
-            ("seed", 0 <= self.seed < 10**64, "at least 0 and have 64 digits at most"),
+            ("seed", 0 <= self.seed < 10**64, "at least 0, of 64 digits at most"),
             ("multi_hot_sizes", min(self.multi_hot_sizes, default=1) >= 1, "at least 1 each"),
         ):
             if not good:
-                raise UserError(f"{name} must be {expected}, got {getattr(self, name)}")
+                raise UserError(f"{name}: expected {expected}, got {getattr(self, name)}")
         for name, allowed in (("compatible", Compatible), ("on_bad_line", OnBadLine)):
             if getattr(self, name) not in get_args(allowed):
                 raise UserError(
-                    f"{name} must be one of {get_args(allowed)}, got {getattr(self, name)!r}"
+                    f"{name}: expected one of {get_args(allowed)}, got {getattr(self, name)!r}"
                 )
         check_encodable("csv_missing", self.csv_missing)
         if self.drop_negatives and len(self.schema.labels) > 1:
@@ -93,13 +93,16 @@ class Options:
             )
         other = self.compatible
         if other and self.schema != CRITEO:
-            raise UserError(f"compatible with {other}: expected Criteo's columns, got a schema")
+            raise UserError(f"compatible: {other} is for Criteo's columns, got a schema")
         if other and self.max_rows:
-            raise UserError(f"compatible with {other}: max_ind_range limits ids, not max_rows")
+            raise UserError(f"compatible: {other} limits ids by max_ind_range, not by max_rows")
         if other == "reference" and self.min_count > 1:
-            raise UserError("compatible with reference: it keeps every value, min_count must be 1")
+            raise UserError(
+                f"compatible: reference keeps every value; expected min_count=1, got "
+                f"{self.min_count}"
+            )
         if not other and self.max_ind_range:
-            raise UserError("max_ind_range has no effect without compatible ids")
+            raise UserError("max_ind_range: it has no effect without compatible ids")
         columns = len(self.schema.categorical)
         for name, most in (("multi_hot_sizes", (0, columns)), ("max_ind_range", (0, 1, columns))):
             if len(getattr(self, name)) not in most:
@@ -108,10 +111,11 @@ class Options:
                     f"{len(getattr(self, name))}"
                 )
         if self.multi_hot_sizes and self.schema.bag_lengths:
-            raise UserError("multi_hot_sizes are for one id per column, the schema has bags")
+            raise UserError("multi_hot_sizes: they are for one id per column, the schema has bags")
         if self.multi_hot_sizes and self.schema.shared:
             raise UserError(
-                "multi_hot_sizes draw other ids for each column, the schema has shared vocabularies"
+                "multi_hot_sizes: they draw other ids for each column, the schema has shared "
+                "vocabularies"
             )
         self._check_split()
 
