@@ -117,12 +117,13 @@ def binding(plan: MeshPlan, kind: Device, limits: Limits) -> str:
         largest = moved[took.index(max(took))]
         reasons.append(f"most of the bytes are {largest.purpose} in an {largest.kind}")
     padded, needed = exchange_bytes([each for each in moved if not each.has_room])
+    of_rows = (found.needed + found.filling).mean()  # which all plans fill alike
     for name, value, limit in (
         (f"the memory of {limits.memory / _GIB:.3g} GiB", found.device_bytes, limits.memory),
         ("padding of the exchange", padded / needed if needed else 1.0, limits.exchange),
         ("distinct rows of the busiest device", found.reads.max() / found.reads.mean(),
          limits.reads),
-        ("padding of tables", found.device_bytes / found.needed.mean(), limits.table_bytes),
+        ("padding of tables", found.device_bytes / of_rows, limits.table_bytes),
     ):  # fmt: skip
         if value > limit * (1 - _NEAR):
             reasons.append(f"{'over' if value > limit * 1.0001 else 'at'} the limit of {name}")

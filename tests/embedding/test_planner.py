@@ -150,6 +150,21 @@ def test_the_bytes_that_are_searched_are_those_of_the_layout():
     found = balance(layout, plan, Workload(), DEVICES["h100"])
     assert nbytes == pytest.approx(found.device_bytes, rel=1e-12)
     np.testing.assert_allclose(found.needed + found.padding, nbytes)
+    assert not found.filling.any()
+
+
+@pytest.mark.parametrize(("width", "stored"), [(50, 64), (64, 64), (96, 128), (10, 16)])
+def test_numbers_that_fill_rows_of_tpus_are_padding(width: int, stored: int):
+    rows, accumulators = 4_000, 4 * 4_000  # on each of two shards
+    tables, features, lookups = described((2 * rows,), ONE_ID[:1], width)
+    plan = automatic_plan(tables, 2, {"C0": "row_wise"}, optimizer=ADAGRAD)
+    layout = make_layout(tables, features, lookups, plan, ADAGRAD)
+    found = balance(layout, plan, Workload(), DEVICES["tpu_v5e"])
+    np.testing.assert_array_equal(found.table_bytes, 4 * width * rows)
+    np.testing.assert_array_equal(found.needed, 4 * width * rows + accumulators)
+    np.testing.assert_array_equal(found.padding, 4 * (stored - width) * rows)
+    np.testing.assert_array_equal(found.filling, found.padding)
+    assert found.device_bytes == 4 * stored * rows + accumulators
 
 
 LARGE = described((1_000_000, 800_000, 60_000, 500), ONE_ID[:4], 32)[0]

@@ -25,15 +25,18 @@ class Balance:
     """Bytes and rows of each of M shards.
 
     Attributes:
-        by_placement: bytes of tables and optimizer state, by the placement of the tables.
-        table_bytes: bytes of tables.
-        padding: bytes of rows that make shards equally long.
+        by_placement: bytes of tables and optimizer state without padding, by the placement of the
+            tables.
+        table_bytes: bytes of tables without padding.
+        padding: bytes of rows that make shards equally long, and of numbers that fill rows.
+        filling: the latter of them, in rows that tables have: those of packed lines, and of tiles.
         reads: distinct rows that a step is expected to look up, in each micro-batch anew.
     """
 
     by_placement: Mapping[str, Float64[np.ndarray, " M"]]
     table_bytes: Float64[np.ndarray, " M"]
     padding: Float64[np.ndarray, " M"]
+    filling: Float64[np.ndarray, " M"]
     reads: Float64[np.ndarray, " M"]
 
     @property
@@ -57,10 +60,11 @@ def balance(layout: Layout, plan: Plan, workload: Workload, device: Device) -> B
         device: model of every device.
     """
     by_placement = {placement: np.zeros(plan.shards) for placement in PLACEMENTS}
-    table_bytes, padding, reads = (np.zeros(plan.shards) for _ in range(3))
+    table_bytes, padding, filling, reads = (np.zeros(plan.shards) for _ in range(4))
     group = workload.batch_size / workload.data_groups
     for slab in layout.slabs:
-        table_row, state_row = row_bytes(slab, device)
+        table_row, state_row = row_bytes(slab)
+        stored_row = sum(row_bytes(slab, device))
         used = np.zeros(plan.shards)
         for piece, _ in slab.pieces:
             table = slab.tables[piece.table]
@@ -73,18 +77,29 @@ def balance(layout: Layout, plan: Plan, workload: Workload, device: Device) -> B
             by_placement[plan.placement(table.name)][on] += rows * (table_row + state_row)
             reads[on] += workload.rows_read(table, samples) * rows / table.rows
         table_bytes += used * table_row
-        padding += (slab.rows - used) * (table_row + state_row)
-    return Balance(by_placement, table_bytes, padding, reads)
+        filled = used * (stored_row - table_row - state_row)
+        filling += filled
+        padding += filled + (slab.rows - used) * stored_row
+    return Balance(by_placement, table_bytes, padding, filling, reads)
 
 
-def row_bytes(slab: Slab, device: Device) -> tuple[int, int]:
-    """Bytes of one row of a table and of its optimizer state, on one device."""
+def row_bytes(slab: Slab, device: Device | None = None) -> tuple[int, int]:
+    """Bytes of one row of a table and of its optimizer state, as one shard has it.
+
+    Args:
+        slab: slab of the row.
+        device: device whose memory may need padding; None for the bytes without it.
+    """
+
+    def nbytes(width: int, itemsize: int) -> int:
+        return device.stored_bytes(width, itemsize) if device and width else width * itemsize
+
     state = 0
     if slab.optimizer:
         itemsize = slab.vector_dtype.itemsize
-        for nbytes in slot_bytes(slab.optimizer, slab.width, slab.dtype).values():
-            state += device.stored_bytes(nbytes // itemsize, itemsize) if nbytes else 0
-    return device.stored_bytes(slab.width, slab.dtype.itemsize), state
+        slots = slot_bytes(slab.optimizer, slab.width, slab.dtype).values()
+        state = sum(nbytes(slot // itemsize, itemsize) for slot in slots)
+    return nbytes(slab.width, slab.dtype.itemsize), state
 
 
 LINKS, NETWORK = "links in a host", "network between hosts"
