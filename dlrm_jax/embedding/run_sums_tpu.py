@@ -1,9 +1,9 @@
 """Sums over runs of equal rows, as a Pallas kernel for TPUs.
 
-XLA's program, that of `row_runs`, adds each id up to 32 times: of 20 million cycles that the
-compiler counts of a step of `mlperf_v2` on 128 TPUs v5e, 13 million are its. The kernel keeps a
-block of ids in registers, where each place has the sum of twice as many in each step, and hands the
-sum of a run that goes on to the next block.
+XLA's program, that of `row_runs`, adds each id up to 32 times: with it, a step of `mlperf_v2` on
+128 TPUs v5e had 20 million cycles that libtpu 0.0.41 counts, and 13 of them were its. The kernel
+keeps a block of ids in registers, where each place has the sum of twice as many in each step, and
+hands the sum of a run that goes on to the next block.
 """
 
 from __future__ import annotations

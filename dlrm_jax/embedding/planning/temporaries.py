@@ -30,8 +30,8 @@ from dlrm_jax.mesh import DATA, MODEL
 _NUMBERS = 4
 _GRADIENTS = 1.15
 # Arrays of gradients of ids of a GPU: of fully sharded slabs, which kernels or XLA update, and of
-# others that XLA updates; and of a TPU, in tiles: of fully sharded slabs that kernels update, and of
-# all that XLA does. Fitted to programs of docs/results/targets, so that none needs more.
+# others that XLA updates; and of a TPU, in tiles, of fully sharded slabs that kernels update, and
+# of what XLA updates. Fitted to programs of docs/results/targets, so that none needs more.
 _SENT_ON_GPU, _SENT_BY_XLA, _ON_GPU = 3.0, 3.5, 2.0
 _SENT_ON_TPU, _ON_TPU = 1.0, 2.25
 # Arrays of all rows from which new values are rounded at random, fitted to programs of three
