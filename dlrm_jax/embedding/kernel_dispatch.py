@@ -14,13 +14,17 @@ from dlrm_jax.embedding import pooling
 from dlrm_jax.embedding.initial_values import INITIAL_ROWS
 from dlrm_jax.embedding.layout import Block, Layout
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
-from dlrm_jax.embedding.packed_rows import LANES
+from dlrm_jax.embedding.packed_rows import LANES, columns
 from dlrm_jax.embedding.row_optax import RowOptax
 from dlrm_jax.embedding.row_optimizer import slot_shapes
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.errors import UserError
 from dlrm_jax.native import library, ops, threefry
 from dlrm_jax.processes import check_same
+
+# Bytes of the lines that `fused_update_tpu` has on a TPU's chip at a time, of 16 MiB that XLA gives
+# a kernel. With more than 11 MiB, those of 1,920 numbers and Adam, it didn't compile.
+_ON_CHIP = 2**23
 
 
 def has_native_lookup(block: Block) -> bool:
@@ -103,15 +107,20 @@ def has_fused_update(slab: Slab, backend: Backend) -> bool:
     XLA's program writes the gradient of each id to memory, their sums, and the touched rows; the
     kernels write rows alone. Owners of fully sharded rows give them what has come, in each round.
     Where columns are split, a row's state needs those of other devices. Random bits are those of
-    XLA's program.
+    XLA's program. Lines of more than 1,400 numbers with Adam are too large for a TPU's chip.
     """
     optimizer = slab.optimizer
     if optimizer is None or not optimizer.fusible or not _has_pallas_rows(slab, backend):
         return False
     if slab.split == "columns" or slab.rounds_randomly:
         return False
+    if backend.row_kernels == "triton":
+        return True
     slots = slot_shapes(optimizer, 1, slab.dim, slab.dtype).values()
-    return backend.row_kernels == "triton" or all(x.dtype == slab.dtype for x in slots)
+    wide = 1 + sum(x.ndim == 2 for x in slots)
+    numbers = (3 * wide + 2) * LANES * columns(slab.width)
+    fits = numbers * slab.dtype.itemsize <= _ON_CHIP or backend.interprets_kernels
+    return fits and all(x.dtype == slab.dtype for x in slots)
 
 
 def has_native_initial_values(slab: Slab) -> bool:

@@ -45,7 +45,7 @@ def pool(
     size = len(slab) * k
     if not (slab.size and rows.size):
         return jnp.zeros((samples, bags, width), slab.dtype)
-    most = min(_IDS, _NUMBERS // columns(width))
+    most = max(min(_IDS, _NUMBERS // columns(width)), _SUBLANES)
     positions = min(length, most // _SUBLANES)
     whole = _SUBLANES * _GROUPS
     block = max(most // positions // whole, 1) * whole if positions * whole <= most else _SUBLANES
