@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 import jax
 
-from dlrm_jax.processes import coordinator_host, gathered_texts, is_distributed, on_process_0
+from dlrm_jax.coordinator import coordinator_host
+from dlrm_jax.processes import gathered_texts, is_distributed, on_process_0
 
 _CONNECT_SECONDS = 60  # all are about to connect, so that a slow one is merely busy
 _TOKEN_BYTES = 32

@@ -1,4 +1,4 @@
-"""Runs over several processes: joining them, and agreement on what only one of them knows.
+"""Runs over several processes: agreement on what only one of them knows.
 
 Each process owns some of the mesh's devices and runs the same program on its part of every batch.
 All processes use arrays on the mesh together and in the same order; a process that skips a
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,115 +18,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import UInt8
 
-from dlrm_jax.backend import devices
 from dlrm_jax.errors import DamagedCheckpointError, UserError
-
-CLUSTER = "cluster"
-"""Value of the coordinator's address for which JAX detects it from the cluster."""
-
-# A process without a heartbeat for so long counts as dead, and the others end.
-_HEARTBEAT_SECONDS = 25
-# Limits of waiting for the others at the start, when they may still be scheduled, and at the end.
-_START_SECONDS = 300
-_END_SECONDS = 60
 
 _CHUNK = 1024  # bytes
 _PIECE = 1 << 22  # bytes that a process sends at a time
-
-_coordinators: list[str] = []  # that this process has joined: one at most
 
 # Errors that are raised with the same type in all processes; a class comes before its base.
 _SHARED = {
     "DamagedCheckpointError": DamagedCheckpointError, "UserError": UserError, "OSError": OSError
 }  # fmt: skip
-
-
-def join(coordinator: str, count: int, index: int | None) -> None:
-    """Joins the other processes of a run; call it before JAX is used for the first time.
-
-    From then on, a process that dies ends the others: those that compute together with it notice
-    immediately, all others miss its heartbeat.
-
-    Args:
-        coordinator: address of process 0, ``HOST:PORT``, which all processes can reach; or
-            `CLUSTER`, if Slurm, Kubernetes, Open MPI or Cloud TPU has started the processes.
-        count: number of processes.
-        index: number of this process, from 0; None for `CLUSTER`.
-
-    Raises:
-        UserError: the arguments don't fit, there is no cluster, or the others can't be reached.
-    """
-    automatic = coordinator == CLUSTER
-    if automatic != (index is None):
-        raise UserError(
-            f"expected the number of this process with a coordinator HOST:PORT, and none with "
-            f"{CLUSTER!r}, got coordinator {coordinator!r} and process {index}"
-        )
-    if index is not None and not 0 <= index < count:
-        raise UserError(f"expected a process number from 0 to {count - 1}, got {index}")
-    host, _, port = coordinator.rpartition(":")
-    # With another index, JAX would wait for the others in vain.
-    if not automatic and not (host and port.isdecimal() and 0 < int(port) < 2**16):
-        raise UserError(
-            f"coordinator: expected HOST:PORT, with a port from 1 to 65535, or {CLUSTER}, got "
-            f"{coordinator!r}"
-        )
-    if index == 0:
-        _check_port(coordinator, int(port))
-    _coordinators.append(coordinator)
-    # Its own handler would catch SIGTERM.
-    jax.config.update("jax_enable_preemption_service", False)
-    try:
-        jax.distributed.initialize(
-            None if automatic else coordinator,
-            count,
-            index,
-            # In a cluster, too, use all devices of each process, not one.
-            cluster_detection_method=None if automatic else "deactivate",
-            initialization_timeout=_START_SECONDS,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=_END_SECONDS,
-        )
-    except (ValueError, RuntimeError) as error:
-        missing = (
-            "is this Slurm, Kubernetes with JAX's k8s extra, Open MPI or Cloud TPU?"
-            if automatic
-            else "were all of them started, each with the same coordinator and its own number?"
-        )
-        raise UserError(
-            f"cannot join the {count} processes at {coordinator}: {str(error).splitlines()[0]} "
-            f"{missing}"
-        ) from error
-    # The first exchange connects the processes, and waits half a minute for the others; later ones
-    # wait as long as another process works.
-    devices()  # without any, JAX ends without a word
-    on_process_0(lambda: None)
-
-
-def _check_port(coordinator: str, port: int) -> None:
-    """Checks that process 0 can listen: where it can't, JAX's service ends with a crash."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("", port))
-        except OSError as error:
-            raise UserError(
-                f"coordinator: expected a free port of this machine, got {coordinator!r}: {error}; "
-                f"choose another one for all processes"
-            ) from error
-
-
-def coordinator_host() -> str:
-    """The name or address of the machine of process 0, as process 0 knows it."""
-    given = _coordinators[-1] if _coordinators else CLUSTER
-    return socket.getfqdn() if given == CLUSTER else given.rpartition(":")[0].strip("[]")
-
-
-def free_address() -> str:
-    """An address on this machine with a free port, for process 0."""
-    with socket.socket() as taken:
-        taken.bind(("localhost", 0))
-        return f"localhost:{taken.getsockname()[1]}"
 
 
 def is_distributed() -> bool:

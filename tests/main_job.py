@@ -22,7 +22,7 @@ import numpy as np
 from as_users import QUICKLY
 from orbax.checkpoint import v1 as ocp
 
-from dlrm_jax.processes import free_address
+from dlrm_jax.coordinator import free_address
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ("-m", "experiments.criteo")

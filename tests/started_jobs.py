@@ -11,7 +11,7 @@ from pathlib import Path
 
 from as_users import QUICKLY
 
-from dlrm_jax.processes import free_address
+from dlrm_jax.coordinator import free_address
 
 ROOT = Path(__file__).parents[1]
 

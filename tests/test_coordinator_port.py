@@ -2,8 +2,8 @@ import socket
 
 import pytest
 
+from dlrm_jax.coordinator import join
 from dlrm_jax.errors import UserError
-from dlrm_jax.processes import join
 
 
 def test_a_port_in_use_is_refused_before_jax_takes_it():

@@ -17,7 +17,7 @@ import pytest
 from documents import ROOT, blocks
 from main_job import Program, environment, in_background, run
 
-from dlrm_jax.processes import free_address
+from dlrm_jax.coordinator import free_address
 
 PORT = "8000"
 ENDING = "trap 'kill %1 2> /dev/null' EXIT"

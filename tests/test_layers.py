@@ -28,7 +28,8 @@ BELOW = {
     "targets": {"errors", "mesh", "gpu_targets"},
     "programs": set(),
     "processes": {"errors", "backend"},
-    "host_exchange": {"processes"},
+    "coordinator": {"errors", "backend", "processes"},
+    "host_exchange": {"processes", "coordinator"},
     "agreements": {"processes"},
     "signals": set(),
     "processor": set(),
@@ -111,7 +112,7 @@ BELOW["search"] = BELOW["daily"] = {*BELOW["job"], "job"}
 BELOW["simulation"] = {*BELOW["training"], "training"}
 BELOW["cli"] = {*BELOW["search"], "search", "daily", "retrieval", "presets", "text_table"}
 BELOW["cli"] |= {"serving", "publishing", "conversion", "processor", "simulation", "stream"}
-BELOW["cli"].add("targets")
+BELOW["cli"] |= {"targets", "coordinator"}
 BELOW["cli"] |= {*BELOW["request_serving"], "request_serving", "sequential_serving"}
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli", "sequential", "requests"}

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from dlrm_jax.console import status
-from dlrm_jax.processes import free_address
+from dlrm_jax.coordinator import free_address
 from dlrm_jax.signals import SIGNALS, deferred, end_process, kept_for_child
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.journal_files import entries_in

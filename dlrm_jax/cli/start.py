@@ -13,10 +13,11 @@ from absl import flags
 from dlrm_jax.cli.compilation_cache import keep_compiled
 from dlrm_jax.cli.flags import FLAGS
 from dlrm_jax.cli.launch import end_with_launcher
+from dlrm_jax.coordinator import CLUSTER, join
 from dlrm_jax.embedding import Plan
 from dlrm_jax.files import cache_directory
 from dlrm_jax.mesh import check_accelerators, emulate_devices, make_mesh, parse_mesh
-from dlrm_jax.processes import CLUSTER, check_same, is_process_0, join
+from dlrm_jax.processes import check_same, is_process_0
 
 
 def define_process_flags() -> None:

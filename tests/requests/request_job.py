@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from random_requests import random_requests
 
+from dlrm_jax.coordinator import join
 from dlrm_jax.mesh import as_mesh, emulate_devices
-from dlrm_jax.processes import is_process_0, join
+from dlrm_jax.processes import is_process_0
 from dlrm_jax.requests.requests import split_of
 from dlrm_jax.requests.run import run
 from dlrm_jax.requests.settings import RequestSettings

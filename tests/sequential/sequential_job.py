@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from planted_histories import LOG, SETTINGS, SPLIT
 
+from dlrm_jax.coordinator import join
 from dlrm_jax.mesh import as_mesh, emulate_devices
-from dlrm_jax.processes import is_process_0, join
+from dlrm_jax.processes import is_process_0
 from dlrm_jax.sequential.run import run
 
 DEVICES, MESH = 4, "2x2"

@@ -18,9 +18,9 @@ from main_job import Program, arrays, in_background, losses, run, summary
 from stream_job import FLAGS, PROGRAM, SIZES, assert_same, flags, lines, train
 from stream_log import log, publish, write_schema
 
+from dlrm_jax.coordinator import free_address
 from dlrm_jax.errors import UserError
 from dlrm_jax.host_exchange import HostExchange
-from dlrm_jax.processes import free_address
 from dlrm_jax.stream.agreement import Due, Found, Own, Turn, agree
 from dlrm_jax.training.journal_entry import read_entry
 

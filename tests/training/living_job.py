@@ -12,12 +12,13 @@ from jax.experimental import multihost_utils
 from living_tables import Drifting, learner, run, translated
 from processes_job import part_of
 
+from dlrm_jax.coordinator import join
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.dynamic_ids.policy import DynamicIds
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import emulate_devices
-from dlrm_jax.processes import is_process_0, join
+from dlrm_jax.processes import is_process_0
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 

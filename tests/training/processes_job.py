@@ -16,6 +16,7 @@ from setups import Setup, train
 
 from dlrm_jax import processes
 from dlrm_jax.agreements import Agreements
+from dlrm_jax.coordinator import join
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import emulate_devices
@@ -25,7 +26,6 @@ from dlrm_jax.processes import (
     check_same,
     gathered_bytes,
     is_process_0,
-    join,
     led,
     on_process_0,
 )

@@ -17,10 +17,11 @@ from processes_job import RESUMED, STEPS, STEPS_BEFORE
 from setups import MESHES, OTHER, ROWS, Setup, train
 from started_jobs import started
 
+from dlrm_jax.coordinator import CLUSTER, join
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.embedding.plan import PLACEMENTS
 from dlrm_jax.errors import UserError
-from dlrm_jax.processes import CLUSTER, agreed, join, on_process_0
+from dlrm_jax.processes import agreed, on_process_0
 from dlrm_jax.training.checkpoint import Checkpoints
 
 SECONDS = 900  # several times 80 s of processor time, as other programs may compute meanwhile
