@@ -12,7 +12,8 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
-from dlrm_jax.cli.flags import FLAGS, check_new, refuse_unless
+from dlrm_jax.cli.flags import FLAGS, refuse_unless
+from dlrm_jax.cli.output_files import check_new
 from dlrm_jax.cli.program_report import program_text
 from dlrm_jax.cli.start import start
 from dlrm_jax.embedding.owner_exchange import LATER_ROUNDS

@@ -25,7 +25,8 @@ from absl import flags
 from dlrm_jax.artifact.manifest import Manifest, is_artifact
 from dlrm_jax.cli.config_file import check_file_read
 from dlrm_jax.cli.datasets import OF_GENERATED
-from dlrm_jax.cli.flags import FLAGS, check_new, mark_required, refuse, require
+from dlrm_jax.cli.flags import FLAGS, mark_required, refuse, require
+from dlrm_jax.cli.output_files import check_new
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.console import status

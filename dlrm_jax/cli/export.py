@@ -31,7 +31,8 @@ from dlrm_jax.artifact.dense_note import Precision
 from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.cli import export_towers
 from dlrm_jax.cli.data_of_run import data_of_run
-from dlrm_jax.cli.flags import FLAGS, check_new, mark_required, refuse, require
+from dlrm_jax.cli.flags import FLAGS, mark_required, refuse, require
+from dlrm_jax.cli.output_files import check_new
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
 from dlrm_jax.data.arrays import Split

@@ -28,7 +28,8 @@ from dlrm_jax.cli.config_flags import (
     overridden,
     with_flags,
 )
-from dlrm_jax.cli.flags import FLAGS, check_new, check_pictures, refuse
+from dlrm_jax.cli.flags import FLAGS, refuse
+from dlrm_jax.cli.output_files import check_new, check_pictures
 from dlrm_jax.cli.pictures import save
 from dlrm_jax.cli.plan_pictures import draw_mesh, draw_shards
 from dlrm_jax.cli.plan_report import (

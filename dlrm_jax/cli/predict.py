@@ -29,16 +29,9 @@ import polars as pl
 from absl import flags
 from jax.sharding import Mesh
 
-from dlrm_jax.cli.flags import (
-    FLAGS,
-    check_new,
-    mark_required,
-    paths,
-    refuse,
-    refuse_unless,
-    require,
-)
+from dlrm_jax.cli.flags import FLAGS, mark_required, paths, refuse, refuse_unless, require
 from dlrm_jax.cli.model_flags import chosen_model, define_model_flags
+from dlrm_jax.cli.output_files import check_new
 from dlrm_jax.cli.predicted_labels import PredictedLabels
 from dlrm_jax.cli.predicted_metrics import chosen_metrics, with_all_negatives
 from dlrm_jax.cli.predicting_model import (

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from absl import flags
 
-from dlrm_jax.cli.flags import FLAGS, check_new, mark_required, require
+from dlrm_jax.cli.flags import FLAGS, mark_required, require
+from dlrm_jax.cli.output_files import check_new
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
 from dlrm_jax.errors import UserError

@@ -20,7 +20,8 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from dlrm_jax.cli.flags import FLAGS, check_pictures, check_writable, require
+from dlrm_jax.cli.flags import FLAGS, require
+from dlrm_jax.cli.output_files import check_pictures, check_writable
 from dlrm_jax.cli.pictures import COLOURS, INK, PERCENT, legend_beside, new_axes, save
 from dlrm_jax.cli.run import run
 from dlrm_jax.errors import UserError

@@ -12,7 +12,8 @@ import dataclasses
 
 from absl import flags
 
-from dlrm_jax.cli.flags import FLAGS, check_pictures, check_writable, require
+from dlrm_jax.cli.flags import FLAGS, require
+from dlrm_jax.cli.output_files import check_pictures, check_writable
 from dlrm_jax.cli.pictures import save
 from dlrm_jax.cli.run import run
 from dlrm_jax.embedding.planning.devices import DEVICES, device

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from absl import flags
 
-from dlrm_jax.cli.flags import FLAGS, check_writable
+from dlrm_jax.cli.flags import FLAGS
+from dlrm_jax.cli.output_files import check_writable
 from dlrm_jax.files import write_json
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.record import versions

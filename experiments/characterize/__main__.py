@@ -31,7 +31,8 @@ from absl import flags
 
 from dlrm_jax.backend import describe_devices
 from dlrm_jax.cli.config_flags import OF_WHOLE_RUNS, define_run_flags, with_flags
-from dlrm_jax.cli.flags import FLAGS, check_pictures, check_writable
+from dlrm_jax.cli.flags import FLAGS
+from dlrm_jax.cli.output_files import check_pictures, check_writable
 from dlrm_jax.cli.pictures import save
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start

@@ -16,6 +16,7 @@ from dlrm_jax.cli.config_flags import NO_EFFECT
 from dlrm_jax.cli.flags import example, own_flags
 from dlrm_jax.cli.help import help_text
 from dlrm_jax.cli.main import COMMANDS
+from dlrm_jax.cli.output_files import check_new, check_writable
 from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.errors import UserError
@@ -173,7 +174,7 @@ def test_the_name_of_a_field_becomes_that_of_its_flag(
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="nobody can make a file in /proc")
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.compile"], indirect=True)
-@pytest.mark.parametrize("check", [cli_flags.check_new, cli_flags.check_writable])
+@pytest.mark.parametrize("check", [check_new, check_writable])
 def test_a_directory_that_takes_no_files(program: ModuleType, check: Callable[[str], None]):
     """Before the hours of a compilation; root may write everywhere, says the system."""
     del program

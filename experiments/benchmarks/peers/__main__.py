@@ -41,7 +41,8 @@ from absl import flags
 from tqdm import tqdm
 
 from dlrm_jax import processor
-from dlrm_jax.cli.flags import FLAGS, check_writable, define_numbers
+from dlrm_jax.cli.flags import FLAGS, define_numbers
+from dlrm_jax.cli.output_files import check_writable
 from dlrm_jax.cli.run import run
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError

@@ -39,7 +39,8 @@ from absl import flags
 
 from dlrm_jax.artifact.dense_note import Precision
 from dlrm_jax.artifact.row_formats import RowFormat, as_row_format
-from dlrm_jax.cli.flags import FLAGS, check_writable, define_numbers
+from dlrm_jax.cli.flags import FLAGS, define_numbers
+from dlrm_jax.cli.output_files import check_writable
 from dlrm_jax.cli.run import run
 from dlrm_jax.config import Config
 from dlrm_jax.files import cache_directory, write_json
