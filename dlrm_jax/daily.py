@@ -36,7 +36,8 @@ from dlrm_jax.run import run
 from dlrm_jax.run_data import load_data
 from dlrm_jax.run_start import Options
 from dlrm_jax.saved_config import VERSION, saved_fields
-from dlrm_jax.training.build import check_shared, make_learner
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.config_data import check_shared
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.measures import Measures, measures_of
 from dlrm_jax.training.metrics import METRICS

@@ -33,11 +33,8 @@ from dlrm_jax.presets import PRESETS
 from dlrm_jax.run import Options, run
 from dlrm_jax.run_data import Source, check_effects, check_split_labels, is_new, load_data
 from dlrm_jax.run_start import checkpoints_of, describe_run
-from dlrm_jax.training.build import (
-    check_config,
-    check_shared,
-    make_learner,
-)
+from dlrm_jax.training.build import check_config, make_learner
+from dlrm_jax.training.config_data import check_shared
 from dlrm_jax.training.evaluation import evaluate, rows_as_they_are
 from dlrm_jax.training.measures import measures_of
 from dlrm_jax.training.model import OF_MODELS, unread

@@ -15,7 +15,8 @@ from dlrm_jax.data.unseen_ids import unseen_ids
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory
 from dlrm_jax.processes import on_process_0
-from dlrm_jax.training.build import check_table_settings, for_data, generate_data
+from dlrm_jax.training.build import check_table_settings
+from dlrm_jax.training.config_data import for_data, generate_data
 from dlrm_jax.training.label_settings import check_label_settings
 from dlrm_jax.training.losses import own_function
 from dlrm_jax.training.measures import check_columns

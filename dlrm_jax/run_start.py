@@ -18,8 +18,8 @@ from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.run_continued import Continued, start_from
 from dlrm_jax.saved_config import VERSION, file_text, other_shapes
-from dlrm_jax.training.build import OF_DATA
 from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.config_data import OF_DATA
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Metrics
 from dlrm_jax.training.metadata import read_metadata

@@ -16,8 +16,8 @@ from dlrm_jax.data.batches import LaterBatches
 from dlrm_jax.dynamic_ids.id_maps import IdMaps
 from dlrm_jax.host_tables.row_feed import FedBatches
 from dlrm_jax.run_continued import Continued
-from dlrm_jax.training.build import train_batches
 from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.config_data import train_batches
 from dlrm_jax.training.host_memory import feed_of
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.live_maps import LiveMaps, TranslatedBatches

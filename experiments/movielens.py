@@ -26,7 +26,8 @@ from dlrm_jax.cli.start import start
 from dlrm_jax.data.movielens.loading import MovieLens, load_movielens, load_ranking
 from dlrm_jax.data.movielens.splits import SPLITS
 from dlrm_jax.presets import preset
-from dlrm_jax.training.build import check_config, for_data
+from dlrm_jax.training.build import check_config
+from dlrm_jax.training.config_data import for_data
 from experiments.compare.contest import asked, compare, define_comparison_flags, locked_workdir
 from experiments.compare.tasks import Choices, Clicks, Task
 

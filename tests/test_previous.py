@@ -33,8 +33,9 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run_continued import start_from
 from dlrm_jax.run_start import checkpoints_of
 from dlrm_jax.saved_config import trained_config
-from dlrm_jax.training.build import for_data, make_learner
+from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.config_data import for_data
 from dlrm_jax.training.kept_data import find_kept
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata

@@ -29,7 +29,8 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run import Options, run
 from dlrm_jax.run_continued import Continued, check_data, ids_before, start_from, verdict
 from dlrm_jax.saved_config import file_fields, is_ours
-from dlrm_jax.training.build import for_data, make_learner
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.config_data import for_data
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata

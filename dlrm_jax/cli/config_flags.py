@@ -14,7 +14,8 @@ from dlrm_jax.config import FIELD_TYPES, MAY_CHANGE, Config
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.errors import UserError
 from dlrm_jax.presets import PRESETS
-from dlrm_jax.training.build import OF_DATA, check_table_settings
+from dlrm_jax.training.build import check_table_settings
+from dlrm_jax.training.config_data import OF_DATA
 from dlrm_jax.training.model import unread
 
 NO_EFFECT = "No effect"

@@ -8,7 +8,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.errors import UserError
 from dlrm_jax.run_data import load_data
-from dlrm_jax.training.build import generated_fingerprint
+from dlrm_jax.training.config_data import generated_fingerprint
 
 
 def data_of_run(

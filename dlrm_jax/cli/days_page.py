@@ -15,7 +15,7 @@ from dlrm_jax.daily import JOURNAL, Entry
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing
 from dlrm_jax.text_table import text_table
-from dlrm_jax.training.build import OF_DATA
+from dlrm_jax.training.config_data import OF_DATA
 from dlrm_jax.training.model import unread
 
 _PAGE, _PICTURE = "days.html", "days.svg"

@@ -53,14 +53,8 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating
 from dlrm_jax.mesh import MOST_DEVICES, check_device_count, in_micro_batches, parse_mesh
 from dlrm_jax.presets import preset
-from dlrm_jax.training.build import (
-    check_shared,
-    check_table_settings,
-    for_data,
-    penalty,
-    read_plan,
-    workload,
-)
+from dlrm_jax.training.build import check_table_settings, penalty, read_plan, workload
+from dlrm_jax.training.config_data import check_shared, for_data
 from dlrm_jax.training.tables import Descriptions, describe
 
 # What the placement of tables depends on is left: the tables, their optimizers, and the batch.

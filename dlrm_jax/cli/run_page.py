@@ -10,7 +10,7 @@ from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.pictures import percent
 from dlrm_jax.cli.run_pictures import draw_curves
 from dlrm_jax.cli.shown import metric_name, number, shortened
-from dlrm_jax.training.build import OF_DATA
+from dlrm_jax.training.config_data import OF_DATA
 from dlrm_jax.training.metrics import METRICS
 
 _Json = Mapping[str, Any]

@@ -43,7 +43,7 @@ from dlrm_jax.search.space import Space, described
 from dlrm_jax.search.store import check_directory
 from dlrm_jax.search.study import Study
 from dlrm_jax.search.trials import Setting, run_trials
-from dlrm_jax.training.build import check_shared, for_data
+from dlrm_jax.training.config_data import check_shared, for_data
 from dlrm_jax.training.metrics import higher_is_better
 from dlrm_jax.training.model import unread
 

@@ -51,12 +51,8 @@ from dlrm_jax.run import run as run_job
 from dlrm_jax.run_data import check_effects, is_new, load_data
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.text_table import text_table
-from dlrm_jax.training.build import (
-    check_config,
-    check_shared,
-    generated_fingerprint,
-    make_learner,
-)
+from dlrm_jax.training.build import check_config, make_learner
+from dlrm_jax.training.config_data import check_shared, generated_fingerprint
 from dlrm_jax.training.label_metrics import prefix, rows_by_label
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.metrics import METRICS

@@ -22,8 +22,9 @@ from dlrm_jax.inference import vocabularies
 from dlrm_jax.mesh import make_mesh, put_whole
 from dlrm_jax.run_start import describe_run
 from dlrm_jax.saved_config import file_text
-from dlrm_jax.training.build import OF_DATA, make_learner
+from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.config_data import OF_DATA
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.model import unread
 from dlrm_jax.training.sampling import correction_of

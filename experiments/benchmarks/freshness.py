@@ -40,7 +40,8 @@ from dlrm_jax.presets import preset
 from dlrm_jax.publishing.live_model import LiveModels
 from dlrm_jax.publishing.published import newest
 from dlrm_jax.publishing.publisher import Publisher, Settings
-from dlrm_jax.training.build import generate_data, make_learner, train_batches
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.config_data import generate_data, train_batches
 from dlrm_jax.training.dynamic_tables import id_maps_of
 from dlrm_jax.training.live_maps import LiveMaps, TranslatedBatches
 from dlrm_jax.training.publication import ToldBatches

@@ -33,7 +33,8 @@ from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.data.batches import Batch, TrainBatches
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.presets import preset
-from dlrm_jax.training.build import generate_data, make_learner
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.config_data import generate_data
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.record import versions
 from dlrm_jax.training.step import make_train_step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from dlrm_jax.config import Config
-from dlrm_jax.training.build import generated_batches
+from dlrm_jax.training.config_data import generated_batches
 from dlrm_jax.training.evaluation import read_behind
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.step import make_predict, make_train_step

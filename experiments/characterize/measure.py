@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from dlrm_jax.config import Config
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.data.prefetch import Prefetch
-from dlrm_jax.training.build import generate_data, make_learner, train_batches
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.config_data import generate_data, train_batches
 from dlrm_jax.training.evaluation import read_behind
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.step import make_train_step

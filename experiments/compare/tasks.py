@@ -13,7 +13,7 @@ from jaxtyping import Float
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.batches import Batch, Batches, TrainBatches
-from dlrm_jax.training.build import train_batches
+from dlrm_jax.training.config_data import train_batches
 from dlrm_jax.training.label_metrics import label_metrics, prefix
 from dlrm_jax.training.metrics import binary_metrics
 from dlrm_jax.training.ranking import ranking_metrics

@@ -30,7 +30,8 @@ from dlrm_jax.data.generated.teacher import TeacherKind
 from dlrm_jax.files import write_text
 from dlrm_jax.presets import preset
 from dlrm_jax.text_table import text_table
-from dlrm_jax.training.build import check_config, generate_data
+from dlrm_jax.training.build import check_config
+from dlrm_jax.training.config_data import generate_data
 from dlrm_jax.training.record import to_json
 from experiments.compare.contest import asked, compare, define_comparison_flags, locked_workdir
 from experiments.compare.ranks import rank_ranges, shown

@@ -15,7 +15,8 @@ from jaxtyping import Float32, Int32
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Examples, Split
-from dlrm_jax.training.build import make_learner, train_batches
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.config_data import train_batches
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.loop import Intervals, train
 from dlrm_jax.training.metrics import binary_metrics

@@ -23,7 +23,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.saved_config import VERSION, file_fields, file_text
 from dlrm_jax.search.findings import Finding
 from dlrm_jax.search.grammar import parse_space
-from dlrm_jax.training.build import generate_data
+from dlrm_jax.training.config_data import generate_data
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.statistics import measure
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.vocabularies import read_values
-from dlrm_jax.training.build import check_shared, for_data
+from dlrm_jax.training.config_data import check_shared, for_data
 
 SCHEMA = Schema(
     "y",

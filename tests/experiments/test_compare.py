@@ -15,7 +15,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
-from dlrm_jax.training.build import generate_data
+from dlrm_jax.training.config_data import generate_data
 from experiments.compare import contest
 from experiments.compare.tasks import Choices, Clicks, EpochBatches
 from experiments.compare.trials import Contender, Result

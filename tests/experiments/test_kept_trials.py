@@ -12,7 +12,7 @@ import experiments.compare.trials as trials
 from dlrm_jax.config import Config
 from dlrm_jax.errors import CopiesDifferError
 from dlrm_jax.mesh import make_mesh
-from dlrm_jax.training.build import generate_data
+from dlrm_jax.training.config_data import generate_data
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.source_hash import source_hash
 from experiments.compare.tasks import Clicks

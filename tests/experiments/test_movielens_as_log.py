@@ -19,7 +19,7 @@ from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.job import fit
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.presets import preset
-from dlrm_jax.training.build import for_data
+from dlrm_jax.training.config_data import for_data
 from experiments.compare.tasks import Clicks
 from experiments.compare.trials import run_trial
 

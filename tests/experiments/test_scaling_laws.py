@@ -17,7 +17,8 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.sequential.batches import SequenceTraining
 from dlrm_jax.sequential.model import learner_for
 from dlrm_jax.sequential.step import make_sequential_step
-from dlrm_jax.training.build import make_learner, train_batches
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.config_data import train_batches
 from dlrm_jax.training.step import make_train_step
 from experiments.benchmarks.roofline import matrix_flops
 from experiments.scaling import ranking, sequences

@@ -13,7 +13,7 @@ from main_job import run
 
 from dlrm_jax.cli.pictures import save
 from dlrm_jax.config import Config
-from dlrm_jax.training.build import generate_data
+from dlrm_jax.training.config_data import generate_data
 from experiments.compare import contest
 from experiments.compare.bounds import ORDER_BLIND, TEACHER, bounds
 from experiments.compare.results_page import flops_of

@@ -22,7 +22,8 @@ from dlrm_jax.models.dlrm import DLRM
 from dlrm_jax.models.fields import Field
 from dlrm_jax.native import layers, ops
 from dlrm_jax.presets import preset
-from dlrm_jax.training.build import generated_batches, make_learner
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.config_data import generated_batches
 from dlrm_jax.training.native_model import (
     dot,
     has_native_layers,

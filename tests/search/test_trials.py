@@ -22,7 +22,7 @@ from dlrm_jax.search.identity import Identity
 from dlrm_jax.search.space import Space
 from dlrm_jax.search.study import Study, Trial
 from dlrm_jax.search.trials import Setting, run_trials
-from dlrm_jax.training.build import for_data, generate_data
+from dlrm_jax.training.config_data import for_data, generate_data
 from dlrm_jax.training.learner import Learner
 
 CONFIG = dataclasses.replace(

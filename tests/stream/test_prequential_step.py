@@ -9,7 +9,8 @@ import pytest
 from dlrm_jax.config import Config
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.stream.step import make_prequential_step
-from dlrm_jax.training.build import generated_batches, make_learner
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.config_data import generated_batches
 from dlrm_jax.training.step import make_predict, make_train_step
 
 CONFIG = Config(

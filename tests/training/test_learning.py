@@ -14,7 +14,8 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import ABSENT, Dataset, Examples, Split
 from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.mesh import make_mesh
-from dlrm_jax.training.build import generate_data, make_learner
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.config_data import generate_data
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.metrics import auc
 from dlrm_jax.training.step import make_predict, make_train_step

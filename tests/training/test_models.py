@@ -16,7 +16,8 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.models.fields import VECTOR, WEIGHT, Model
 from dlrm_jax.models.mlp import MLP
 from dlrm_jax.models.zoo import MODELS
-from dlrm_jax.training.build import generate_data, make_learner
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.config_data import generate_data
 from dlrm_jax.training.member_losses import MemberLoss
 from dlrm_jax.training.model import OF_MODELS, make_model, model_class, unread
 from dlrm_jax.training.ranking_losses import RankingLoss

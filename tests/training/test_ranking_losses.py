@@ -15,8 +15,9 @@ from saved_run import CONFIG, examples
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
-from dlrm_jax.training.build import make_learner, train_batches
+from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.compiled import compile_step, compiled_collectives, planned_collectives
+from dlrm_jax.training.config_data import train_batches
 from dlrm_jax.training.data_parallel import _ranked
 from dlrm_jax.training.ranking_losses import RANKING_LOSSES, Ranked, RankingLoss
 from dlrm_jax.training.step import make_predict, make_train_step

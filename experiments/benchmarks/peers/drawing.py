@@ -11,7 +11,7 @@ import numpy as np
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.data.generated.zipf import bounded_zipf
-from dlrm_jax.training.build import generated_batches
+from dlrm_jax.training.config_data import generated_batches
 from experiments.benchmarks.peers.problem import Arrays, Mode, Optimizer, Problem
 
 # Two contestants' tables, their optimizer state and temporaries fit into 16 GiB.
