@@ -1,4 +1,4 @@
-"""Owners of fully sharded rows update them by kernels for GPUs, emulated, against NumPy."""
+"""Owners of fully sharded rows update them by kernels of Pallas, emulated, against NumPy."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from dlrm_jax.embedding import (
     RowWiseAdagrad,
     Table,
     fused_update_gpu,
+    fused_update_tpu,
     owner_exchange,
 )
 from dlrm_jax.embedding.l2 import add_l2
@@ -34,23 +35,28 @@ from dlrm_jax.mesh import make_mesh
 B, IDS, ROWS, DIM, STEPS, RATE = 16, 4, 40, 3, 3, 0.1
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def updates(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Numbers of ids of the updates by kernels, in programs of few ids."""
-    record = dataclasses.replace(
-        backend.CPU, row_kernels="triton", row_sums="sorted", native_kernels=False, packed_from=None
-    )
-    monkeypatch.setattr(backend, "CPU", record)
+    """Numbers of ids of the updates by kernels; those for GPUs have programs of few ids."""
     monkeypatch.setattr(fused_update_gpu, "IDS", 4)
     found: list[int] = []
-    update_runs = fused_update_gpu.update_runs
+    for module in (fused_update_gpu, fused_update_tpu):
+        update_runs = module.update_runs
 
-    def noted(optimizer: Any, table: Any, slots: Any, runs: Any, *given: Any) -> Any:
-        found.append(len(runs.rows))
-        return update_runs(optimizer, table, slots, runs, *given)
+        def noted(*given: Any, update_runs: Any = update_runs) -> Any:
+            found.append(len(given[3].rows))
+            return update_runs(*given)
 
-    monkeypatch.setattr(fused_update_gpu, "update_runs", noted)
+        monkeypatch.setattr(module, "update_runs", noted)
     return found
+
+
+def choose(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has emulated devices update rows by these kernels, or by XLA in the way of GPUs."""
+    like = backend.TPU if kernels == "mosaic" else backend.GPU
+    own: dict[str, Any] = {"row_sums": like.row_sums, "packed_from": like.packed_from and 2}
+    record = dataclasses.replace(backend.CPU, row_kernels=kernels, native_kernels=False, **own)
+    monkeypatch.setattr(backend, "CPU", record)
 
 
 def collection(mesh: str, optimizer: Any, dtype: str = "float32") -> EmbeddingCollection:
@@ -99,31 +105,35 @@ def trained(tables: EmbeddingCollection, table: np.ndarray) -> dict[str, np.ndar
     return {key: np.asarray(x) for key, x in arrays.items()}
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize(
-    ("mesh", "capacities"),  # of a message in the group, and between groups
-    [
-        ("2x2", ()),
-        ("2x4", (2, 1)),
-        pytest.param("2x4", (), marks=pytest.mark.thorough),
-        pytest.param("2x2", (3, 2), marks=pytest.mark.thorough),
-        pytest.param("1x8", (2,), marks=pytest.mark.thorough),
-    ],
-)
+CASES = [  # and the rows of a message in the group, and between groups
+    *(("triton", mesh, name) for mesh in (("2x2", ()), ("2x4", (2, 1))) for name in OPTIMIZERS),
+    ("mosaic", ("2x4", (2, 1)), "rowwise_adagrad"),
+    *(
+        pytest.param(kernels, mesh, name, marks=pytest.mark.thorough)
+        for kernels in ("triton", "mosaic")
+        for mesh in (("2x4", ()), ("2x2", (3, 2)), ("1x8", (2,)))
+        for name in OPTIMIZERS
+    ),
+]
+
+
+@pytest.mark.parametrize(("kernels", "mesh", "name"), CASES)
 def test_rows_of_several_partners_in_one_or_many_rounds(
+    kernels: str,
+    mesh: tuple[str, tuple[int, ...]],
     name: str,
-    mesh: str,
-    capacities: tuple[int, ...],
     updates: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ):
+    choose(kernels, monkeypatch)
+    shape, capacities = mesh
     if capacities:
         left = itertools.cycle(capacities)
         monkeypatch.setattr(owner_exchange, "capacity", lambda *of: next(left))
     table = np.random.default_rng(1).normal(size=(ROWS, DIM))
     with jax.enable_x64(True):
-        tables = collection(mesh, row_optimizer(name, RATE), "float64")
-        assert tables.kernels_in_use["updates"] == "triton"
+        tables = collection(shape, row_optimizer(name, RATE), "float64")
+        assert tables.kernels_in_use["updates"] == kernels
         found = trained(tables, table)
     # The first round, and one in the loop of the others.
     assert len(updates) == 2
@@ -140,8 +150,7 @@ def test_a_penalty_needs_sums_and_a_norm_does_not(
     ids, cotangents = batches()[0]
     found = []
     for kernels in ("xla", "triton"):
-        record = dataclasses.replace(backend.CPU, row_kernels=kernels)
-        monkeypatch.setattr(backend, "CPU", record)
+        choose(kernels, monkeypatch)
         tables = collection("2x2", RowWiseAdagrad(RATE))
 
         @jax.jit
@@ -160,6 +169,7 @@ def test_a_penalty_needs_sums_and_a_norm_does_not(
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), *found)
 
 
-def test_optimizers_of_optax_and_random_rounding_stay_with_xla():
+def test_optimizers_of_optax_and_random_rounding_stay_with_xla(monkeypatch: pytest.MonkeyPatch):
+    choose("triton", monkeypatch)
     assert collection("2x2", optax.adam(RATE)).kernels_in_use["updates"] == "jax"
     assert collection("2x2", SGD(RATE), "bfloat16").kernels_in_use["updates"] == "jax"
