@@ -29,6 +29,7 @@ from dlrm_jax.cli.compiled_step import (
     define_target,
     memory_text,
     mesh_to_compile_for,
+    of_any_machine,
     write_found,
 )
 from dlrm_jax.cli.config_flags import OF_WHOLE_RUNS, define_run_flags, with_flags
@@ -59,11 +60,8 @@ define_target(" instead of emulated ones")
 
 def main() -> None:
     """Descriptions, compilation, and what is read of the program."""
-    config = with_flags(preset(FLAGS.preset))
     mesh = mesh_to_compile_for()
-    if config.kernels == "auto":
-        # The step of another machine doesn't depend on what has been built on this one.
-        config = dataclasses.replace(config, kernels="jax")
+    config = of_any_machine(with_flags(preset(FLAGS.preset)), mesh)
     check_batch_size(mesh, "batch_size", config.batch_size, config.accumulation_steps)
     print(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     learner = make_learner(config, mesh, feeds=True)

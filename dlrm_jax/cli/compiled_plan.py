@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 
+from dlrm_jax.cli.compiled_step import of_any_machine
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.embedding.planning.devices import Device
@@ -124,10 +125,7 @@ def _compiled(config: Config, kind: Device, plans: Sequence[MeshPlan]) -> Compil
     mesh = start(plan.mesh, emulate=True)
     if not kind.emulated:
         mesh = target_mesh(kind.name, parse_mesh(plan.mesh))
-    if config.kernels == "auto":
-        # The step of another machine doesn't depend on what has been built on this one.
-        config = dataclasses.replace(config, kernels="jax")
-    learner = make_learner(config, mesh, plan=plan.plan)
+    learner = make_learner(of_any_machine(config, mesh), mesh, plan=plan.plan)
     begun = time.perf_counter()
     try:
         compiled = compile_step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -12,10 +13,12 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
+from dlrm_jax.backend import backend_of
 from dlrm_jax.cli.flags import FLAGS, refuse_unless
 from dlrm_jax.cli.output_files import check_new
 from dlrm_jax.cli.program_report import program_text
 from dlrm_jax.cli.start import start
+from dlrm_jax.config import Config
 from dlrm_jax.embedding.owner_exchange import LATER_ROUNDS
 from dlrm_jax.embedding.planning.devices import DEVICES, Device
 from dlrm_jax.errors import UserError
@@ -43,6 +46,13 @@ def define_target(otherwise: str) -> None:
         f"such as h100:8.",
     )  # fmt: skip
     flags.DEFINE_string("json", None, "File to make for all of it, as JSON; such as step.json.")
+
+
+def of_any_machine(config: Config, mesh: Mesh) -> Config:
+    """The config of a step that doesn't depend on what has been built on this machine."""
+    if config.kernels == "auto" and backend_of(mesh).native_kernels:
+        return dataclasses.replace(config, kernels="jax")
+    return config
 
 
 def check_target() -> None:
