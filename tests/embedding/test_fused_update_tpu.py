@@ -27,7 +27,7 @@ MANY = [*[3] * 200, *[4] * 60, *RNG.integers(0, R + 9, 250), R - 1, R - 1, R - 2
 
 def check(
     name: str,
-    rows: Sequence[int],
+    ids: Sequence[int],
     width: int,
     packed: bool,
     weighted: bool,
@@ -36,7 +36,7 @@ def check(
 ) -> None:
     """Compares an update, given the row of each id."""
     optimizer, formula = row_optimizer(name, RATE), FORMULAS[name]
-    rng, rows = np.random.default_rng(0), np.sort(np.asarray(rows, "i4"))
+    rng, rows = np.random.default_rng(0), np.sort(np.asarray(ids, "i4"))
     shapes = {"row": (R,), "element": (R, width)}
     table = rng.normal(size=(R, width))
     slots = {name: rng.random(shapes[kind]) for name, kind in optimizer.slots.items()}
@@ -106,7 +106,8 @@ def test_no_copy_races_with_another(name: str):
         interpret=pltpu.InterpretParams(detect_races=True),
         rtol=2e-4,
     )
-    assert not interpret_pallas_call.races.races_found
+    races: Any = interpret_pallas_call.races
+    assert not races.races_found
 
 
 def test_a_schedule_and_a_factor_of_the_rate():
