@@ -17,8 +17,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import hypothesis
 import jax
 import pytest
+import type_checks
 from as_users import QUICKLY
-from jaxtyping import install_import_hook
 
 gc.set_threshold(50_000, 20, 100)  # imports and tracing allocate much and free little
 # Asserts in what the tests of a directory share show their values as those in tests do.
@@ -27,7 +27,7 @@ pytest.register_assert_rewrite("main_job", "small_collection")
 # other examples.
 hypothesis.settings.register_profile("project", deadline=None, max_examples=30)
 hypothesis.settings.load_profile("project")
-install_import_hook("dlrm_jax", "type_checks.checked")
+type_checks.install()
 
 from dlrm_jax import backend  # noqa: E402
 from dlrm_jax.mesh import emulate_devices  # noqa: E402
