@@ -6,6 +6,7 @@ divides them, since it seldom divides the rows.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from dlrm_jax.embedding import packed_rows, row_split
+from dlrm_jax.embedding.by_value import ByValue, value_key
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.table import Table
@@ -122,6 +124,24 @@ def _on_devices(axes: MeshAxes, slab: Slab, function: Callable[[Array], Array], 
     return jax.shard_map(function, mesh=axes.mesh, in_specs=spec, out_specs=spec)(x)
 
 
+def unpacker(axes: MeshAxes, slab: Slab) -> Unpacker:
+    """The `Unpacker` of a slab, the same one for slabs of the same rows of the same tables.
+
+    So its programs aren't compiled again for other collections. It holds no function of a user.
+    """
+    tables = {
+        name: dataclasses.replace(table, init=None, optimizer=None)
+        for name, table in slab.tables.items()
+    }
+    slab = dataclasses.replace(slab, tables=tables, optimizer=None)
+    return _kept(axes, ByValue(value_key(slab), slab), _CHUNK_ROWS)
+
+
+@functools.lru_cache(maxsize=128)
+def _kept(axes: MeshAxes, slab: ByValue, chunk_rows: int) -> Unpacker:
+    return Unpacker(axes, slab.value, chunk_rows)
+
+
 class Unpacker:
     """Makes whole arrays of a slab's tables, one large chunk of rows at a time.
 
@@ -131,11 +151,13 @@ class Unpacker:
     Args:
         axes: axes of the mesh, of type Auto.
         slab: slab whose arrays to convert.
+        chunk_rows: rows of one shard that are moved at a time.
     """
 
-    def __init__(self, axes: MeshAxes, slab: Slab):
+    def __init__(self, axes: MeshAxes, slab: Slab, chunk_rows: int):
         self._axes = axes
         self._slab = slab
+        self._chunk_rows = chunk_rows
         self._pieces = {
             # A plan may list the pieces of a table in any order.
             name: sorted(
@@ -161,8 +183,8 @@ class Unpacker:
             return self._slices(array)
         tables = jax.block_until_ready(self._first(array))
         for name, table in self._slab.tables.items():
-            chunks = table.rows // (_CHUNK_ROWS * len(self._pieces[name]))
-            for first in range(0, chunks * _CHUNK_ROWS, _CHUNK_ROWS):
+            chunks = table.rows // (self._chunk_rows * len(self._pieces[name]))
+            for first in range(0, chunks * self._chunk_rows, self._chunk_rows):
                 tables[name] = jax.block_until_ready(self._fill[name](tables[name], array, first))
         return tables
 
@@ -185,9 +207,9 @@ class Unpacker:
             tables = {}
             for name, table in self._slab.tables.items():
                 pieces = len(self._pieces[name])
-                chunks, rest = divmod(table.rows, _CHUNK_ROWS * pieces)
+                chunks, rest = divmod(table.rows, self._chunk_rows * pieces)
                 most = row_split.count(rest, pieces, 0)
-                rows = self._rows(table, local, chunks * _CHUNK_ROWS, most)
+                rows = self._rows(table, local, chunks * self._chunk_rows, most)
                 before = table.rows - rest
                 tables[name] = jnp.pad(rows[:rest], [(before, 0)] + [(0, 0)] * (local.ndim - 1))
             return tables
@@ -200,7 +222,7 @@ class Unpacker:
         """Fills in the chunk of a table that begins at row ``first`` of each shard."""
 
         def run(out: Array, local: Array, first: Array) -> Array:
-            rows = self._rows(table, local, first, _CHUNK_ROWS)
+            rows = self._rows(table, local, first, self._chunk_rows)
             start = row_split.table_row(first, len(self._pieces[table.name]), 0)
             return jax.lax.dynamic_update_slice_in_dim(out, rows, start, axis=0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
@@ -14,11 +15,12 @@ from jaxtyping import Array
 
 from dlrm_jax.device_memory import check_memory
 from dlrm_jax.embedding import reshard
-from dlrm_jax.embedding.by_value import optimizer_key
+from dlrm_jax.embedding.by_value import ByValue, optimizer_key, value_key
 from dlrm_jax.embedding.initial_values import initial_values, native_initial_slab
 from dlrm_jax.embedding.kernel_dispatch import has_native_initial_values
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
+from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.embedding.row_optimizer import slot_shapes
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import EmbeddingState
@@ -29,6 +31,7 @@ from dlrm_jax.mesh import put_whole
 
 Source = Callable[[Table], Mapping[str, Array | np.ndarray]]
 Arrays = dict[str, Array]
+_Make = Callable[[MeshAxes, Slab, int, dict[str, Arrays]], Arrays]
 Specs = dict[str, jax.ShapeDtypeStruct]
 
 Scalars = dict[Hashable, tuple[str, Mapping[str, np.ndarray]]]
@@ -48,9 +51,9 @@ def from_arrays(
         given = {name: _given(auto, slab, table, source) for name, table in slab.tables.items()}
         _check_scalars(slab, given, scalars)
         in_place = native and has_native_initial_values(slab) and not any(given.values())
-        make = functools.partial(native_initial_slab if in_place else _make_slab, auto, slab, seed)
+        make = _program(native_initial_slab if in_place else _make_slab, auto, slab, seed)
         with auto.current():
-            leaves = jax.jit(make, out_shardings=_shardings(auto, slab))(given)
+            leaves = make(given)
         del given
         if not in_place:
             jax.block_until_ready(leaves)
@@ -235,6 +238,34 @@ def _check_scalars(slab: Slab, given: Mapping[str, Arrays], seen: Scalars) -> No
                     f"the same, got {expected[name]} and {own[name]}; give it for all tables of "
                     f"an optimizer or for none, where it is {np.asarray(initial[name])}"
                 )
+
+
+def _program(make: _Make, axes: MeshAxes, slab: Slab, seed: int) -> jax.stages.Wrapped:
+    """The jitted function that makes a slab, the same one for slabs that differ in rates alone.
+
+    So other collections of such tables compile it no more. What has functions of a user isn't
+    kept: they may hold arrays, and read what changes.
+    """
+    optimizer = slab.optimizer
+    if optimizer and type(optimizer) not in OPTIMIZERS.values():
+        return _jitted(make, axes, slab, seed)
+    if any(table.init for table in slab.tables.values()):
+        return _jitted(make, axes, slab, seed)
+    tables = {x: dataclasses.replace(own, optimizer=None) for x, own in slab.tables.items()}
+    if optimizer:
+        optimizer = dataclasses.replace(optimizer, learning_rate=0.0)  # pyright: ignore
+    slab = dataclasses.replace(slab, tables=tables, optimizer=optimizer)
+    return _kept(make, axes, ByValue(value_key(slab), slab), seed)
+
+
+@functools.lru_cache(maxsize=128)
+def _kept(make: _Make, axes: MeshAxes, slab: ByValue, seed: int) -> jax.stages.Wrapped:
+    return _jitted(make, axes, slab.value, seed)
+
+
+def _jitted(make: _Make, axes: MeshAxes, slab: Slab, seed: int) -> jax.stages.Wrapped:
+    made = functools.partial(make, axes, slab, seed)
+    return jax.jit(made, out_shardings=_shardings(axes, slab))
 
 
 def _make_slab(axes: MeshAxes, slab: Slab, seed: int, given: dict[str, Arrays]) -> Arrays:

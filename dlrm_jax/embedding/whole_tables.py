@@ -59,7 +59,7 @@ class WholeTables:
     @cached_property
     def _unpackers(self) -> dict[str, reshard.Unpacker]:
         auto = self.axes.auto
-        return {slab.name: reshard.Unpacker(auto, slab) for slab in self.layout.slabs}
+        return {slab.name: reshard.unpacker(auto, slab) for slab in self.layout.slabs}
 
     @cached_property
     def _row_reset(self) -> RowReset:
