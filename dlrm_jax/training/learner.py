@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -230,24 +231,36 @@ class Learner:
         Raises:
             UserError: tables or the dense model don't fit the memory of a device.
         """
-        specs = dataclasses.replace(self.state_specs(), embedding=None)
-        check_memory("the dense model", specs, self.mesh, "use narrower layers")
-        # Placed like the result of a step: otherwise the second step is compiled anew.
-        shardings = jax.tree.map(lambda x: x.sharding, specs)
-        dense = jax.jit(self._init_dense, static_argnums=0, out_shardings=shardings)(seed)
+        check_memory("the dense model", self._dense_specs(), self.mesh, "use narrower layers")
+        dense = self._placed_dense(seed)
         # The tables last: native kernels go on with them while the step is compiled.
         return dataclasses.replace(dense, embedding=embedding or self.collection.init(seed))
 
     def state_specs(self) -> TrainState:
         """Shapes, dtypes and shardings of a state's arrays; no array is made."""
+        return dataclasses.replace(self._dense_specs(), embedding=self.collection.state_specs())
+
+    def _dense_specs(self) -> TrainState:
+        """The specs of all but the tables."""
         dense = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated),
-            jax.eval_shape(lambda: self._init_dense(0)),
+            self._dense.eval_shape(0),
         )
         if self.shard_dense_optimizer:
             split = dense_split.specs(self.axes, dense.optimizer)
             dense = dataclasses.replace(dense, optimizer=split)
-        return dataclasses.replace(dense, embedding=self.collection.state_specs())
+        return dense
+
+    @functools.cached_property
+    def _dense(self) -> jax.stages.Wrapped:
+        """`_init_dense`, which is traced once for each seed."""
+        return jax.jit(self._init_dense, static_argnums=0)
+
+    @functools.cached_property
+    def _placed_dense(self) -> jax.stages.Wrapped:
+        # Placed like the result of a step: otherwise the second step is compiled anew.
+        shardings = jax.tree.map(lambda x: x.sharding, self._dense_specs())
+        return jax.jit(self._init_dense, static_argnums=0, out_shardings=shardings)
 
     def _init_dense(self, seed: int) -> TrainState:
         params, model_state = self.init_model(seed)
