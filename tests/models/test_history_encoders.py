@@ -22,6 +22,8 @@ def x64():
 
 
 ENCODERS = [(STCA, {"heads": 2}), (HSTUCandidates, {"dropout": 0.0})]
+# STCA takes longer to compile, and `test_request_scorer.py` has it.
+ONE_BY_DEFAULT = [pytest.param(*ENCODERS[0], marks=pytest.mark.thorough), ENCODERS[1]]
 
 
 def one_by_one(requests: Requests, history) -> tuple[Requests, np.ndarray]:
@@ -43,7 +45,7 @@ def one_by_one(requests: Requests, history) -> tuple[Requests, np.ndarray]:
     return copies, copied(history)
 
 
-@pytest.mark.parametrize(("kind", "options"), ENCODERS)
+@pytest.mark.parametrize(("kind", "options"), ONE_BY_DEFAULT)
 def test_candidates_that_share_a_history_and_one_by_one_learn_the_same(kind, options):
     encoder, history = built(kind, **options), drawn(T, D)
     candidates = drawn(len(REQUESTS.owner), D, seed=1)
@@ -63,7 +65,7 @@ def test_candidates_that_share_a_history_and_one_by_one_learn_the_same(kind, opt
             np.testing.assert_allclose(own, other, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize(("kind", "options"), ENCODERS)
+@pytest.mark.parametrize(("kind", "options"), ONE_BY_DEFAULT)
 def test_what_is_kept_serves_candidates_that_come_later(kind, options):
     encoder: HistoryEncoder = built(kind, **options)
     history, candidates = jnp.asarray(drawn(T, D)), jnp.asarray(drawn(REQUESTS.count, D, seed=1))
@@ -99,7 +101,7 @@ def test_a_candidate_depends_on_no_other_and_on_no_other_history(kind, options):
     assert not np.allclose(results(other, others)[own], before[own])
 
 
-@pytest.mark.parametrize(("kind", "options"), ENCODERS)
+@pytest.mark.parametrize(("kind", "options"), ONE_BY_DEFAULT)
 def test_bfloat16_and_histories_longer_than_expected_are_finite(kind, options):
     encoder = built(kind, max_length=20, **options)
 
@@ -112,19 +114,20 @@ def test_bfloat16_and_histories_longer_than_expected_are_finite(kind, options):
         assert np.isfinite(np.asarray(found, "float32")).all()
 
 
-@pytest.mark.parametrize("kind", [STCA, HSTUCandidates])
+@pytest.mark.parametrize("kind", [STCA, pytest.param(HSTUCandidates, marks=pytest.mark.thorough)])
 def test_dropout_depends_on_numbers_and_not_on_places(kind):
     """So that it is the same on every mesh."""
     encoder = built(kind, dropout=0.5)
     history, candidates = drawn(T, D), drawn(3, D, seed=1)
     requests = Requests([130, 300], [1, 2], T, 0)  # the other way round
+    encoder.train()
+    graph, state = nnx.split(encoder)
+    run = jax.jit(lambda state, *given: nnx.merge(graph, state)(*given))
 
     def results(history, candidates, requests: Requests, tokens, numbers):
-        encoder.train()
-        nnx.reseed(encoder, default=3)
         sequences = requests.sequences._replace(numbers=jnp.asarray(tokens, "int32"))
         of = requests.of._replace(numbers=jnp.asarray(numbers, "int32"))
-        return np.asarray(encoder(jnp.asarray(history), sequences, jnp.asarray(candidates), of))
+        return np.asarray(run(state, history, sequences, candidates, of))
 
     one = Requests([300, 130], [2, 1], T, 0)
     requests.of = requests.of._replace(times=jnp.asarray(np.roll(one.asked, 1)))

@@ -136,7 +136,10 @@ def appended(encoder: Any, history, candidates, requests: Requests):
     return called(encoder.hstu, filled(parts), sequences)[np.cumsum(lengths) - 1]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-6)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [("float64", 1e-9), pytest.param("float32", 1e-6, marks=pytest.mark.thorough)],
+)
 def test_one_pass_over_a_history_is_that_of_a_copy_for_each_candidate(dtype, tolerance):
     """M-FALCON."""
     encoder = HSTUCandidates(D, 100, dropout=0.0, heads=2, rngs=nnx.Rngs(0))

@@ -134,8 +134,8 @@ def test_gradients_of_attention(kind: str):
         return jnp.sum(cotangent * whole(kind, sequences, *given))
 
     numbers = range(5)
-    found = jax.jit(jax.grad(of_blocks, numbers))(*arrays, *biases)
-    for own, expected in zip(found, jax.grad(of_whole, numbers)(*arrays, *biases), strict=True):
+    found, wanted = (jax.jit(jax.grad(x, numbers))(*arrays, *biases) for x in (of_blocks, of_whole))
+    for own, expected in zip(found, wanted, strict=True):
         np.testing.assert_allclose(own, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -184,7 +184,7 @@ def test_hstu():
         bias = f64(layer.by_distance), f64(layer.by_time)
         attended = pointwise(q, k, v, *bias, times, following, 1 / 100)
         wanted = linear(layer.output, norm(attended.reshape(T, 10), 1e-6) * u) + wanted
-    found = encoder(jnp.asarray(x), sequences)
+    found = jax.jit(lambda x: encoder(x, sequences))(x)
     there = np.asarray(sequences.present)
     np.testing.assert_allclose(found[there], wanted[there], rtol=1e-9, atol=1e-9)
 
@@ -199,7 +199,7 @@ def test_sasrec():
         attended = softmax(*(y.reshape(T, 2, 3) for y in inputs)).reshape(T, 6)
         y = norm(query + linear(layer.output, attended), 1e-8)
         wanted = y + linear(layer.second, np.maximum(linear(layer.first, y), 0))
-    found = encoder(jnp.asarray(x), sequences)
+    found = jax.jit(lambda x: encoder(x, sequences))(x)
     there = np.asarray(sequences.present)
     np.testing.assert_allclose(found[there], wanted[there], rtol=1e-9, atol=1e-9)
 
@@ -208,16 +208,17 @@ def test_sasrec():
 def test_a_sequence_depends_on_no_other_and_on_nothing_behind(kind):
     sequences, *_ = timed()
     encoder, x = built(kind), drawn(T, 6)
-    found = encoder(jnp.asarray(x), sequences)
+    run = jax.jit(lambda x: encoder(x, sequences))
+    found = run(x)
     other = x.copy()
     other[150:] = drawn(T - 150, 6, seed=7)  # inside the sequence of 73 to 203
     other[:73] = drawn(73, 6, seed=8)
-    again = encoder(jnp.asarray(other), sequences)
+    again = run(other)
     np.testing.assert_array_equal(found[73:150], again[73:150])
     assert not np.allclose(found[150:203], again[150:203])
 
 
-@pytest.mark.parametrize("kind", [HSTU, SASRec])
+@pytest.mark.parametrize("kind", [HSTU, pytest.param(SASRec, marks=pytest.mark.thorough)])
 def test_bfloat16_and_long_sequences_are_finite(kind):
     sequences = sequences_of(jnp.asarray([0, 320], "int32"), T)  # longer than max_length
     options = {"timed": False} if kind is HSTU else {}
@@ -233,8 +234,9 @@ def test_bfloat16_and_long_sequences_are_finite(kind):
 def test_attention_in_bfloat16_is_that_of_rounded_inputs():
     sequences, *_ = timed()
     short = [jnp.asarray(drawn(T, H, n, seed=n), "bfloat16") for n in (A, A, V)]
-    exact = causal_attention(*(x.astype("float64") for x in short), sequences)
-    found = causal_attention(*short, sequences)
+    run = jax.jit(causal_attention)
+    exact = run(*(x.astype("float64") for x in short), sequences)
+    found = run(*short, sequences)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype("float64"), exact, rtol=0.02, atol=0.02)
 

@@ -15,9 +15,17 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.models.zoo import MODELS
 
 PARALLEL = {"structure": "parallel"}
+THOROUGH = pytest.mark.thorough
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+# By default, those with statistics of the batch, with attention, and with two towers.
+@pytest.mark.parametrize(
+    "name",
+    [
+        x if x in ("afn_plus", "autoint_plus", "finalmlp") else pytest.param(x, marks=THOROUGH)
+        for x in OPTIONS
+    ],
+)
 def test_batch_sizes_bfloat16_and_zero_vectors(name):
     """A logit depends on its example alone; no gradient of a row without ids is NaN."""
     model = made(name)
