@@ -91,7 +91,7 @@ def assert_same_bits(left: dict[str, jax.Array], right: dict[str, jax.Array]) ->
         ("2x4", "row_wise", 2**40 + 7),
         ("2x4", "column_wise", 1),
         pytest.param("2x4", "on_some_shards", 2, marks=pytest.mark.thorough),
-        ("4x2", "fully_sharded", 5),
+        pytest.param("4x2", "fully_sharded", 5, marks=pytest.mark.thorough),
         pytest.param("1x8", "table_wise", 3, marks=pytest.mark.thorough),
         pytest.param("8x1", "table_wise", -4, marks=pytest.mark.thorough),
     ],

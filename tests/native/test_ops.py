@@ -103,7 +103,7 @@ def train(tables: EmbeddingCollection, weighted: bool, sums: bool) -> dict[str, 
     [
         pytest.param(SGD, "1x1", "table_wise", True, False, marks=pytest.mark.thorough),
         pytest.param(RowWiseAdagrad, "1x1", "table_wise", True, False, marks=pytest.mark.thorough),
-        (RowWiseAdagrad, "2x4", "row_wise", False, False),
+        pytest.param(RowWiseAdagrad, "2x4", "row_wise", False, False, marks=pytest.mark.thorough),
         (RowWiseAdagrad, "2x4", "fully_sharded", True, True),
         pytest.param(SGD, "2x4", "replicated", True, True, marks=pytest.mark.thorough),
     ],

@@ -53,7 +53,7 @@ def drawn(lengths, heads, width, value_width, distances, times):
     distances=st.integers(1, 200),
     times=st.sampled_from(["", "any", "ascending"]),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_results_and_cotangents(lengths, heads, width, distances, times):
     given, cotangent, sequences = drawn(lengths, heads, width, 71 - width, distances, times)
     assert pointwise_kernels.kernels_for(jnp.dtype("float32")) is pointwise_native

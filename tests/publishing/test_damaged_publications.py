@@ -38,7 +38,10 @@ def test_a_full_disk_is_told_of_and_loses_no_row(tmp_path: Path):
     assert files_in(compacted(tmp_path / "models")) == expected
 
 
-@pytest.mark.parametrize("damage", ["torn", "lost", "foreign"])
+@pytest.mark.parametrize(
+    "damage",
+    ["foreign", *(pytest.param(x, marks=pytest.mark.thorough) for x in ("torn", "lost"))],
+)
 def test_a_damaged_chain_is_followed_by_a_new_base(damage: str, tmp_path: Path):
     with run_of(tmp_path, share=1e9) as run:
         run.begin()
@@ -100,7 +103,7 @@ def test_a_damaged_base_isnt_gone_on_with(tmp_path: Path):
 @pytest.mark.parametrize(
     ("file", "is_lost"),
     [
-        ("tables/C2.rows", False),
+        pytest.param("tables/C2.rows", False, marks=pytest.mark.thorough),
         pytest.param("golden/ids.npy", False, marks=pytest.mark.thorough),
         pytest.param("tables/C2.rows", True, marks=pytest.mark.thorough),
         ("manifest.json", True),

@@ -45,7 +45,7 @@ def test_an_earlier_step_is_refused_of_another_model_only(tmp_path: Path):
         assert [x.note.step for x in run.deltas()] == [4]
 
 
-@pytest.mark.parametrize("is_noted", [True, False])
+@pytest.mark.parametrize("is_noted", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_a_run_that_is_begun_anew_is_another_one(is_noted: bool, tmp_path: Path):
     models, checkpoints = tmp_path / "models", tmp_path / "run" / "checkpoints"
     with run_of(tmp_path) as run:
@@ -83,9 +83,11 @@ def test_a_run_that_is_begun_anew_is_another_one(is_noted: bool, tmp_path: Path)
 @pytest.mark.parametrize(
     ("settings", "change", "reason"),
     [
-        ({"row_format": "int4"}, None, "is of another model"),
         ({}, "rows", "another state of step 2 is published"),
-        ({}, "damage", "models/2 is damaged"),
+        pytest.param(
+            {"row_format": "int4"}, None, "is of another model", marks=pytest.mark.thorough
+        ),
+        pytest.param({}, "damage", "models/2 is damaged", marks=pytest.mark.thorough),
     ],
 )
 def test_a_last_state_that_isnt_published_is_told_of(
@@ -116,7 +118,7 @@ def test_a_last_state_that_isnt_published_is_told_of(
     assert "isn't published" not in run.said[-1]
 
 
-@pytest.mark.parametrize("is_name", [True, False])
+@pytest.mark.parametrize("is_name", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_another_name_or_an_upgrade_goes_on_with_a_new_base(
     is_name: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -23,7 +23,7 @@ from dlrm_jax.requests.step import make_request_step
 REQUESTS = random_requests(40, longest=80, most=30)
 SETTINGS = RequestSettings(
     encoder="mean", width=8, max_length=20, mlp=(6,), batch_size=8, learning_rate=0.05,
-    eval_length=70,
+    eval_length=70, layers=1,
 )  # fmt: skip
 
 

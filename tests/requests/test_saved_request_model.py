@@ -31,7 +31,7 @@ ITEMS, CONTEXT = np.asarray([4, 7, 29]), {"country": 2}
 
 
 @functools.cache
-def scorer(encoder: Any = "stca") -> RequestScorer:
+def scorer(encoder: Any = "mean") -> RequestScorer:
     settings = RequestSettings(encoder=encoder, width=8, max_length=20, mlp=(6, 5), batch_size=8)
     shapes = RequestTraining(REQUESTS, np.arange(16), settings, 1).shapes
     learner = learner_for(COLUMNS, ROWS, shapes, settings, as_mesh("1x1"))
