@@ -99,6 +99,7 @@ def test_the_step_has_the_collectives_of_the_plan_and_no_other(setup, weighted):
     check(dataclasses.replace(setup, dtype="float32"), weighted)
 
 
+@pytest.mark.thorough
 def test_wider_numbers():
     with jax.enable_x64(True):
         check(Setup("2x4", "rowwise_adagrad", placed="columns", clip_norm=1.0), weighted=True)
@@ -114,14 +115,14 @@ def test_an_optimizer_that_reads_whole_parameters():
 
 
 PIPELINED = [
-    Setup("2x4", placed="devices", dtype="float32"),  # compiled in `test_pipelined.py`, too
+    Setup("2x4", placed="devices", dtype="float32"),  # by default in `test_pipelined.py`
     Setup("4x2", "adagrad", placed="devices", dtype="float32", accumulation_steps=2),
 ]
 
 
 @pytest.mark.parametrize(
     "setup",
-    [pytest.param(PIPELINED[0], marks=pytest.mark.thorough), PIPELINED[1]],
+    [pytest.param(setup, marks=pytest.mark.thorough) for setup in PIPELINED],
     ids=lambda setup: setup.mesh,
 )
 def test_no_more_is_sent_where_ids_are_routed_before_the_step(setup):

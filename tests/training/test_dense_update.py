@@ -60,7 +60,9 @@ OPTIMIZERS = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(x, marks=pytest.mark.thorough) if x in ("adamw", "lion", "lars") else x
+        pytest.param(x, marks=pytest.mark.thorough)
+        if x in ("adamw", "lion", "lars", "adafactor")
+        else x
         for x in OPTIMIZERS
     ],
 )
@@ -188,7 +190,8 @@ def test_narrow_gradients_learn_alike():
 
 
 @pytest.mark.parametrize(
-    ("saved", "restored", "splits_later"), [("2x4", "8x1", False), ("1x1", "2x4", True)]
+    ("saved", "restored", "splits_later"),
+    [pytest.param("2x4", "8x1", False, marks=pytest.mark.thorough), ("1x1", "2x4", True)],
 )
 def test_a_checkpoint_is_read_by_either_form(
     saved: str, restored: str, splits_later: bool, tmp_path: Path

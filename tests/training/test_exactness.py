@@ -29,7 +29,7 @@ MESHES_AND_OPTIMIZERS = [
     for i in range(max(len(MESHES), len(OPTIMIZERS)))
 ]
 # Others are among the options and in `test_processes.py`.
-OFTEN = [("4x2", "rowwise_adagrad"), ("1x8", "sgd")]
+OFTEN = [("1x8", "sgd")]
 STEPS = 50
 
 
@@ -171,11 +171,11 @@ def test_float64_training_with_other_placements_is_the_oracles(mesh, optimizer, 
         pytest.param(
             Setup(optimizer="adagrad", placed="devices", clip_norm=0.15),
             id="fully-sharded-clipped",
+            marks=pytest.mark.thorough,
         ),
         pytest.param(
             Setup(optimizer="adagrad", placed="devices", clip_norm=0.15, accumulation_steps=2),
             id="fully-sharded-micro-batches",
-            marks=pytest.mark.thorough,
         ),
         pytest.param(
             Setup(optimizer="sgd", self_interaction=True, loss="mse"),
@@ -197,7 +197,10 @@ def test_options(setup):
 @pytest.mark.parametrize(
     "setup",
     [
-        Setup("2x4", "adam", clip_norm=0.15, accumulation_steps=2),
+        # By default below, with data in float32.
+        pytest.param(
+            Setup("2x4", "adam", clip_norm=0.15, accumulation_steps=2), marks=pytest.mark.thorough
+        ),
         pytest.param(
             Setup("1x8", "adagrad", penalty=Penalty(0.01, False, 0.01)),
             marks=pytest.mark.thorough,
@@ -213,27 +216,40 @@ def test_with_the_dense_optimizer_split_over_devices(setup):
 
 
 @pytest.mark.usefixtures("x64")
-def test_without_id_weights():
-    setup = Setup("4x2", "adam", placed="columns", clip_norm=0.15, accumulation_steps=2)
-    check_training(setup, weighted=False)
-
-
-@pytest.mark.usefixtures("x64")
-def test_float32_data_are_no_limit():
+@pytest.mark.parametrize("is_split", [True, pytest.param(False, marks=pytest.mark.thorough)])
+def test_float32_data_are_no_limit(is_split: bool):
     """As the loader gives them; sums and their scale have the model's precision."""
-    setup = Setup(optimizer="adam", accumulation_steps=2, clip_norm=0.15)
+    setup = Setup(
+        optimizer="adam", accumulation_steps=2, clip_norm=0.15, shard_dense_optimizer=is_split
+    )
     learner = setup.learner()
     compare(setup, learner, start(learner, initial_arrays(setup)), batch_dtype="float32")
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("mesh", [pytest.param("1x1", marks=pytest.mark.thorough), "2x4"])
-def test_chunk_by_chunk(mesh: str, monkeypatch: pytest.MonkeyPatch):
-    """The dense model works through two samples of a device's four at a time."""
-    small = dataclasses.replace(backend.CPU, dense_chunk=2, prediction_chunk=2)
+@pytest.mark.parametrize(
+    ("setup", "weighted"),
+    [
+        (Setup("4x2", "adam", placed="columns", clip_norm=0.15, accumulation_steps=2), False),
+        pytest.param(Setup("1x1", "adagrad", clip_norm=0.15), True, marks=pytest.mark.thorough),
+        pytest.param(Setup("2x4", "adagrad", clip_norm=0.15), True, marks=pytest.mark.thorough),
+    ],
+    ids=["without-id-weights", "1x1", "2x4"],
+)
+def test_chunk_by_chunk(setup: Setup, weighted: bool, monkeypatch: pytest.MonkeyPatch):
+    """The dense model works through half of a device's samples of a micro-batch at a time."""
+    half = 2 // setup.accumulation_steps
+    small = dataclasses.replace(backend.CPU, dense_chunk=half, prediction_chunk=2)
     monkeypatch.setattr(backend, "CPU", small)
-    check_training(Setup(mesh, "adagrad", clip_norm=0.15))
-    check_predictions(mesh)
+    check_training(setup, weighted=weighted)
+    check_predictions(setup.mesh)
+
+
+@pytest.mark.thorough  # by default chunk by chunk, above
+@pytest.mark.usefixtures("x64")
+def test_without_id_weights():
+    setup = Setup("4x2", "adam", placed="columns", clip_norm=0.15, accumulation_steps=2)
+    check_training(setup, weighted=False)
 
 
 @pytest.mark.thorough
@@ -283,8 +299,9 @@ def test_several_labels_some_of_them_missing(setup):
     check_predictions(setup.mesh, setup.label_weights)
 
 
+@pytest.mark.thorough  # by default with several labels, and chunk by chunk
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("mesh", [pytest.param("1x1", marks=pytest.mark.thorough), "2x4"])
+@pytest.mark.parametrize("mesh", ["1x1", "2x4"])
 def test_predictions_are_the_oracles(mesh):
     check_predictions(mesh)
 
@@ -333,6 +350,7 @@ def test_the_comparison_notices_a_single_entry():
             assert_same(arrays | {name: wrong}, arrays, 1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 def test_the_comparison_notices_a_wrong_learning_rate():
     setup = Setup(mesh="1x1", schedule=(2, 0, 0))  # half the rate, in the first step only

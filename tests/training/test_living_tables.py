@@ -125,8 +125,8 @@ def penalized(
 @pytest.mark.parametrize(
     ("mesh", "placed", "whole_tables"),
     [
-        ("2x4", "columns", False),
         ("1x8", "devices", True),
+        pytest.param("2x4", "columns", False, marks=pytest.mark.thorough),
         pytest.param("2x4", "columns", True, marks=pytest.mark.thorough),
         pytest.param("1x8", "devices", False, marks=pytest.mark.thorough),
     ],
@@ -153,7 +153,7 @@ def unbroken(steps: int) -> tuple[dict[str, np.ndarray], list[float], dict[str, 
     ("mesh", "placed", "pipelined"),
     [
         ("2x4", "rows", True),
-        ("4x2", "devices", False),
+        pytest.param("4x2", "devices", False, marks=pytest.mark.thorough),
         pytest.param("2x4", "rows", False, marks=pytest.mark.thorough),
     ],
 )

@@ -49,9 +49,9 @@ def config_of(model: str) -> Config:
     return dataclasses.replace(CONFIG, model=model, **CHANGES.get(model, {}))
 
 
-# The others' formulas are those of others, or parts of them, or take long to compile: DLRM is
-# everywhere, and `test_models_on_meshes.py` has two stages.
-QUICK = ("logistic_regression", "ncf", "din")
+# It reads whole histories. The formulas of others are those of others, or parts of them, or take
+# long to compile: DLRM is everywhere, and a class below reads weights.
+QUICK = ("din",)
 
 
 @pytest.mark.parametrize(

@@ -43,17 +43,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     "finalnet": {"normalization": "batch", "dropout": 0.2},
     "ssr": {"model_options": ("view_width=16",)},
 }
-QUICK = ("finalnet",)  # statistics of the batch, and dropout
 
 
-@pytest.mark.parametrize(
-    "name",
-    [x if x in QUICK else pytest.param(x, marks=pytest.mark.thorough) for x in MODELS],
-)
+@pytest.mark.thorough  # by default `test_model_state.py` has statistics of the batch, and dropout
+@pytest.mark.parametrize("name", MODELS)
 def test_losses_and_predictions_are_the_same_on_every_mesh(name: str):
     config = dataclasses.replace(CONFIG, model=name, **CHANGES.get(name, {}))
     batches = TrainBatches(generate_data(config).train, config.batch_size, 0)
-    meshes = ("1x1", "2x4") if name in QUICK else ("1x1", "2x4", "4x2", "1x8")
+    meshes = ("1x1", "2x4", "4x2", "1x8")
     found = []
     for mesh in meshes:
         learner = make_learner(config, make_mesh(mesh))

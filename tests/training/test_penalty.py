@@ -25,7 +25,8 @@ def thorough(setup: Setup, name: str):
 @pytest.mark.parametrize(
     "setup",
     [
-        pytest.param(Setup("1x8", "adam", "columns", penalty=ALL), id="all-columns"),
+        # By default `test_living_tables.py` has a penalty of all rows.
+        thorough(Setup("1x8", "adam", "columns", penalty=ALL), "all-columns"),
         pytest.param(
             Setup("2x4", "adam", "devices", penalty=TOUCHED, clip_norm=0.15), id="touched-devices"
         ),

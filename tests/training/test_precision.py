@@ -62,7 +62,14 @@ def step_of(name: str = "dlrm", mesh: str = "1x1", **changes: Any) -> jax.stages
     return lower_step(learner, CONFIG.batch_size, dense)
 
 
-@pytest.mark.parametrize("name", MODELS)
+# By default, those with products of other kinds; a learner gives the precision to all alike.
+@pytest.mark.parametrize(
+    "name",
+    [
+        x if x in ("dlrm", "autoint_plus", "hstu") else pytest.param(x, marks=pytest.mark.thorough)
+        for x in MODELS
+    ],
+)
 def test_float32_means_float32(name):
     found = products(step_of(name))
     found.pop(("i32", "DEFAULT"), None)
@@ -82,7 +89,7 @@ def test_bfloat16_is_a_choice_of_the_factors():
     assert set(found) <= {("bf16", "DEFAULT"), ("f32", "HIGHEST"), ("f32", "DEFAULT")}
 
 
-@pytest.mark.parametrize("mesh", ["1x1", "2x4"])
+@pytest.mark.parametrize("mesh", [pytest.param("1x1", marks=pytest.mark.thorough), "2x4"])
 def test_on_meshes_and_in_predictions(mesh):
     assert set(products(step_of(mesh=mesh, pooling="mean"))) == {("f32", "HIGHEST")}
     learner = learner_of(mesh=mesh)

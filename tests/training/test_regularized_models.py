@@ -35,6 +35,7 @@ REGULARIZED = dataclasses.replace(
 )
 
 
+@pytest.mark.thorough  # by default `test_model_state.py` and `test_saved_model_state.py`
 def test_results_are_the_same_on_every_mesh_and_restored(tmp_path: Path):
     drawn = TrainBatches(examples(256), CONFIG.batch_size, seed=0)
     batches, found = [drawn[0], drawn[1]], []
