@@ -57,6 +57,8 @@ PLANS = {
         *["replicated", "table_wise", "fully_sharded"],
     ],
 }
+HARD_PLANS = ("mixed", "column_wise", "half_fully_sharded")
+"""Those with each placement, beside others."""
 
 
 def collection(

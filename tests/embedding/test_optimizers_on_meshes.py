@@ -169,13 +169,13 @@ def arrays_of(tables: EmbeddingCollection, state) -> dict[str, dict[str, np.ndar
 
 
 # State per row, per element and of scalars, a schedule, and none of them.
-ON_BOTH_MESHES = ["sgd", "rowwise_from_0.3", "adam", "optax_injected"]
-# State that is kept under several names, that begins with the rows, and that gives the rows.
-ON_MANY_DEVICES = [*ON_BOTH_MESHES, "optax_chain", "optax_schedule_free", "optax_ftrl"]
+ON_ONE_DEVICE = ["rowwise_from_0.3"]
+# Two of the project's, and state under several names and that begins with the rows.
+ON_MANY_DEVICES = ["rowwise_from_0.3", "adam", "optax_chain", "optax_schedule_free"]
 
 
 def on(shape, name):
-    often = ON_MANY_DEVICES if shape == "2x4" else ON_BOTH_MESHES
+    often = ON_MANY_DEVICES if shape == "2x4" else ON_ONE_DEVICE
     return pytest.param(shape, name, marks=() if name in often else pytest.mark.thorough)
 
 
@@ -210,7 +210,8 @@ OTHERS = {  # a mesh and how the placements turn
 @pytest.mark.parametrize(
     ("name", "others"),
     [
-        *((name, [name]) for name in OTHERS),
+        ("optax_nadamw", ["optax_nadamw"]),
+        *(pytest.param(x, [x], marks=pytest.mark.thorough) for x in OTHERS if x != "optax_nadamw"),
         *(pytest.param(x, {*OTHERS} - {x}, marks=pytest.mark.thorough) for x in OTHERS),
     ],
 )
@@ -275,7 +276,7 @@ def test_tables_of_one_optimizer_have_the_same_scalars(turn):
         tables.from_arrays(lambda table: lacking[table.name], 0)
 
 
-@pytest.mark.parametrize("shape", ["1x1", "2x4"])
+@pytest.mark.parametrize("shape", [pytest.param("1x1", marks=pytest.mark.thorough), "2x4"])
 def test_rows_that_are_not_touched_stay_while_counts_go_on(shape):
     tables = collection(optax.adamw(RATE, weight_decay=0.5), shape, dtype="float32")
     before = arrays_of(tables, drawn(tables))

@@ -90,7 +90,7 @@ BAGS = st.lists(st.integers(-1, ROWS - 1), min_size=B * IDS, max_size=B * IDS)
 @pytest.mark.parametrize(
     ("mesh", "capacities"),
     [
-        ("2x4", (1, 1)),
+        pytest.param("2x4", (1, 1), marks=pytest.mark.thorough),
         ("4x2", (3, 2)),
         pytest.param("2x4", (8, 1), marks=pytest.mark.thorough),
         pytest.param("4x2", (1, 8), marks=pytest.mark.thorough),
@@ -118,10 +118,11 @@ def test_any_skew_is_exact_in_any_number_of_rounds(mesh, capacities, bags):
 @pytest.mark.parametrize(
     ("optimizer", "rows"),  # the sums of 40 are dense, those of 800 are over touched rows
     [
-        pytest.param(SGD(0.1), 40, marks=pytest.mark.thorough),
-        (SGD(0.1), 800),
-        (RowWiseAdagrad(0.1), 40),
         (RowWiseAdagrad(0.1), 800),
+        *(
+            pytest.param(*case, marks=pytest.mark.thorough)
+            for case in ((SGD(0.1), 40), (SGD(0.1), 800), (RowWiseAdagrad(0.1), 40))
+        ),
     ],
 )
 def test_the_bits_dont_depend_on_the_size_of_messages(optimizer, rows):

@@ -94,7 +94,7 @@ def _packing(monkeypatch: pytest.MonkeyPatch, packed_from: int | None) -> None:
     ("mesh", "plan"),
     [
         ("2x4", "mixed"),
-        ("4x2", "half_fully_sharded"),
+        pytest.param("4x2", "half_fully_sharded", marks=pytest.mark.thorough),
         pytest.param("2x4", "column_wise", marks=pytest.mark.thorough),
         pytest.param("2x4", "fully_sharded", marks=pytest.mark.thorough),
         pytest.param("1x1", "replicated", marks=pytest.mark.thorough),

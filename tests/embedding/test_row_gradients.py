@@ -128,7 +128,7 @@ def problem(weighted):
 @pytest.mark.parametrize(
     ("plan", "weighted", "sums"),
     [
-        ("mixed", False, True),
+        pytest.param("mixed", False, True, marks=pytest.mark.thorough),
         pytest.param("mixed", True, False, marks=pytest.mark.thorough),
         *(
             # Some tables of the others are placed so, or all.
@@ -141,7 +141,7 @@ def problem(weighted):
             )
         ),
         ("column_wise", True, True),
-        ("on_some_shards", True, False),
+        pytest.param("on_some_shards", True, False, marks=pytest.mark.thorough),
         ("half_fully_sharded", True, True),
     ],
 )

@@ -59,14 +59,19 @@ def updated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize(
     ("plan", "given", "pallas"),
     [
-        ("mixed", TABLES, "triton"),
         ("mixed", LARGE, "triton"),
-        ("mixed", LARGE, "mosaic"),
-        pytest.param("mixed", TABLES, "mosaic", marks=pytest.mark.thorough),
-        pytest.param("column_wise", TABLES, "triton", marks=pytest.mark.thorough),
-        pytest.param("column_wise", LARGE, "mosaic", marks=pytest.mark.thorough),
-        pytest.param("fully_sharded", TABLES, "triton", marks=pytest.mark.thorough),
         ("fully_sharded", TABLES, "mosaic"),
+        *(
+            pytest.param(*case, marks=pytest.mark.thorough)
+            for case in (
+                ("mixed", TABLES, "triton"),
+                ("mixed", LARGE, "mosaic"),
+                ("mixed", TABLES, "mosaic"),
+                ("column_wise", TABLES, "triton"),
+                ("column_wise", LARGE, "mosaic"),
+                ("fully_sharded", TABLES, "triton"),
+            )
+        ),
     ],
 )
 def test_kernels_give_the_same_vectors_and_rows(

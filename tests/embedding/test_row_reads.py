@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_collection import PLANS, TABLES, collection, random_arrays
+from small_collection import HARD_PLANS, PLANS, TABLES, collection, random_arrays
 
 from dlrm_jax.embedding import Table
 from dlrm_jax.errors import UserError
@@ -11,10 +11,11 @@ from dlrm_jax.errors import UserError
 @pytest.mark.parametrize(
     ("mesh", "plan"),
     [
-        *[("2x4", plan) for plan in PLANS if plan not in ("table_wise", "row_wise")],
-        ("1x1", "mixed"),
-        ("8x1", "fully_sharded"),
-        ("1x8", "half_fully_sharded"),
+        *(("2x4", plan) for plan in HARD_PLANS),
+        *(pytest.param("2x4", x, marks=pytest.mark.thorough) for x in PLANS if x not in HARD_PLANS),
+        pytest.param("1x1", "mixed", marks=pytest.mark.thorough),
+        pytest.param("8x1", "fully_sharded", marks=pytest.mark.thorough),
+        pytest.param("1x8", "half_fully_sharded", marks=pytest.mark.thorough),
     ],
 )
 def test_they_are_those_of_whole_tables(mesh: str, plan: str):

@@ -111,7 +111,7 @@ def test_sums_of_all_rows_are_those_of_additions():
     np.testing.assert_array_equal(by_sort[1], by_scatter[1])
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_an_order_that_is_known_needs_no_sort(weighted):
     """Rows needn't ascend in it, but equal ones lie side by side."""
     rng = np.random.default_rng(3)

@@ -2,12 +2,25 @@
 
 import numpy as np
 import pytest
-from small_collection import PLANS, TABLES, assert_same, built, collection, random_arrays, read
+from small_collection import (
+    HARD_PLANS,
+    PLANS,
+    TABLES,
+    assert_same,
+    built,
+    collection,
+    random_arrays,
+    read,
+)
 
 
 @pytest.mark.parametrize(
     ("mesh", "plan"),
-    [*[("2x4", plan) for plan in PLANS if plan != "table_wise"], ("1x1", "mixed")],
+    [
+        *(("2x4", plan) for plan in HARD_PLANS),
+        *(pytest.param("2x4", x, marks=pytest.mark.thorough) for x in PLANS if x not in HARD_PLANS),
+        pytest.param("1x1", "mixed", marks=pytest.mark.thorough),
+    ],
 )
 def test_new_rows_are_there_and_old_ones_come_back(mesh: str, plan: str):
     own = collection(mesh, plan)
