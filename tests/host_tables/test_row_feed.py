@@ -111,7 +111,7 @@ def arrays_of(collection: EmbeddingCollection, state: Any) -> dict[str, np.ndarr
         pytest.param("1x1", "mixed", 3, False, marks=pytest.mark.thorough),
         pytest.param("1x1", "mixed", 3, True, marks=pytest.mark.thorough),
         ("2x2", "mixed", 2, True),
-        ("1x2", "column_wise", 2, False),
+        pytest.param("1x2", "column_wise", 2, False, marks=pytest.mark.thorough),
         pytest.param("2x2", "fully_sharded", 2, True, marks=pytest.mark.thorough),
     ],
 )
