@@ -37,7 +37,10 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-logits.astype(np.float64)))
 
 
-@pytest.mark.parametrize(("mesh", "batch_size"), [("2x4", 64), ("1x1", 50), ("1x8", 400)])
+@pytest.mark.parametrize(
+    ("mesh", "batch_size"),
+    [("2x4", 64), ("1x1", 50), pytest.param("1x8", 400, marks=pytest.mark.thorough)],
+)
 def test_probabilities_are_those_of_training(
     trained: tuple[Path, np.ndarray], mesh: str, batch_size: int
 ):
@@ -68,7 +71,10 @@ def test_no_optimizer_state(trained: tuple[Path, np.ndarray]):
         pytest.param(
             {"accumulation_steps": 2, "dense_optimizer": "adamw"}, marks=pytest.mark.thorough
         ),
-        {"table_rows": (7, 3000, 3000), "shared_tables": ("C3=C2",), "placements": ()},
+        pytest.param(
+            {"table_rows": (7, 3000, 3000), "shared_tables": ("C3=C2",), "placements": ()},
+            marks=pytest.mark.thorough,
+        ),
         pytest.param(
             {"compression": "quotient_remainder", "compress_above": 20}, marks=pytest.mark.thorough
         ),

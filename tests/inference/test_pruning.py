@@ -97,7 +97,7 @@ def norms_of(saved: Saved) -> dict[str, np.ndarray]:
     ("mesh", "placed", "rules"),
     [
         ("2x4", "rows", RULES),
-        ("1x1", "columns", Rules(min_norm=0.35)),
+        pytest.param("1x1", "columns", Rules(min_norm=0.35), marks=pytest.mark.thorough),
         ("4x2", "devices", Rules(min_count=5, max_age=3, min_norm=0.2)),
     ],
 )
