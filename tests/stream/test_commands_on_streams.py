@@ -78,6 +78,7 @@ def exported(workdir: Path, tmp_path: Path, *flags: str) -> Path:
     return output
 
 
+@pytest.mark.thorough
 def test_layers_in_int8_are_calibrated_on_a_log(workdir: Path, rows: Path, tmp_path: Path):
     for flags, message in (
         ((), "--layers: int8 is calibrated on rows of the stream; give some as --data"),

@@ -58,6 +58,7 @@ def test_it_ends_at_the_last_whole_entry(damage: str, segments: Path, tmp_path: 
     assert_same(tmp_path / "run", tmp_path / "unbroken", STEPS)
 
 
+@pytest.mark.thorough
 def test_rows_that_only_damaged_entries_had_are_asked_for(tmp_path: Path):
     sizes = [32] * 6
     write_segments(tmp_path / "segments", sizes)

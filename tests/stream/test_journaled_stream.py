@@ -51,6 +51,7 @@ def test_cut_and_resumed(case: str, segments: Path, unbroken: Path, tmp_path: Pa
     assert_same(tmp_path, unbroken, STEPS)
 
 
+@pytest.mark.thorough
 def test_on_another_mesh_it_is_the_same_state(case: str, segments: Path, tmp_path: Path):
     for name in ("same", "other"):
         train(case, segments, tmp_path / name, cut="s001.parquet")
@@ -61,6 +62,7 @@ def test_on_another_mesh_it_is_the_same_state(case: str, segments: Path, tmp_pat
     assert_same(tmp_path / "other", tmp_path / "same", step)
 
 
+@pytest.mark.thorough
 def test_entries_of_tables_with_other_numbers_of_rows_stay_where_they_are(
     segments: Path, tmp_path: Path
 ):

@@ -105,6 +105,7 @@ class Exchange(HostExchange):
         return found
 
 
+@pytest.mark.thorough
 def test_several_processes_read_the_order_of_process_0(kafka: MockKafka):
     frame, boxes = log(64), [queue.Queue[bytes]() for _ in range(2)]
     messages = [json_messages(frame[16 * i :], [1] * 16) for i in range(4)]

@@ -62,7 +62,7 @@ def as_earlier(metadata: Path) -> bytes:
     return content
 
 
-@pytest.mark.parametrize("journal", [0.0, 60.0])
+@pytest.mark.parametrize("journal", [pytest.param(0.0, marks=pytest.mark.thorough), 60.0])
 def test_a_stream_that_has_ended(journal: float, tmp_path: Path):
     metadata = train(tmp_path)
     expected = as_earlier(metadata)

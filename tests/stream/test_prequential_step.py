@@ -28,9 +28,9 @@ CONFIG = Config(
     ("mesh", "changes"),
     [
         ((2, 4), {}),
-        ((1, 2), {"accumulation_steps": 2}),
-        ((1, 1), {"chunk": 8}),
-        ((1, 2), {"dropout": 0.5}),
+        pytest.param((1, 2), {"accumulation_steps": 2}, marks=pytest.mark.thorough),
+        pytest.param((1, 1), {"chunk": 8}, marks=pytest.mark.thorough),
+        pytest.param((1, 2), {"dropout": 0.5}, marks=pytest.mark.thorough),
     ],
 )
 def test_logits_are_those_before_the_update(mesh, changes):

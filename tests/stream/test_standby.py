@@ -104,6 +104,7 @@ def test_a_standby_goes_on_with_the_bits_of_an_unbroken_run(
         assert_published(models, workdir, tmp_path / "expected")
 
 
+@pytest.mark.thorough
 def test_one_of_two_standbys_takes_over_and_the_other_waits_on(unbroken: Path, tmp_path: Path):
     directory, workdir = tmp_path / "segments", tmp_path / "run"
     come(directory, 0, 1)
@@ -160,6 +161,7 @@ def test_a_standby_writes_nothing_and_ctrl_c_ends_it(tmp_path: Path):
     assert "stopped by SIGINT" in result.stderr
 
 
+@pytest.mark.thorough
 def test_a_standby_of_another_run_ends_at_once(tmp_path: Path):
     directory, workdir = tmp_path / "segments", tmp_path / "run"
     come(directory, 0)

@@ -49,6 +49,7 @@ def train(
     return run_stream(config, SCHEMA, source, learner, chosen, say)
 
 
+@pytest.mark.thorough
 def test_a_batch_of_too_many_ids_ends_the_run_after_the_steps_before_it_are_saved(tmp_path: Path):
     row = pl.int_range(64)
     rows = log(64).with_columns(item=pl.when(row < 48).then(row % 4).otherwise(row))
