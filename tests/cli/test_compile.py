@@ -40,7 +40,9 @@ def test_memory_and_collectives_of_the_compiled_step():
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--placements=C3=fully_sharded", "--model=deepfm"),
+        pytest.param(  # by default in `test_compiled.py`
+            ("--placements=C3=fully_sharded", "--model=deepfm"), marks=pytest.mark.thorough
+        ),
         pytest.param(
             ("--placements=C1=fully_sharded,C3=fully_sharded", "--pooling=learned",
              "--bag_lengths=3", "--accumulation_steps=2"),
@@ -58,10 +60,20 @@ def test_tables_that_the_same_ids_read_ask_for_their_rows_once(flags):
 @pytest.mark.parametrize(
     ("mesh", "placement", "flags"),
     [
-        ("1x1", "table_wise", ["--optimizer=adam", "--table_optimizers=C1=sgd"]),
+        pytest.param(
+            "1x1",
+            "table_wise",
+            ["--optimizer=adam", "--table_optimizers=C1=sgd"],
+            marks=pytest.mark.thorough,
+        ),
         ("2x2", "column_wise", ["--optimizer=rowwise_adagrad"]),  # whose means are exchanged
-        ("2x2", "fully_sharded", ["--optimizer=adagrad"]),
-        ("1x1", "table_wise", ["--optimizer=rowwise_adagrad", "--table_dtype=bfloat16"]),
+        pytest.param("2x2", "fully_sharded", ["--optimizer=adagrad"], marks=pytest.mark.thorough),
+        pytest.param(
+            "1x1",
+            "table_wise",
+            ["--optimizer=rowwise_adagrad", "--table_dtype=bfloat16"],
+            marks=pytest.mark.thorough,
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
@@ -125,7 +137,9 @@ main("compile")
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.thorough)]
+)
 def test_a_compiler_that_a_signal_ends_leaves_no_traceback(number: signal.Signals):
     given = "--preset=small", "--table_rows=50,90", "--top_mlp=8,1", "--mesh=1x1"
     result = run(*given, program=("-c", STOPPED % number))

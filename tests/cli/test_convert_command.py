@@ -64,6 +64,7 @@ def original(table: str) -> np.ndarray:
     return dict(OwnModel.open(RUN).tables())[table]
 
 
+@pytest.mark.thorough
 def test_a_model_without_data(command, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """It starts a run on any data whose tables have as many rows, and doesn't continue any."""
     file, run = tmp_path / "model.safetensors", tmp_path / "run"

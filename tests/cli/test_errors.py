@@ -128,6 +128,7 @@ def test_an_error_without_a_file_is_a_fault_of_the_program():
     assert "Traceback" in result.stderr
 
 
+@pytest.mark.thorough
 def test_a_closed_output_and_one_without_umlauts():
     program = """
 from dlrm_jax.cli.run import run

@@ -207,6 +207,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.thorough
 def test_a_second_signal_ends_processes_that_hang(tmp_path: Path):
     program = ("-c", HANGING)
     with in_background(program=program, cwd=tmp_path, PYTHONPATH=str(ROOT)) as launcher:

@@ -48,6 +48,7 @@ def test_tables_on_disk_are_logical(unbroken: Path):
     assert found["/C4/table"].shape == (500, 8)
 
 
+@pytest.mark.thorough  # by default `test_from_train_to_curl.py` trains on a log
 def test_rows_with_the_oddities_of_real_ones(tmp_path: Path):
     log = tmp_path / "train.txt"
     log.write_text(realistic(840))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 from criteo_lines import text
 from main_job import run, summary
 
@@ -21,6 +22,7 @@ def prepare(*flags: str) -> str:
     return result.stdout
 
 
+@pytest.mark.thorough  # by default `test_from_train_to_curl.py` does all of it
 def test_a_users_log_becomes_a_model_and_predictions(tmp_path: Path):
     rng = np.random.default_rng(0)
     n = 1000

@@ -22,6 +22,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
+@pytest.mark.thorough
 def test_resumed_run_equals_an_unbroken_one_bit_for_bit(unbroken: Path, half: Path, tmp_path: Path):
     shutil.copytree(half, tmp_path, dirs_exist_ok=True)
     succeed("--mesh=2x4", *SMALL, "--steps=40", f"--workdir={tmp_path}")
@@ -33,6 +34,7 @@ def test_resumed_run_equals_an_unbroken_one_bit_for_bit(unbroken: Path, half: Pa
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
+@pytest.mark.thorough  # by default `test_checksums.py` restores on another
 def test_resume_on_other_meshes(unbroken: Path, half: Path, tmp_path: Path):
     shutil.copytree(half, tmp_path, dirs_exist_ok=True)
     for mesh, steps in (("1x8", 30), ("1x1", 40)):
@@ -67,7 +69,10 @@ def test_killed_at_random_times(unbroken: Path, tmp_path: Path, kills: int):
     assert not [p for p in checkpoints.iterdir() if not p.name.isdecimal()]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.thorough)],
+)
 def test_signals_save(tmp_path: Path, number: signal.Signals, code: int):
     flags = (
         "--mesh=1x1",

@@ -75,7 +75,9 @@ def test_requests_that_were_not_answered_are_counted():
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.thorough), signal.SIGINT]
+)
 def test_the_second_signal_ends_it_at_once(artifact: Path, number: signal.Signals):
     with in_background(str(artifact), "--port=0", "--batch_size=16", program=SERVE) as server:
         host, port = address(server).removeprefix("http://").split(":")

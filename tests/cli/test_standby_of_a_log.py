@@ -40,15 +40,10 @@ JOURNALED = ("--checkpoint_every=1000000", "--journal_seconds=0.05")
 OFTEN = ("--checkpoint_every=25",)
 
 
+@pytest.mark.thorough  # by default `tests/stream/test_standby.py` has the standby of a stream
 @pytest.mark.parametrize(
     ("saved", "more"),
-    [
-        (JOURNALED, ()),
-        *(
-            pytest.param(*x, marks=pytest.mark.thorough)
-            for x in ((OFTEN, ()), (OFTEN, DYNAMIC), (JOURNALED, DYNAMIC))
-        ),
-    ],
+    [(JOURNALED, ()), (OFTEN, ()), (OFTEN, DYNAMIC), (JOURNALED, DYNAMIC)],
 )
 def test_it_goes_on_with_the_bits_of_an_unbroken_run(
     tmp_path: Path, saved: tuple[str, ...], more: tuple[str, ...]

@@ -63,6 +63,7 @@ def test_a_pruned_run_goes_on(
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.thorough
 def test_a_table_in_bfloat16_is_pruned(command, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     flags = ("--dynamic_ids=C2=200", "--table_dtype=bfloat16", "--steps=4")
     done = run(*flags, f"--workdir={tmp_path / 'run'}", program=TRAIN)
