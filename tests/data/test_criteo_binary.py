@@ -31,7 +31,9 @@ def zstandard_frames(content):
     return b"".join(map(zstd.compress, frames))
 
 
-@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstandard_frames])
+@pytest.mark.parametrize(
+    "compress", [bytes, pytest.param(gzip.compress, marks=pytest.mark.thorough), zstandard_frames]
+)
 def test_the_same_arrays_as_of_the_text(tmp_path, compress, monkeypatch):
     monkeypatch.setattr(criteo_binary, "CHUNK_BYTES", 7 * criteo_binary.SAMPLE_BYTES)
     monkeypatch.setattr(compression, "_CHUNK", 1000)
@@ -97,7 +99,10 @@ def test_missing_values_of_text_have_an_id_that_the_binary_form_does_not_give(bo
             preprocess(paths, tmp_path / "mixed", Options())
 
 
-@pytest.mark.parametrize(("compatible", "missing"), [("reference", True), ("", False)])
+@pytest.mark.parametrize(
+    ("compatible", "missing"),
+    [("reference", True), pytest.param("", False, marks=pytest.mark.thorough)],
+)
 def test_both_forms_may_meet_where_they_mean_the_same(both, tmp_path, compatible, missing):
     raw, binary = both
     if not missing:

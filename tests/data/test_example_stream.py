@@ -42,7 +42,11 @@ def check(chunks, rows):
         assert 0.01 < np.mean(integers == value) < 0.4
 
 
-@pytest.mark.parametrize("rows", [ROWS, KAGGLE_ROWS], ids=["small", "kaggle"])
+@pytest.mark.parametrize(
+    "rows",
+    [ROWS, pytest.param(KAGGLE_ROWS, marks=pytest.mark.thorough)],
+    ids=["small", "kaggle"],
+)
 @pytest.mark.parametrize("profile", [None, trace_profile()], ids=["zipf", "local"])
 def test_examples_and_their_ceiling(rows, profile):
     chunks = draw(stream(rows, profile=profile), chunks=6)
