@@ -24,7 +24,7 @@ PROGRAM = ("-m", "experiments.next_item")
 @pytest.mark.parametrize(
     ("preset", "write"),
     [
-        ("sasrec_ml1m", write_1m),
+        pytest.param("sasrec_ml1m", write_1m, marks=pytest.mark.thorough),
         pytest.param("hstu_large_ml1m", write_1m, marks=pytest.mark.thorough),
         pytest.param("hstu_ml20m", write_csv, marks=pytest.mark.thorough),
         pytest.param("hstu_large_ml20m", write_csv, marks=pytest.mark.thorough),

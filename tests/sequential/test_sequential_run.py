@@ -19,6 +19,8 @@ from dlrm_jax.sequential.run import fixed_settings, of_earlier, run
 from dlrm_jax.training.record import read_record
 from experiments.next_item.planted_order import generate, planted_order, planted_places
 
+BAG = dataclasses.replace(SETTINGS, encoder="bag", epochs=1)
+
 
 def rows_of(outcome) -> np.ndarray:
     return outcome.evaluation.items(outcome.state)
@@ -91,9 +93,7 @@ def test_the_order_is_learned(encoder, at_least: float, at_most: float, tmp_path
 
 
 def test_popularity_counts_ties_as_ranked_before(tmp_path: Path):
-    outcome = run(
-        LOG, SPLIT, dataclasses.replace(SETTINGS, epochs=1), as_mesh("2x2"), tmp_path, silent
-    )
+    outcome = run(LOG, SPLIT, BAG, as_mesh("2x2"), tmp_path, silent)
     test = outcome.summary["test"]
     counts = np.bincount(
         np.concatenate([LOG.items[start:end] for start, end in SPLIT.train]), minlength=30
@@ -111,7 +111,7 @@ def test_popularity_counts_ties_as_ranked_before(tmp_path: Path):
 
 
 def test_items_of_the_history_are_ranked_by_neither(tmp_path: Path):
-    settings = dataclasses.replace(SETTINGS, epochs=1, exclude_seen=True)
+    settings = dataclasses.replace(BAG, exclude_seen=True)
     outcome = run(LOG, SPLIT, settings, as_mesh("1x1"), tmp_path, silent)
     counts = np.bincount(
         np.concatenate([LOG.items[start:end] for start, end in SPLIT.train]), minlength=30
@@ -126,7 +126,7 @@ def test_items_of_the_history_are_ranked_by_neither(tmp_path: Path):
 
 
 def test_the_metric_that_chose_checkpoints_remains(tmp_path: Path):
-    mesh, settings = as_mesh("1x1"), dataclasses.replace(SETTINGS, epochs=1)
+    mesh, settings = as_mesh("1x1"), BAG
     run(LOG, SPLIT, settings, mesh, tmp_path, silent)
     other = dataclasses.replace(settings, metric="mrr")
     with pytest.raises(UserError, match="metric: expected ndcg@5, with which the checkpoints in"):
