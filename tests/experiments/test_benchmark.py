@@ -49,6 +49,7 @@ def test_one_json_object():
     assert found["step_gflop"] * 1e9 == 2 * 64 * multiplications
 
 
+@pytest.mark.thorough
 def test_predictions_in_lines():
     lines = benchmark("--mode=infer", "--nofirst_step")
     found = dict(line.split(None, 1) for line in lines.splitlines())

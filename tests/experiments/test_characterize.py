@@ -50,7 +50,6 @@ CONFIG = Config(
     kernels="jax",
     placements=("C1=replicated", "C2=row_wise", "C3=table_wise"),
 )
-MESHES = ("1x1", "2x2")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,7 +60,7 @@ def scopes_of_this_program() -> Iterator[None]:
     jax.config.update("jax_compilation_cache_include_metadata_in_key", False)
 
 
-@pytest.fixture(scope="module", params=MESHES)
+@pytest.fixture(scope="module", params=[pytest.param("1x1", marks=pytest.mark.thorough), "2x2"])
 def compiled(request: pytest.FixtureRequest) -> tuple:
     learner = make_learner(CONFIG, make_mesh(request.param))
     step = compile_step(learner, CONFIG.batch_size, CONFIG.dense_features)
@@ -239,6 +238,7 @@ def test_classes_sum_to_the_profiled_step(monkeypatch: pytest.MonkeyPatch):
     assert len(ran & found.program.executions.keys()) > 0.9 * len(found.program.executions)
 
 
+@pytest.mark.thorough  # its parts are above
 def test_the_program(tmp_path: Path):
     flags = (
         "--preset=small", "--table_rows=7,3000,40", "--embedding_dim=8", "--bottom_mlp=8",

@@ -50,6 +50,7 @@ def trials(workdir: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (workdir / "trials").iterdir()}
 
 
+@pytest.mark.thorough
 def test_each_trial_is_kept_and_only_what_is_missing_is_done_again(tmp_path):
     flags = (*SMALL, "--models=logistic_regression,dcn_v2:rank=2", "--seeds=2",
              f"--workdir={tmp_path}")  # fmt: skip
@@ -200,6 +201,7 @@ def test_clicks_of_movielens_with_histories(movielens, tmp_path):
     assert min(each["trials"][0]["test"]["auc"] for each in (din, dlrm)) > 0.7
 
 
+@pytest.mark.thorough
 def test_rankings_of_movielens(movielens, tmp_path):
     flags = ("--task=ranking", "--features=user,item", "--models=ncf,dlrm", "--epochs=4", *MOVIES)
     shown = succeed(MOVIELENS, f"--data={movielens}", f"--workdir={tmp_path}", *flags)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 from main_job import run
 
 from dlrm_jax.config import Config
@@ -14,6 +15,7 @@ PROGRAM = ("-m", "experiments.benchmarks.dynamic_step")
 FLAGS = ("--preset=small", "--table_rows=7,3000", "--dynamic_above=100", "--batch_size=64")
 
 
+@pytest.mark.thorough
 def test_both_are_timed():
     done = run(*FLAGS, "--rounds=1", "--steps_per_round=2", "--born=0.5", program=PROGRAM)
     assert done.returncode == 0, done.stderr[-2000:]

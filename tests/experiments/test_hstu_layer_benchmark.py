@@ -33,6 +33,7 @@ def test_needed_operations_by_hand():
     assert dataclasses.replace(case, train=True).needed_flops() == 3 * (maps + pairs)
 
 
+@pytest.mark.thorough
 def test_gradients_are_the_slopes_of_the_results(tmp_path):
     save(CASE, tmp_path)
     case, arrays = read(tmp_path)

@@ -72,6 +72,7 @@ def test_the_shape_of_dlrm_v3_cut_to_a_small_machine(tmp_path: Path):
     assert "hstu 8:" in result.stdout
 
 
+@pytest.mark.thorough
 def test_a_log(tmp_path: Path):
     rng = np.random.default_rng(0)
     log = pl.DataFrame(

@@ -80,6 +80,7 @@ def are_within_the_spread(one: list[float], other: list[float]) -> bool:
     return abs(np.mean(one) - np.mean(other)) <= max(np.ptp(one), np.ptp(other))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("both", ["ratings.dat"], indirect=True)
 def test_a_model_of_the_log_is_as_good(both):
     _, own, log = both

@@ -82,7 +82,14 @@ def test_sizes_grow_along_each_axis():
                 assert values == sorted(set(values))
 
 
-@pytest.mark.parametrize("model", [name for name in MODELS if not is_of_sequences(name)])
+@pytest.mark.parametrize(
+    "model",
+    [
+        name if name == "dlrm" else pytest.param(name, marks=pytest.mark.thorough)
+        for name in MODELS
+        if not is_of_sequences(name)
+    ],
+)
 def test_products_of_a_ranking_model_are_those_that_xla_compiles(model: str):
     mesh, cell = make_mesh("1x1"), Cell(model, Size(16, 2, 16), 0.01, 0, 1024)
     data = ranking.dataset(ranking.drawn_for(1024), 1024, cell.size)

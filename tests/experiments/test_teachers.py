@@ -110,6 +110,7 @@ def test_flops_of_loops_over_histories_are_not_shown():
     assert flops_of(Result(Contender("hstu:target=C2", "adam"), 0.1, trials)) == "-"
 
 
+@pytest.mark.thorough
 def test_each_teacher_has_a_comparison(tmp_path: Path):
     flags = (
         "--table_rows=5,30,30", "--bag_lengths=1,1,4", "--embedding_dim=4", "--dense_features=2",

@@ -6,12 +6,14 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from main_job import run
 
 PROGRAM = ("-m", "experiments.two_tower")
 SMALL = ("--users=4000", "--items=600", "--batch_size=512", "--steps=100", "--recall_at=10")
 
 
+@pytest.mark.thorough
 def test_it_finds_what_users_choose(tmp_path: Path):
     result = run("--mesh=1x1", *SMALL, f"--workdir={tmp_path / 'w'}", program=PROGRAM)
     assert result.returncode == 0, result.stderr[-2000:]
