@@ -55,7 +55,7 @@ def test_other_generators_are_not_replaced():
         assert not threefry.is_default()
 
 
-@pytest.mark.parametrize("mesh", ["1x1", "2x4"])
+@pytest.mark.parametrize("mesh", ["1x1", pytest.param("2x4", marks=pytest.mark.thorough)])
 def test_a_model_starts_from_the_same_numbers(mesh: str):
     """Its dropout has keys of JAX's own kind."""
     config = Config(
