@@ -60,7 +60,7 @@ def scores(scorer: RequestScorer, request: int, part: slice = slice(None)) -> np
     ("encoder", "mesh"),
     [
         ("mean", "2x4"),
-        ("hstu", "1x1"),
+        pytest.param("hstu", "1x1", marks=pytest.mark.thorough),
         pytest.param("stca", "2x4", marks=pytest.mark.thorough),
     ],
 )
@@ -107,7 +107,9 @@ def checked(scorer: RequestScorer, request: int) -> CheckedRequest:
     )
 
 
-@pytest.mark.parametrize("encoder", ["mean", "stca", "hstu"])
+@pytest.mark.parametrize(
+    "encoder", ["mean", "stca", pytest.param("hstu", marks=pytest.mark.thorough)]
+)
 def test_packed_requests_have_the_logits_of_each(encoder: str):
     scorer, logits = trained(encoder, "1x1")
     wide = RequestScorer(
