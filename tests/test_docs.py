@@ -66,6 +66,7 @@ runpy.run_path({str(script)!r}, run_name="__main__")
 # -- The site, its links ---------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_site(tmp_path: Path):
     config = str(ROOT / "mkdocs.yml")
     site = tmp_path / "site"
@@ -133,7 +134,15 @@ def test_readme_is_short():
 PROGRAMS = [path for path in PAGES if program(path.read_text())[1]]
 
 
-@pytest.mark.parametrize("path", PROGRAMS, ids=name_of)
+# By default the shortest.
+OFTEN = ("README.md", "docs/models.md")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [x if name_of(x) in OFTEN else pytest.param(x, marks=pytest.mark.thorough) for x in PROGRAMS],
+    ids=name_of,
+)
 def test_programs(path: Path, tmp_path: Path):
     files, code, promised = program(path.read_text())
     for name, text in files.items():
@@ -149,6 +158,7 @@ def test_there_are_programs():
     assert {"README.md", "docs/your-model.md", "docs/sharding.md"} <= set(map(name_of, PROGRAMS))
 
 
+@pytest.mark.thorough
 def test_a_model_is_one_class(tmp_path: Path):
     files, _, _ = program((ROOT / "docs" / "models.md").read_text())
     (tmp_path / "mine.py").write_text(files["mine.py"])
@@ -176,9 +186,8 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["own_model_nnx", pytest.param("own_model_linen", marks=pytest.mark.thorough)]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["own_model_nnx", "own_model_linen"])
 def test_examples(name: str, tmp_path: Path):
     assert re.search(EXAMPLES[name], forked(("-m", f"examples.{name}"), tmp_path))
 
@@ -194,6 +203,7 @@ def test_own_log(
     assert re.search(r"test AUC 0\.8\d", capsys.readouterr().out)
 
 
+@pytest.mark.thorough
 def test_notebook(tmp_path: Path):
     notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text())
     cells = ["".join(x["source"]) for x in notebook["cells"] if x["cell_type"] == "code"]

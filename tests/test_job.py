@@ -84,6 +84,7 @@ def test_training_on_everything(tmp_path: Path):
     model.save(tmp_path / "saved")
 
 
+@pytest.mark.thorough
 def test_copies_that_differ_end_a_fit_with_the_defaults(monkeypatch: pytest.MonkeyPatch):
     def broken_step(learner: Learner) -> Callable[..., tuple[TrainState, jax.Array]]:
         def step(state: TrainState, *_: object) -> tuple[TrainState, jax.Array]:
@@ -193,6 +194,7 @@ def test_a_run_is_new_until_its_first_checkpoint(tmp_path: Path):
         assert run_data.is_new(tmp_path) == new
 
 
+@pytest.mark.thorough
 def test_a_run_with_no_step_left_keeps_its_speed(tmp_path: Path):
     """As after a kill in the final evaluation, or before earlier checkpoints were deleted."""
     config = small(checkpoint_every=4)

@@ -102,7 +102,12 @@ def test_data_load(data: Dataset):
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "mesh"), [(FORMAT_2, "1x1"), (FORMAT_2, "2x4"), (FORMAT_3, "2x4")]
+    ("checkpoint", "mesh"),
+    [
+        pytest.param(FORMAT_2, "1x1", marks=pytest.mark.thorough),
+        (FORMAT_2, "2x4"),
+        (FORMAT_3, "2x4"),
+    ],
 )
 def test_a_run_goes_on(
     data: Dataset, expected: dict[str, np.ndarray], checkpoint: Path, mesh: str, tmp_path: Path
