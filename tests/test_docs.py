@@ -192,6 +192,7 @@ def test_examples(name: str, tmp_path: Path):
     assert re.search(EXAMPLES[name], forked(("-m", f"examples.{name}"), tmp_path))
 
 
+@pytest.mark.thorough
 def test_own_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

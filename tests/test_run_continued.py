@@ -133,6 +133,7 @@ def as_served(first: Day, directory: Path, test: Split) -> dict[str, float | int
     return evaluate(first.learner, run_module.make_predict(first.learner), state, Split((own,)), 64)
 
 
+@pytest.mark.thorough
 def test_the_model_before_is_corrected_as_its_own_training_says(
     days: tuple[Path, Day, Day], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -119,6 +119,7 @@ def test_predictions_and_artifacts_are_of_whole_tables(tmp_path: Path):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_on_a_mesh_only_the_order_of_sums_differs(tmp_path: Path):
     placed = dataclasses.replace(CACHED, placements=("C2=row_wise", "C3=table_wise"))
     short = dataclasses.replace(placed, steps=4, host_tables=("C2=260", "C3=200"))

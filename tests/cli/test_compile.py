@@ -93,6 +93,7 @@ def test_updates_of_all_rows_make_arrays_as_large_as_tables(
     assert 0.8 <= estimated / temporaries <= 1.3
 
 
+@pytest.mark.thorough
 def test_tables_that_exceed_the_memory_are_noted():
     small = "--preset=small", "--mesh=1x1", "--embedding_dim=128", "--bottom_mlp=128"
     for rows, noted in (("30000000", True), ("100", False)):

@@ -148,6 +148,7 @@ def test_days(tmp_path: Path, form: str):
     assert len(middle - first) == pytest.approx(100, abs=30)
 
 
+@pytest.mark.thorough
 def test_locality_of_a_trace(tmp_path: Path):
     rng = np.random.default_rng(0)
     ids = np.cumsum(rng.integers(0, 2, 5000)) + rng.integers(0, 30, 5000)

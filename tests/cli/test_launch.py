@@ -237,6 +237,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.thorough
 def test_the_process_that_was_lost_is_named_though_another_ended_first():
     result = run(program=("-c", LOSING))
     assert result.returncode == 128 + signal.SIGKILL

@@ -28,6 +28,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
+@pytest.mark.thorough  # by default `test_pruning.py` goes on with one
 def test_a_pruned_run_goes_on(
     command, workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -27,7 +27,7 @@ from dlrm_jax.mesh import make_mesh
 MESHES = ["1x1", "2x4", "8x1", "1x8"]
 OFTEN = ["2x4"]
 # Some tables of the mixed plan or of the half fully sharded one are placed so, or nearly.
-OF_OTHERS = ("row_wise", "table_wise", "replicated", "fully_sharded", "on_some_shards")
+OF_OTHERS = ("mixed", "row_wise", "table_wise", "replicated", "fully_sharded", "on_some_shards")
 EACH_PLAN = pytest.mark.parametrize(
     "plan",
     [pytest.param(x, marks=pytest.mark.thorough) if x in OF_OTHERS else x for x in PLANS],

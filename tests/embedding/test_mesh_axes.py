@@ -155,6 +155,7 @@ def test_inside_a_map_of_the_callers(expected):
     assert_close((jax.tree.map(np.asarray, pooled), tables), expected)
 
 
+@pytest.mark.thorough
 def test_tensor_parallel_dense_part():
     """The axis that the tables don't use splits the dense model's layers."""
     mesh = mesh_of((2, 2, 2), ("data", "model", "tensor"))

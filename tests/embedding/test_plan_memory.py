@@ -42,6 +42,7 @@ PLACED = {
 }
 
 
+@pytest.mark.thorough  # by default `tests/cli/test_compile.py` prints both
 def test_tables_and_state_are_what_the_step_is_given():
     mesh = make_mesh("2x4")
     features = [Feature(t.name, 1 + i % 2) for i, t in enumerate(TABLES)]

@@ -140,7 +140,7 @@ def problem(weighted):
                 ("fully_sharded", True, False),
             )
         ),
-        ("column_wise", True, True),
+        pytest.param("column_wise", True, True, marks=pytest.mark.thorough),
         pytest.param("on_some_shards", True, False, marks=pytest.mark.thorough),
         ("half_fully_sharded", True, True),
     ],

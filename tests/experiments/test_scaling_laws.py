@@ -101,6 +101,7 @@ def test_products_of_a_ranking_model_are_those_that_xla_compiles(model: str):
     assert products <= compiled.cost_analysis()["flops"] <= 1.4 * products
 
 
+@pytest.mark.thorough
 def test_a_unit_of_hstu_has_its_projections_and_the_pairs_that_attend():
     def per_token(layers: int) -> float:
         cell = Cell("hstu", Size(8, layers, length=16), 0.01, 0, 64)

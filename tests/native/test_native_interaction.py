@@ -107,7 +107,9 @@ def test_kernels_that_are_demanded_must_run():
 @pytest.mark.parametrize(
     ("mesh", "changes"),
     [
-        ("1x1", {"self_interaction": True, "dense_features": 0}),
+        pytest.param(
+            "1x1", {"self_interaction": True, "dense_features": 0}, marks=pytest.mark.thorough
+        ),
         # With other seeds a sum near 0 may have another sign, and a ReLU another derivative.
         pytest.param("1x1", {"compute_dtype": "bfloat16", "seed": 3}, marks=pytest.mark.thorough),
         pytest.param("2x4", {"optimizer": "rowwise_adagrad"}, marks=pytest.mark.thorough),

@@ -144,6 +144,7 @@ def test_predictions_use_them_too():
     assert "dlrm_jax_pool" in text
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_results_do_not_depend_on_the_number_of_threads():
     digests = set()

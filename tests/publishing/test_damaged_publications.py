@@ -172,6 +172,7 @@ def test_a_run_that_is_stopped_says_that_its_last_state_isnt_published(tmp_path:
     assert "of step 2, isn't published: the run has ended before; the same" in run.said[-1]
 
 
+@pytest.mark.thorough
 def test_an_id_that_a_delta_gives_a_second_row(tmp_path: Path):
     """Each file is as it was written; a base of them would be an artifact that can't be loaded."""
     models = tmp_path / "models"

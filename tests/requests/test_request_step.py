@@ -149,7 +149,7 @@ class Oracle:
     "mesh",
     ["2x4", *(pytest.param(mesh, marks=pytest.mark.thorough) for mesh in ("1x1", "4x2", "1x8"))],
 )
-@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("one_by_one", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_the_step_is_the_oracles(mesh: str, one_by_one: bool):
     settings = dataclasses.replace(MEAN, one_by_one=one_by_one)
     losses, tables, logits, _ = trained(settings, mesh)

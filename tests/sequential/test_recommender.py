@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from dlrm_jax.sequential.run import run
 NAMES = pl.Series([f"item {number}" for number in range(len(LOG.values))])
 
 
+@functools.cache
 def untrained(encoder: Any = "sasrec", mesh: str = "1x1", **settings) -> Recommender:
     own = dataclasses.replace(SETTINGS, encoder=encoder, **settings)
     shapes = SequenceTraining(LOG, SPLIT.train, own, as_mesh(mesh).size).shapes

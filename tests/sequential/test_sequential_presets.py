@@ -99,6 +99,7 @@ def test_a_log_without_rows(tmp_path: Path):
     assert f"log {log}: expected a row for each interaction, got none" in result.stderr
 
 
+@pytest.mark.thorough
 def test_dates_of_a_csv(tmp_path: Path):
     log = tmp_path / "log.csv"
     rows = [f"u{i % 5},i{i % 7},2024-01-{1 + i // 2:02} 05:00:0{i % 10}\n" for i in range(40)]

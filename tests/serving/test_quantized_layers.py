@@ -227,6 +227,7 @@ def test_the_choice_is_the_shortest_that_is_tolerated():
     assert found == LayerChoice("bfloat16", {"bfloat16": 0.9 - 0.89})
 
 
+@pytest.mark.thorough
 def test_layers_that_cost_too_much_are_as_trained(tmp_path: Path):
     model, data = TrainedModel.read(RUN), load_directory(DATA)
     done = export(model, tmp_path / "a", "a", "float32", data, 1.0, "int8")

@@ -75,6 +75,7 @@ def map_of(workdir: Path, step: int) -> dict[str, np.ndarray]:
     return {name: np.asarray(x) for name, x in found.items()}
 
 
+@pytest.mark.thorough
 def test_stopped_and_resumed(segments: Path, tmp_path: Path):
     unbroken, stopped = tmp_path / "unbroken", tmp_path / "stopped"
     last = train(segments, unbroken)["steps"]

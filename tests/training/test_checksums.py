@@ -227,7 +227,8 @@ def test_each_copy_is_checked(limit: int, monkeypatch: pytest.MonkeyPatch):
         loaded.check()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_tables_start_in_another_dtype(dtype: str, tmp_path: Path):
     config = dataclasses.replace(CONFIG, table_dtype=dtype)
     _, _, path = train_and_save(tmp_path, "2x2", config)

@@ -152,7 +152,7 @@ def unbroken(steps: int) -> tuple[dict[str, np.ndarray], list[float], dict[str, 
 @pytest.mark.parametrize(
     ("mesh", "placed", "pipelined"),
     [
-        ("2x4", "rows", True),
+        pytest.param("2x4", "rows", True, marks=pytest.mark.thorough),
         pytest.param("4x2", "devices", False, marks=pytest.mark.thorough),
         pytest.param("2x4", "rows", False, marks=pytest.mark.thorough),
     ],

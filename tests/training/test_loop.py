@@ -252,6 +252,7 @@ def test_wrong_parameters_end_the_run():
     assert message.startswith("after step 2, the copies of the dense model differ between devices")
 
 
+@pytest.mark.thorough
 def test_a_batch_without_weight_is_one_error():
     kept, message = trained("2x2", kind=WithoutWeight)
     assert kept == [4]

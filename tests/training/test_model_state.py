@@ -108,7 +108,7 @@ def losses_of_first_state(**changes: Any) -> list[float]:
     ("shape", "names"),
     [
         pytest.param((2, 4), ("replica", "table"), marks=pytest.mark.thorough),
-        ((2, 2, 2), ("replica", "tensor", "table")),
+        pytest.param((2, 2, 2), ("replica", "tensor", "table"), marks=pytest.mark.thorough),
     ],
     ids=["renamed", "with_another_axis"],
 )

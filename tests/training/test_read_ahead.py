@@ -57,6 +57,7 @@ def test_it_follows_the_latest(learner: Learner, tmp_path: Path):
     assert ahead.take(path(checkpoints, 2), None) is None, "it is given away once"
 
 
+@pytest.mark.thorough
 def test_another_one_of_the_same_step_is_not_taken(learner: Learner, tmp_path: Path):
     checkpoints = save(learner, tmp_path, 1)
     ahead = ReadAhead(checkpoints, learner, 0)

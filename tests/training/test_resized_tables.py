@@ -109,6 +109,7 @@ def test_ids_have_the_rows_that_they_had(mesh: str, placed: str, rows: tuple[int
     assert np.isfinite(losses).all()
 
 
+@pytest.mark.thorough
 def test_a_damaged_map_is_damage_with_other_rows_too(tmp_path: Path):
     checkpoints, _, _ = saved(tmp_path, "1x1", 2)
     content = tmp_path / "checkpoints" / "00000002" / "id_maps"

@@ -129,7 +129,11 @@ def test_many_steps_are_one_compilation(mesh):
             {"optimizer": "sgd", "table_dtype": "bfloat16", "stochastic_rounding": False},
             marks=pytest.mark.thorough,
         ),
-        ("2x4", {"optimizer": "rowwise_adagrad", "table_dtype": "bfloat16"}),
+        pytest.param(
+            "2x4",
+            {"optimizer": "rowwise_adagrad", "table_dtype": "bfloat16"},
+            marks=pytest.mark.thorough,
+        ),
         pytest.param(
             "2x4",
             {"optimizer": "rowwise_adagrad", "placements": FULLY_SHARDED},
@@ -226,6 +230,7 @@ def test_an_id_out_of_range_gives_nan_and_is_found_by_name():
         learner.collection.check_ids(batch.ids)
 
 
+@pytest.mark.thorough
 def test_accumulation_gives_the_same_losses():
     whole, _ = compiled_step("2x4")
     accumulating = make_learner(small(accumulation_steps=4), make_mesh("2x4"))
@@ -333,9 +338,8 @@ class NoLogits(Model):
         return dense @ self.weights[...]
 
 
-@pytest.mark.parametrize(
-    "table_dtype", [pytest.param("float32", marks=pytest.mark.thorough), "bfloat16"]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("table_dtype", ["float32", "bfloat16"])
 def test_bfloat16_trains(table_dtype):
     config = small(compute_dtype="bfloat16", table_dtype=table_dtype)
     learner = make_learner(config, make_mesh("2x4"))

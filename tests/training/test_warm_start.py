@@ -153,6 +153,7 @@ def tables_of(learner: Learner, state: TrainState) -> dict[str, np.ndarray]:
     return {table.name: np.asarray(each["table"]) for table, each in arrays}
 
 
+@pytest.mark.thorough
 def test_a_grown_quotient_is_the_trained_one_and_new_rows(tmp_path: Path):
     learner = make_learner(QR, make_mesh("1x1"))
     trained = learner.init(1)
@@ -206,6 +207,7 @@ def test_layers_may_have_digits_and_dots_in_their_names(name: str, tmp_path: Pat
     assert taken == {x for x in wanted if f"{x}.".startswith(f"{name}.")}
 
 
+@pytest.mark.thorough
 def test_all_of_a_checkpoint_that_calls_its_tables_by_numbers(tmp_path: Path):
     """As an earlier version did; the run's own names come from the columns of the same log."""
     earlier = dataclasses.replace(
