@@ -244,7 +244,7 @@ class Learner:
         """The specs of all but the tables."""
         dense = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated),
-            self._dense.eval_shape(0),
+            self._dense.trace(0).out_info,
         )
         if self.shard_dense_optimizer:
             split = dense_split.specs(self.axes, dense.optimizer)
