@@ -171,32 +171,14 @@ def _may_be_emptied(flag: flags.Flag) -> bool:
 
 
 def named_as_flag(message: str) -> str:
-    """The message of an error that begins with a field's name, with the names of flags.
-
-    Others in it, such as ``eval_every=0``, become flags, too, unless they are in quotes; without a
-    value, if their name has a ``_`` and so is no other word. Options of models may have names of
-    fields.
-    """
+    """The message of an error that begins with a field's name, with the name of its flag."""
     name, _, text = message.partition(":")
-    by_name = {flag.name: flag for flag in own_flags()}
-    flag = by_name.get(name)
+    flag = next((flag for flag in own_flags() if flag.name == name), None)
     if flag is None:
         return message
-
-    def as_flag(found: re.Match[str]) -> str:
-        other, value = found[1], found[2] or ""
-        is_flag = "_" in other or (value and other in FIELD_TYPES)
-        if not is_flag or other not in by_name or other == name:
-            return found[0]
-        if FIELD_TYPES[other] is bool and value in ("=True", "=False"):
-            return f"--{'no' if value == '=False' else ''}{other}"
-        return f"--{other}{value}"
-
-    if name != "model_options":
-        text = re.sub(r"(?<![\w'\"/.-])([a-z]\w*)(?![\w(]|[./]\w)( ?= ?\w*)?", as_flag, text)
     # Where one value alone is right, or data set the limit, an example may be of a wrong one.
     has_example = re.match(r" expected (?![0-9,]+ (?:for|with) |(?:at most|less than) the )", text)
-    return f"--{name}:{text}{such_as(flag) if has_example else ''}"
+    return f"--{message}{such_as(flag) if has_example else ''}"
 
 
 def nearest(given: str, names: Iterable[str], prefix: str = "") -> str:

@@ -132,8 +132,8 @@ def describe(config: Config) -> Descriptions:
                 if owner in cached and tables[name].trainable and tables[name].rounds_randomly:
                     raise UserError(
                         f"host_tables: {owner} is rounded at random by the number of each row, "
-                        f"which changes in a cache; expected stochastic_rounding=False, or "
-                        f"table_dtype=float32"
+                        f"which changes in a cache; expected tables of float32, or no stochastic "
+                        f"rounding"
                     )
                 # Shards may not divide the columns of a narrower table.
                 narrower = width < config.embedding_dim
