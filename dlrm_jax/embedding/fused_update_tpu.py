@@ -11,8 +11,7 @@ next, if it goes on there. Lines are those of `packed_rows`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from dlrm_jax.embedding.optimizer import rate_at
 from dlrm_jax.embedding.packed_rows import LANES, per_line
 from dlrm_jax.embedding.row_optimizer import RowOptimizer, Slots, checked_update, mean_of_columns
 from dlrm_jax.embedding.row_runs import RowRuns
+from dlrm_jax.embedding.tpu_copies import Copies, Scratch, scratch
 from dlrm_jax.embedding.tpu_lines import IDS, Ids, Lines, column, run_sums
 
 _BEYOND = np.int32(2**31 - 1)  # "no row" in any slab, as the numbers of rows are below 2^31
@@ -64,32 +64,6 @@ def update_runs(
     found = _call(*given, step.astype(jnp.int32), rate, interpret)
     table, *new = (x.reshape(old.shape) for x, old in zip(found, arrays, strict=True))
     return table, dict(zip(optimizer.slots, new, strict=True))
-
-
-class _Scratch(NamedTuple):
-    """References to what lies on the chip, of the table and each slot.
-
-    Attributes:
-        read: lines of two blocks, one of which are on their way, [2, IDS, columns].
-        gradients: cotangents of these blocks, [2, IDS, d].
-        new: lines to write, [IDS, columns].
-        writes: numbers of those that are on their way to memory.
-        arrived: semaphores of the halves of ``read`` and ``gradients``.
-        left: semaphore of writes.
-        before: last row of the block before.
-        sums: its sum of gradients, and the numbers of its last line, if they go on.
-        marks: 1 where that line has new numbers.
-    """
-
-    read: Sequence[Any]
-    gradients: Any
-    new: Sequence[Any]
-    writes: Any
-    arrived: Any
-    left: Any
-    before: Any
-    sums: Sequence[Any]
-    marks: Sequence[Any]
 
 
 def _call(
@@ -135,17 +109,6 @@ def _call(
     )
     before = len(jax.tree.leaves([x for x, _ in given[:-1]]))
     varying = jax.typeof(arrays[0]).manual_axis_type
-    scratch = _Scratch(
-        [pltpu.VMEM((2, IDS, x.columns), dtype) for x in lines],
-        pltpu.VMEM((2, IDS, width), dtype),
-        [pltpu.VMEM((IDS, x.columns), dtype) for x in lines],
-        pltpu.SMEM((len(lines),), jnp.int32),
-        pltpu.SemaphoreType.DMA((2,)),
-        pltpu.SemaphoreType.DMA(()),
-        pltpu.VMEM((1, LANES), jnp.int32),
-        [pltpu.VMEM((1, n), dtype) for n in (width, *(x.columns for x in lines))],
-        [pltpu.VMEM((1, x.columns), dtype) for x in lines],
-    )
     (found,) = pl.pallas_call(
         _Kernel(optimizer, lines, size).block,
         grid=(blocks,),
@@ -155,7 +118,7 @@ def _call(
             [jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for x in arrays],
         ),
         input_output_aliases={before + i: i for i in range(len(arrays))},
-        scratch_shapes=[scratch],
+        scratch_shapes=[scratch(lines, width, dtype)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
         name="update_rows",
@@ -188,34 +151,35 @@ class _Kernel:
         cotangents: Any,
         _: Any,
         arrays: list[Any],
-        scratch: _Scratch,
+        scratch: Scratch,
     ) -> None:
         """Works on a block; its arguments are references to those of the call."""
         block, blocks = pl.program_id(0), pl.num_programs(0)
         half = jax.lax.rem(block, jnp.int32(2))
+        copies = Copies(self.lines, self.size, arrays, scratch)
 
         @pl.when(block == 0)
         def _() -> None:
             scratch.before[...] = jnp.full_like(scratch.before, -1)
             for x in (*scratch.sums, *scratch.marks):
                 x[...] = jnp.zeros_like(x)
-            self._read(ids, cotangents, arrays, scratch, 0, starts=True)
+            copies.read(ids, cotangents, 0, starts=True)
 
         @pl.when(block + 1 < blocks)
         def _() -> None:
-            self._read(next_ids, cotangents, arrays, scratch, 1 - half, starts=True)
+            copies.read(next_ids, cotangents, 1 - half, starts=True)
 
-        self._read(ids, cotangents, arrays, scratch, half, starts=False)
+        copies.read(ids, cotangents, half, starts=False)
         gradients = scratch.gradients[half]
         if weights is not None:
             gradients *= column(weights[0], gradients.shape[1])
         row, following = (column(x[0], LANES) for x in around)
         new = self._updated(row, following, gradients, half, step[0], rate[0], scratch)
-        pl.when(block > 0)(lambda: self._wait_for_writes(arrays, scratch))
+        pl.when(block > 0)(copies.wait_for_writes)
         for place, x in zip(scratch.new, new, strict=True):
             place[...] = x
-        self._write(ids, arrays, scratch)
-        pl.when(block + 1 == blocks)(lambda: self._wait_for_writes(arrays, scratch))
+        copies.write(ids)
+        pl.when(block + 1 == blocks)(copies.wait_for_writes)
 
     def _updated(
         self,
@@ -225,7 +189,7 @@ class _Kernel:
         half: Any,
         step: Any,
         rate: Any,
-        scratch: _Scratch,
+        scratch: Scratch,
     ) -> list[Array]:
         """The lines of a block with their new rows, at the places of their last ids."""
         before = scratch.before[...]
@@ -250,71 +214,6 @@ class _Kernel:
             found.append(jnp.where(marks > 0, numbers, scratch.read[i][half]))
         scratch.before[...] = row[-1:]
         return found
-
-    def _read(
-        self,
-        ids: Ids,
-        cotangents: Any,
-        arrays: list[Any],
-        scratch: _Scratch,
-        half: Any,
-        starts: bool,
-    ) -> None:
-        """Starts to copy what a block needs, or waits for it."""
-
-        def copy(array: Any, line: Any, to: Any, place: Any) -> None:
-            to = to.at[half, pl.ds(place, 1)]
-            found = pltpu.make_async_copy(array.at[pl.ds(line, 1)], to, scratch.arrived.at[half])
-            found.start() if starts else found.wait()
-
-        def one(place: Any, carry: Any) -> Any:
-            row, following = ids.around(place)
-
-            @pl.when(row < self.size)
-            def _() -> None:
-                copy(cotangents, ids.bags[0, 0, place], scratch.gradients, place)
-
-            @pl.when((row < self.size) & (row != following))
-            def _() -> None:
-                for lines, array, to in zip(self.lines, arrays, scratch.read, strict=True):
-                    copy(array, lines.of(row), to, place)
-
-            return carry
-
-        jax.lax.fori_loop(0, IDS, one, None)
-
-    def _write(self, ids: Ids, arrays: list[Any], scratch: _Scratch) -> None:
-        """Starts to copy the lines that end in a block to memory."""
-        for i in range(len(arrays)):
-            scratch.writes[i] = 0
-
-        def one(place: Any, carry: Any) -> Any:
-            row, following = ids.around(place)
-            for i, (lines, array) in enumerate(zip(self.lines, arrays, strict=True)):
-                line, new = lines.of(row), scratch.new[i]
-
-                @pl.when((row < self.size) & (line != lines.of(following)))
-                def _(i: int = i, line: Any = line, new: Any = new, array: Any = array) -> None:
-                    to = array.at[pl.ds(line, 1)]
-                    pltpu.make_async_copy(new.at[pl.ds(place, 1)], to, scratch.left).start()
-                    scratch.writes[i] += 1
-
-            return carry
-
-        jax.lax.fori_loop(0, IDS, one, None)
-
-    def _wait_for_writes(self, arrays: list[Any], scratch: _Scratch) -> None:
-        """Waits until all of these lines are in memory."""
-        for i, array in enumerate(arrays):
-            copy = pltpu.make_async_copy(
-                scratch.new[i].at[pl.ds(0, 1)], array.at[pl.ds(0, 1)], scratch.left
-            )
-
-            def one(_: Any, carry: Any, copy: Any = copy) -> Any:
-                copy.wait()
-                return carry
-
-            jax.lax.fori_loop(0, scratch.writes[i], one, None)
 
 
 def _summed(key: Array, x: Array, before: Array, carried: Any) -> Array:
