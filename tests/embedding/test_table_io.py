@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import compilations
 from small_collection import (
     PLANS,
     TABLES,
@@ -128,6 +129,35 @@ def test_tables_move_between_meshes_and_plans_to_the_bit():
             assert described.keys() == own.keys()
             for key, x in own.items():
                 assert (x.shape, x.dtype) == (described[key].shape, described[key].dtype)
+
+
+def test_equal_tables_of_other_collections_have_the_same_programs():
+    first, second = collection(*PLACED[5]), collection(*PLACED[5])
+    expected = read(first, first.init(77))
+    with compilations() as compiled:
+        found = read(second, second.init(77))
+    assert_same(found, expected)
+    assert not compiled
+    assert_same(read(second, second.init(77)), expected)
+
+
+def test_initial_values_by_a_function_of_a_user_are_drawn_anew():
+    """It may read what has changed since."""
+    scale = 1.0
+
+    def init(key, shape, dtype):
+        del key
+        return jnp.full(shape, scale, dtype)
+
+    for scale in (1.0, 2.0):
+        own = EmbeddingCollection(
+            [Table("t", 5, 4, init=init, trainable=False)],
+            [Feature("t")],
+            [Lookup("t", "t", "t")],
+            make_mesh("1x2"),
+        )
+        ((_, arrays),) = own.to_arrays(own.init(0))
+        np.testing.assert_array_equal(arrays["table"], np.full((5, 4), scale))
 
 
 def test_what_is_not_given_gets_initial_values():

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import polars as pl
 import pytest
+from compilations import compilations
 from planted_histories import LOG, SETTINGS, SPLIT
 
 from dlrm_jax.errors import UserError
@@ -113,23 +111,6 @@ def test_the_latest_items_are_read_and_unknown_ones_are_skipped():
     assert sorted(all_of_them.items) == sorted(everything)  # 30
     (rest,) = own.recommend([everything[2:]], 9, [[0] * 28], [1], exclude_seen=True)
     assert sorted(rest.items) == ["item 0", "item 1"]
-
-
-@contextlib.contextmanager
-def compilations() -> Iterator[list[str]]:
-    """Context with a list of the programs that are compiled in it."""
-    found = []
-
-    def listen(event: str, duration_secs: float, **_) -> None:
-        del duration_secs
-        if event.endswith("/backend_compile_duration"):
-            found.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_nothing_is_compiled_after_the_warm_up():

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 from as_users import OPTIMIZED
+from compilations import compilations
 from flax import nnx
 from jaxtyping import Array
 from named_arrays import arrays_of
@@ -115,6 +116,15 @@ def test_many_steps_are_one_compilation(mesh):
     state, _ = train(learner, state, batches, steps=4)
     assert state.step == 4
     assert step_of(learner)._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def test_further_first_states_are_made_without_a_compilation():
+    learner = make_learner(small(), make_mesh("2x4"))
+    first = learner.init(5)
+    with compilations() as compiled:
+        second = learner.init(5)
+    assert not compiled
+    jax.tree.map(np.testing.assert_array_equal, second, first)
 
 
 @pytest.mark.parametrize(
