@@ -70,7 +70,11 @@ def in_order(log: Log) -> list[int]:
     return [rows[i] for i in np.argsort(numbers)]
 
 
-@pytest.mark.parametrize("schema", [TIMED, UNTIMED], ids=["timed", "untimed"])
+@pytest.mark.parametrize(
+    "schema",
+    [TIMED, pytest.param(UNTIMED, marks=pytest.mark.thorough)],
+    ids=["timed", "untimed"],
+)
 @pytest.mark.parametrize("split", ["days", "files", "time", "none", *BY_ROW])
 def test_every_split_knows_the_order_of_the_log(log, split, schema, monkeypatch):
     monkeypatch.setattr(sources, "CHUNK_ROWS", 16)

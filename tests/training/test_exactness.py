@@ -319,8 +319,7 @@ def check_predictions(mesh: str, label_weights: tuple[float, ...] = (1.0,)):
 @pytest.mark.parametrize(
     ("mesh", "optimizer"),
     [
-        # By default in several processes, see `test_processes.py`.
-        pytest.param("2x4", "rowwise_adagrad", marks=pytest.mark.thorough),
+        ("2x4", "rowwise_adagrad"),
         pytest.param("1x8", "sgd", marks=pytest.mark.thorough),
         pytest.param("2x4", "sgd", marks=pytest.mark.thorough),
         pytest.param("1x8", "rowwise_adagrad", marks=pytest.mark.thorough),
