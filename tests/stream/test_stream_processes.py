@@ -92,7 +92,7 @@ class Coming:
             )
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough  # the next one is harder
 def test_a_killed_run_goes_on_to_the_bits_of_one_process(unbroken: Path, tmp_path: Path):
     come, workdir = Coming(tmp_path / "segments"), tmp_path / "run"
     killed_and_resumed(come, workdir)
@@ -100,7 +100,6 @@ def test_a_killed_run_goes_on_to_the_bits_of_one_process(unbroken: Path, tmp_pat
     assert_same(workdir, unbroken)
 
 
-@pytest.mark.thorough  # by default `test_published_streams.py` kills one process
 def test_a_killed_run_with_dynamic_ids(segments: Path, tmp_path: Path):
     alone, workdir = tmp_path / "alone", tmp_path / "run"
     train(segments, alone, IDLE, *DYNAMIC)
@@ -159,6 +158,7 @@ def test_a_killed_run_with_a_journal(segments: Path, tmp_path: Path):
     assert checksums(workdir) == checksums(alone)
 
 
+@pytest.mark.thorough
 def test_what_one_process_cannot_read_ends_both(segments: Path, tmp_path: Path):
     with two(DAMAGED, *flags(segments, tmp_path, IDLE, *DYNAMIC)) as processes:
         for process in processes:
