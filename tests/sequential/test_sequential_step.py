@@ -99,7 +99,7 @@ def oracle(settings: SequentialSettings):
         tokens = jnp.where(there[:, None], variables["table"][items], 0)
         found, vectors = model.histories(tokens, sequences), model.items(variables["table"])
         scores = found @ vectors.T / settings.temperature
-        own = jnp.take_along_axis(scores, np.maximum(targets, 0)[:, None], axis=1)
+        own = jnp.take_along_axis(scores, jnp.maximum(targets, 0)[:, None], axis=1)
         if settings.is_sampled:
             drawn = batch.candidates.ravel()
             present = drawn >= 0
@@ -109,19 +109,23 @@ def oracle(settings: SequentialSettings):
         losses = jax.nn.logsumexp(scores, axis=1) - own[:, 0]
         return jnp.sum(jnp.where(there, losses, 0)) / there.sum()
 
-    for number in range(STEPS):
-        batch = batches[number]
+    @jax.jit
+    def step(variables, state, batch, touched):
         loss, grads = jax.value_and_grad(loss_of)(variables, batch)
         updates, (after, *rest) = optimizer.update(grads, state)
-        looked_up = [x.ravel() for x in (batch.items, batch.targets, batch.candidates)]
-        touched = np.isin(np.arange(ITEMS), np.concatenate(looked_up))[:, None]
 
-        def kept(new, old, touched=touched):
+        def kept(new, old):
             return new | {"table": jnp.where(touched, new["table"], old["table"])}
 
         variables = kept(optax.apply_updates(variables, updates), variables)
         moments = {x: kept(getattr(after, x), getattr(state[0], x)) for x in ("mu", "nu")}
-        state = (after._replace(**moments), *rest)
+        return variables, (after._replace(**moments), *rest), loss
+
+    for number in range(STEPS):
+        batch = batches[number]
+        looked_up = [x.ravel() for x in (batch.items, batch.targets, batch.candidates)]
+        touched = np.isin(np.arange(ITEMS), np.concatenate(looked_up))[:, None]
+        variables, state, loss = step(variables, state, batch, touched)
         losses.append(float(loss))
     return np.asarray(losses), np.asarray(variables["table"])
 
