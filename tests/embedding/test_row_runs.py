@@ -21,6 +21,9 @@ def summed(size, blocks):
     return runs, sum_runs(size, runs, False), sum_runs(size, runs, True)
 
 
+jitted_sums = jax.jit(sum_all, static_argnums=(0, 2))
+
+
 def drawn(rng, size, shapes, width, dtype, weighted, hot=None):
     """Blocks, the rows of which are drawn among few, so that they repeat; an eighth is no row."""
     pool = rng.integers(0, size, 12)
@@ -98,15 +101,14 @@ def test_an_infinite_gradient_stays_in_its_row():
     rows = np.arange(100, dtype=np.int32).reshape(100, 1, 1) // 3
     gradients = np.ones((100, 1, 2), np.float32)
     gradients[50] = np.inf
-    totals, _ = sum_all(34, [(jnp.asarray(rows), None, jnp.asarray(gradients))], "sorted")
+    totals, _ = jitted_sums(34, [(rows, None, gradients)], "sorted")
     assert np.isinf(totals[50 // 3]).all()
     assert np.isfinite(np.delete(np.asarray(totals), 50 // 3, axis=0)).all()
 
 
 def test_sums_of_all_rows_are_those_of_additions():
     blocks = drawn(np.random.default_rng(2), 100, [(70, 2, 3)], 4, "float32", True)
-    blocks = jax.tree.map(jnp.asarray, blocks)
-    by_sort, by_scatter = (sum_all(100, blocks, way) for way in ("sorted", "scatter"))
+    by_sort, by_scatter = (jitted_sums(100, blocks, way) for way in ("sorted", "scatter"))
     np.testing.assert_allclose(by_sort[0], by_scatter[0], atol=1e-5)
     np.testing.assert_array_equal(by_sort[1], by_scatter[1])
 
@@ -119,12 +121,12 @@ def test_an_order_that_is_known_needs_no_sort(weighted):
     rows = np.concatenate([rows.reshape(-1) for rows, _, _ in blocks])
     order = np.argsort(rng.permutation(200)[rows], kind="stable")
     blocks = jax.tree.map(jnp.asarray, blocks)
-    expected = sum_all(100, blocks, "sorted")
-    known = sum_all(100, blocks, "sorted", jnp.asarray(order))
+    expected = jitted_sums(100, blocks, "sorted")
+    known = jitted_sums(100, blocks, "sorted", jnp.asarray(order))
     np.testing.assert_allclose(known[0], expected[0], atol=1e-5)
     np.testing.assert_array_equal(known[1], expected[1])
     of_order = functools.partial(sum_all, 100, row_sums="sorted", order=jnp.asarray(order))
     assert "stablehlo.sort" not in jax.jit(of_order).lower(blocks).as_text()
     ascending = np.argsort(rows, kind="stable")
-    compact = sum_all(100, blocks, "compacted", jnp.asarray(ascending))
+    compact = jitted_sums(100, blocks, "compacted", jnp.asarray(ascending))
     jax.tree.map(np.testing.assert_array_equal, compact, expected)
