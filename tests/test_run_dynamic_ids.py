@@ -89,9 +89,8 @@ def test_predictions_of_run_checkpoint_and_artifact_are_the_same(trained, tmp_pa
     np.testing.assert_allclose(Predictor.load(artifact).predict(rows), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("rows", "lost"), [pytest.param(400, 0, marks=pytest.mark.thorough), (200, 50)]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize(("rows", "lost"), [(400, 0), (200, 50)])
 def test_resumed_with_other_rows(trained, tmp_path, rows: int, lost: int):
     workdir, outcome = trained
     copy = tmp_path / "run"

@@ -87,7 +87,7 @@ def test_metrics_and_checkpoints_are_the_same(plain: Path, tmp_path: Path, pipel
 @pytest.mark.parametrize(
     ("first", "then"),
     [
-        (PLAIN, CACHED),
+        pytest.param(PLAIN, CACHED, marks=pytest.mark.thorough),
         (CACHED, PLAIN),
         pytest.param(CACHED, CACHED, marks=pytest.mark.thorough),
     ],

@@ -153,6 +153,7 @@ def test_metrics_that_cannot_be_written(tmp_path: Path):
     fails("metrics.jsonl", "--mesh=1x1", *SMALL, "--steps=1", f"--workdir={tmp_path}")
 
 
+@pytest.mark.thorough
 def test_a_pipe_without_a_reader_is_no_reason_to_stop(tmp_path: Path):
     unread = "import os; read, write = os.pipe(); os.close(read); os.dup2(write, 1); "
     start = "from dlrm_jax.cli.main import main; main('train')"

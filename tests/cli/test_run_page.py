@@ -57,6 +57,7 @@ def test_what_rows_are_that_training_never_reads(
     assert unread_rows({**none, **start, "config": fields}) == text
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.report"], indirect=True)
 def test_a_run_on_generated_examples_needs_no_data(program: ModuleType, tmp_path: Path):
     generated = dataclasses.replace(

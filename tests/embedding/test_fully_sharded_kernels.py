@@ -106,8 +106,15 @@ def trained(tables: EmbeddingCollection, table: np.ndarray) -> dict[str, np.ndar
 
 
 CASES = [  # and the rows of a message in the group, and between groups
-    *(("triton", mesh, name) for mesh in (("2x2", ()), ("2x4", (2, 1))) for name in OPTIMIZERS),
+    ("triton", ("2x4", (2, 1)), "adagrad"),
+    ("triton", ("2x2", ()), "adam"),
     ("mosaic", ("2x4", (2, 1)), "rowwise_adagrad"),
+    *(
+        pytest.param("triton", mesh, name, marks=pytest.mark.thorough)
+        for mesh in (("2x2", ()), ("2x4", (2, 1)))
+        for name in OPTIMIZERS
+        if (mesh[0], name) not in {("2x4", "adagrad"), ("2x2", "adam")}
+    ),
     *(
         pytest.param(kernels, mesh, name, marks=pytest.mark.thorough)
         for kernels in ("triton", "mosaic")
@@ -142,7 +149,7 @@ def test_rows_of_several_partners_in_one_or_many_rounds(
 
 
 @pytest.mark.parametrize(
-    "whole_tables", [None, True, pytest.param(False, marks=pytest.mark.thorough)]
+    "whole_tables", [True, *(pytest.param(x, marks=pytest.mark.thorough) for x in (None, False))]
 )
 def test_a_penalty_needs_sums_and_a_norm_does_not(
     whole_tables: bool | None, updates: list[int], monkeypatch: pytest.MonkeyPatch

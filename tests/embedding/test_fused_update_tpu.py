@@ -23,6 +23,7 @@ R, BAGS, STEP, RATE = 256, 7, 3, 0.1
 # Runs over several blocks of ids, lines that go on in the next block, the last rows, and no rows.
 RNG = np.random.default_rng(1)
 MANY = [*[3] * 200, *[4] * 60, *RNG.integers(0, R + 9, 250), R - 1, R - 1, R - 2]
+OFTEN = [((64, True), "rowwise_adagrad"), ((128, False), "adam")]
 
 
 def check(
@@ -73,21 +74,26 @@ def check(
         np.testing.assert_allclose(new[name], slot, rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize(
-    ("width", "packed"),
+    ("width", "packed", "name"),
     [
-        (64, True),
-        (128, False),
-        pytest.param(8, True, marks=pytest.mark.thorough),
-        pytest.param(200, True, marks=pytest.mark.thorough),
+        pytest.param(*width, name, marks=() if (width, name) in OFTEN else pytest.mark.thorough)
+        for width in ((64, True), (128, False), (8, True), (200, True))
+        for name in OPTIMIZERS
     ],
 )
 def test_rows_that_one_or_many_ids_name(name: str, width: int, packed: bool):
     check(name, MANY, width, packed, weighted=width != 128)
 
 
-@pytest.mark.parametrize("rows", [[7], [R, R + 1, 2**31 - 1], [5] * 128, [*range(R)] * 3])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [R, R + 1, 2**31 - 1],
+        [*range(R)] * 3,
+        *(pytest.param(x, marks=pytest.mark.thorough) for x in ([7], [5] * 128)),
+    ],
+)
 def test_ids_of_any_number(rows: list[int]):
     check("rowwise_adagrad", rows, 64, packed=True, weighted=False)
 

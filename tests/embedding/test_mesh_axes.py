@@ -77,7 +77,7 @@ MESHES = {
 
 
 # Explicit axes are harder; Auto ones alone are under `set_mesh`, too.
-OFTEN = [("a tensor axis", EXPLICIT), ("two data axes", EXPLICIT)]
+OFTEN = [("two data axes", EXPLICIT)]
 
 
 @pytest.mark.parametrize(

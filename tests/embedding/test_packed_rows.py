@@ -51,7 +51,7 @@ _put = jax.jit(packed_rows.put, static_argnames="ascend")
 _take = jax.jit(packed_rows.take, static_argnums=2)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.sampled_from(WIDTHS), st.integers(1, 4), st.integers(0, 2**32 - 1), st.booleans())
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
 def test_written_rows_are_read(width: int, lines: int, seed: int, ascend: bool):

@@ -17,9 +17,9 @@ ROWS = 64
 @pytest.mark.parametrize(
     ("shape", "width", "packed", "weighted"),
     [
-        ((3, 2, 5), 128, False, True),
+        pytest.param((3, 2, 5), 128, False, True, marks=pytest.mark.thorough),
         ((5, 3, 7), 64, True, True),
-        ((4, 1, 3), 8, True, False),
+        pytest.param((4, 1, 3), 8, True, False, marks=pytest.mark.thorough),
         ((70, 1, 3), 256, False, False),  # several blocks of bags, the last one not full
         ((3, 1, 150), 50, True, True),  # bags of several blocks of ids
         ((9, 2, 1), 64, False, False),  # rows of a part of a line, as those that owners send

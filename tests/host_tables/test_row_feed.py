@@ -164,6 +164,7 @@ def count_waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.mark.thorough
 def test_initial_values_are_those_of_whole_tables():
     tables = [
         dataclasses.replace(TABLES[0], rows=(1 << 18) + 70_000),  # made in two parts

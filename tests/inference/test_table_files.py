@@ -99,6 +99,7 @@ def test_without_values(saved: Run, tmp_path: Path):
     np.testing.assert_array_equal(np.load(tmp_path / "npy" / "C2.npy"), saved[1]["C2/table"])
 
 
+@pytest.mark.thorough
 def test_bfloat16_becomes_float32(tmp_path: Path):
     config = dataclasses.replace(CONFIG, table_dtype="bfloat16")
     learner, state, checkpoint = train_and_save(tmp_path, "1x1", config)

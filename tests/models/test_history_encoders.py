@@ -45,7 +45,8 @@ def one_by_one(requests: Requests, history) -> tuple[Requests, np.ndarray]:
     return copies, copied(history)
 
 
-@pytest.mark.parametrize(("kind", "options"), ONE_BY_DEFAULT)
+@pytest.mark.thorough  # `tests/attention` has gradients of both kinds of attention
+@pytest.mark.parametrize(("kind", "options"), ENCODERS)
 def test_candidates_that_share_a_history_and_one_by_one_learn_the_same(kind, options):
     encoder, history = built(kind, **options), drawn(T, D)
     candidates = drawn(len(REQUESTS.owner), D, seed=1)

@@ -174,11 +174,15 @@ def test_sizes_that_do_not_fit(make, text: str):
 
 @pytest.mark.parametrize(("kind", "name"), [(STCA, "stca"), (HSTUCandidates, "hstu")])
 def test_vectors_by_time_need_times(kind, name: str):
-    encoder, x = kind(6, 9, rngs=nnx.Rngs(0)), jnp.zeros((64, 6))
+    def called_with(sequences):
+        # Nothing is compiled.
+        nnx.eval_shape(lambda: kind(6, 9, rngs=nnx.Rngs(0))(x, sequences, x[:1], of))
+
+    x = jnp.zeros((64, 6))
     sequences = sequences_of(jnp.asarray([9], "int32"), 64)
     of = Candidates(jnp.zeros(1, "int32"), jnp.full(1, 9, "int32"))
     with pytest.raises(UserError, match=f"{name}: expected sequences"):
-        encoder(x, sequences, x[:1], of)
+        called_with(sequences)
     timed = Sequences(sequences.starts, jnp.zeros(64, "int32"))
     with pytest.raises(UserError, match=f"{name}: expected sequences"):
-        encoder(x, timed, x[:1], of)
+        called_with(timed)

@@ -75,7 +75,7 @@ def test_frozen_tables_and_no_step_add_no_rows(tmp_path: Path):
 @pytest.mark.parametrize(
     ("is_later", "mesh", "config"),
     [
-        (False, "2x4", DYNAMIC),
+        pytest.param(False, "2x4", DYNAMIC, marks=pytest.mark.thorough),
         pytest.param(True, "1x1", DYNAMIC, marks=pytest.mark.thorough),
         pytest.param(False, "1x1", CONFIG, marks=pytest.mark.thorough),
         pytest.param(False, "2x4", CONFIG, marks=pytest.mark.thorough),

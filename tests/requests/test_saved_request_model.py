@@ -44,7 +44,9 @@ def scores(
     return model.score(model.encode(history, TIMES, TIME), {"item": items}, context)
 
 
-@pytest.mark.parametrize("encoder", [pytest.param("stca", marks=pytest.mark.thorough), "hstu"])
+@pytest.mark.parametrize(
+    "encoder", ["mean", *(pytest.param(x, marks=pytest.mark.thorough) for x in ("stca", "hstu"))]
+)
 def test_a_model_that_is_read_scores_as_before(tmp_path: Path, encoder: str):
     own = scorer(encoder)
     write_model(tmp_path / "model", own)

@@ -56,6 +56,7 @@ def test_heads_divide_the_width_as_published():
     assert {x.encoder for name, x in PRESETS.items() if "hstu" in name} == {"hstu"}
 
 
+@pytest.mark.thorough
 def test_flags_change_the_preset(tmp_path: Path):
     (tmp_path / "data").mkdir()
     write_1m(tmp_path / "data")

@@ -110,6 +110,7 @@ def test_popularity_counts_ties_as_ranked_before(tmp_path: Path):
     assert hits / len(chosen) == pytest.approx(test["model"]["hr@5"])
 
 
+@pytest.mark.thorough
 def test_items_of_the_history_are_ranked_by_neither(tmp_path: Path):
     settings = dataclasses.replace(BAG, exclude_seen=True)
     outcome = run(LOG, SPLIT, settings, as_mesh("1x1"), tmp_path, silent)

@@ -100,10 +100,8 @@ def assert_same(workdir: Path, other: Path) -> None:
     assert summaries[0] == summaries[1]
 
 
-@pytest.mark.parametrize(
-    "case",
-    ["dynamic", *(pytest.param(x, marks=pytest.mark.thorough) for x in CASES if x[0] != "d")],
-)
+@pytest.mark.thorough  # by default `tests/stream/test_journaled_stream.py` cuts and resumes one
+@pytest.mark.parametrize("case", CASES)
 def test_cut_and_resumed(case: str, tmp_path: Path):
     unbroken, workdir = tmp_path / "unbroken", tmp_path / "run"
     train(unbroken, case, journal_seconds=0.0)

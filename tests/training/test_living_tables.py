@@ -211,6 +211,7 @@ def test_evaluations_see_the_maps_of_their_step():
     assert [*found] == [3, 6, 9]
 
 
+@pytest.mark.thorough
 def test_checkpoints_of_other_maps_are_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", {"data": "drifting"})
     living = learner_on("1x1", "rows", dtype="float32")

@@ -92,9 +92,8 @@ def problem(kind: str):
     return dataclasses.replace(config, normalization="batch", dropout=0.2)
 
 
-@pytest.mark.parametrize(
-    "kind", ["self_distillation", pytest.param("tri_bce", marks=pytest.mark.thorough)]
-)
+@pytest.mark.thorough  # by default one of groups, in `test_ranking_losses.py`
+@pytest.mark.parametrize("kind", ["self_distillation", "tri_bce"])
 def test_steps_on_meshes(kind: str):
     config = problem(kind)
     batch = TrainBatches(examples(256), config.batch_size, seed=0)[0]

@@ -52,7 +52,8 @@ def live(maps: IdMaps) -> dict[str, np.ndarray]:
     return {name: own["keys"][own["counts"] > 0] for name, own in maps.arrays().items()}
 
 
-@pytest.mark.parametrize("mesh", [pytest.param("1x1", marks=pytest.mark.thorough), "2x4"])
+@pytest.mark.thorough
+@pytest.mark.parametrize("mesh", ["1x1", "2x4"])
 def test_growing_and_going_on_is_the_run_with_these_rows_from_the_start(mesh: str, tmp_path: Path):
     checkpoints, before, _ = saved(tmp_path, mesh, 8)
     assert all(own.live < own.capacity for own in before.maps.values())  # none has lost its row
