@@ -21,7 +21,7 @@ from dlrm_jax.training.penalty import Penalty
 STEPS = 50
 ROWS = (400, 100)  # for all ids
 SEED = 5
-OFTEN = [("1x8", "devices", True)]  # columns have a penalty below, rows are interrupted
+OFTEN = [("1x8", "devices", True)]
 
 
 @pytest.fixture
