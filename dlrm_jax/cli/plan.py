@@ -53,14 +53,20 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating
 from dlrm_jax.mesh import MOST_DEVICES, check_device_count, in_micro_batches, parse_mesh
 from dlrm_jax.presets import preset
-from dlrm_jax.training.build import check_table_settings, penalty, read_plan, workload
+from dlrm_jax.training.build import (
+    check_table_settings,
+    fuses_updates,
+    penalty,
+    read_plan,
+    workload,
+)
 from dlrm_jax.training.config_data import check_shared, for_data
 from dlrm_jax.training.tables import Descriptions, describe
 
 # What the placement of tables depends on is left: the tables, their optimizers, and the batch.
 _UNREAD = (
-    "emulate", "stochastic_rounding", "kernels", "loss", "class_weights", "learning_rate",
-    "warmup_steps", "decay_start", "decay_steps", "clip_norm", "teacher", "seed", "dropout",
+    "emulate", "stochastic_rounding", "loss", "class_weights", "learning_rate",
+    "warmup_steps", "decay_start", "decay_steps", "teacher", "seed", "dropout",
     "normalization", "dense_l2",
 )  # fmt: skip
 
@@ -222,6 +228,7 @@ def _meshes(
         micro_batches=config.accumulation_steps,
         zipf_exponent=config.zipf_exponent,
         all_rows=penalty(config).of_all_rows,
+        fused=fuses_updates(config),
         device=kind,
         limits=limits,
     )

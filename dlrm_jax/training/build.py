@@ -136,6 +136,11 @@ def _loss(config: Config) -> Loss | RankingLoss | MemberLoss:
     return loss
 
 
+def fuses_updates(config: Config) -> bool:
+    """Whether kernels of accelerators may update rows, see `Workload`."""
+    return config.kernels != "jax" and not (config.clip_norm or penalty(config).tables)
+
+
 def workload(config: Config, descriptions: Descriptions, data_groups: int) -> Workload:
     """The reads of a config's tables in one step."""
     return Workload(
@@ -145,6 +150,7 @@ def workload(config: Config, descriptions: Descriptions, data_groups: int) -> Wo
         bags_of(descriptions.features, descriptions.lookups),
         config.accumulation_steps,
         penalty(config).of_all_rows,
+        fuses_updates(config),
     )
 
 

@@ -175,7 +175,9 @@ def estimated_temporaries(learner: Learner, batch_size: int, dense_features: int
     moved = planned_collectives(learner, batch_size)
     layout, all_rows = learner.collection.layout, learner.penalty.of_all_rows
     device = device_like(learner.axes.mesh.devices.flat[0].device_kind)
-    of_tables = temporaries(layout, moved, shape, batch_size, device, all_rows)
+    sums = learner.clip_norm or learner.penalty.tables
+    fused = learner.collection.backend.row_kernels != "xla" and not sums
+    of_tables = temporaries(layout, moved, shape, batch_size, device, all_rows, fused)
     if not device.emulated:
         samples = batch_size // learner.axes.device_count // learner.accumulation_steps
         of_tables += activations(learner, samples, dense_features)

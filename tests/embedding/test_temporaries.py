@@ -31,7 +31,7 @@ FEATURES = [Feature("t0", 20), Feature("t1", 3), Feature("t2", 1)]
 LOOKUPS = [Lookup(table.name, table.name, table.name) for table in TABLES]
 
 
-def planned(placement, limits, batch=BATCH, device="cpu"):
+def planned(placement, limits, batch=BATCH, device="cpu", fused=True):
     return plan_on_mesh(
         TABLES,
         FEATURES,
@@ -39,7 +39,7 @@ def planned(placement, limits, batch=BATCH, device="cpu"):
         4,
         {table.name: placement for table in TABLES},
         optimizer=OPTIMIZER,
-        workload=Workload(batch, 2, bags=bags_of(FEATURES, LOOKUPS)),
+        workload=Workload(batch, 2, bags=bags_of(FEATURES, LOOKUPS), fused=fused),
         device=DEVICES[device],
         limits=limits,
     )
@@ -92,3 +92,9 @@ def test_tables_leave_memory_for_temporaries():
     message = r"memory: expected at most .* that a step makes .* on mesh 2x4; use more devices or a"
     with pytest.raises(UserError, match=message):
         planned("fully_sharded", limits, 8 * BATCH)
+
+
+def test_without_kernels_there_are_gradients_of_ids():
+    given = "table_wise", Limits(memory=2**40)
+    fused, by_xla = (planned(*given, device="h100", fused=x).temporaries for x in (True, False))
+    assert by_xla > fused + 4 * 64 * BATCH // 2 * 24

@@ -85,6 +85,7 @@ def planned_mesh(
     )
     seconds = seconds_by_resource(tables, plan, optimizer, workload, device)
     seconds[STARTS] = sum(each.starts for each in moved) * device.latency
-    arrays = temporaries(layout, moved, shape, workload.batch_size, device, workload.all_rows)
+    size, ways = workload.batch_size, (workload.all_rows, workload.fused)
+    arrays = temporaries(layout, moved, shape, size, device, *ways)
     loads = balance(layout, plan, workload, device)
     return MeshPlan(groups, plan, loads, moved, arrays, seconds)

@@ -64,6 +64,7 @@ def plan_meshes(
     micro_batches: int = 1,
     zipf_exponent: float = 1.05,
     all_rows: bool = False,
+    fused: bool = True,
     device: Device = DEVICES["h100"],
     limits: Limits | None = None,
 ) -> list[MeshPlan]:
@@ -82,6 +83,7 @@ def plan_meshes(
         micro_batches: number of equal parts of the batch that are looked up one after the other.
         zipf_exponent: Zipf exponent of the ids of every table.
         all_rows: whether an update changes all rows, see `Workload`.
+        fused: whether kernels of accelerators update rows, see `Workload`.
         device: model of every device.
         limits: limits of `automatic_plan`.
 
@@ -93,7 +95,7 @@ def plan_meshes(
     def workload(shards: int) -> Workload:
         bags = bags_of(features, lookups)
         groups = devices // shards
-        return Workload(batch_size, groups, zipf_exponent, bags, micro_batches, all_rows)
+        return Workload(batch_size, groups, zipf_exponent, bags, micro_batches, all_rows, fused)
 
     if devices < 1 or batch_size // workload(devices).micro_batches % devices:
         which = "batch" if micro_batches == 1 else "micro-batch"

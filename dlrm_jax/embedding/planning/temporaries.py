@@ -33,7 +33,7 @@ _GRADIENTS = 1.15
 # others that XLA updates; and of a TPU, in tiles, of fully sharded slabs that kernels update, and
 # of what XLA updates. Fitted to programs of docs/results/targets, so that none needs more.
 _SENT_ON_GPU, _SENT_BY_XLA, _ON_GPU = 3.0, 3.5, 2.0
-_SENT_ON_TPU, _ON_TPU = 1.0, 2.25
+_SENT_ON_TPU, _ON_TPU = 1.9, 2.25
 # Arrays of all rows from which new values are rounded at random, fitted to programs of three
 # optimizers.
 _ROUNDING = 3.5
@@ -46,6 +46,7 @@ def temporaries(
     batch_size: int,
     device: Device,
     all_rows: bool = False,
+    fused: bool = True,
 ) -> float:
     """The bytes that lookups and updates make on a device, besides tables and optimizer state.
 
@@ -56,6 +57,7 @@ def temporaries(
         batch_size: samples of a batch, over all devices.
         device: kind of all devices. On a TPU, a narrow table of few rows may be copied.
         all_rows: whether an update changes all rows, see `Workload`.
+        fused: whether kernels of accelerators update rows, see `Workload`.
     """
     groups, devices = mesh_shape[DATA], math.prod(mesh_shape[axis] for axis in (DATA, MODEL))
     nbytes, copied = float(sum(each.nbytes for each in moved)), 0
@@ -84,7 +86,7 @@ def temporaries(
         if all_rows:
             continue
         if not device.emulated:
-            nbytes += _arrays_on(device, slab, way) * samples * ids
+            nbytes += _arrays_on(device, slab, way, fused) * samples * ids
             nbytes += slab.rows * vector if way.exchanged else 0
         elif way.dense:
             nbytes += slab.rows * vector
@@ -95,10 +97,10 @@ def temporaries(
     return nbytes + _of_all_rows(trained) if all_rows else nbytes
 
 
-def _arrays_on(device: Device, slab: Slab, way: Reduction) -> float:
+def _arrays_on(device: Device, slab: Slab, way: Reduction, fused: bool) -> float:
     """The bytes of gradients for each id on a GPU or TPU."""
     backend = TPU if device.tiled else GPU
-    by_kernels = has_fused_update(slab, backend) and not way.exchanged
+    by_kernels = fused and has_fused_update(slab, backend) and not way.exchanged
     if by_kernels and not slab.fully_sharded:
         return 0.0
     if device.tiled:

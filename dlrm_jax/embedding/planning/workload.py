@@ -27,6 +27,8 @@ class Workload:
             before one update of all.
         all_rows: whether an update changes all rows of the tables that are trained, read or not:
             those of a penalty with ``whole_tables``, see `add_l2`.
+        fused: whether kernels of accelerators, if they have them, update rows without sums of their
+            gradients: neither with ``kernels="jax"`` nor where a step clips or adds a penalty.
     """
 
     batch_size: int = 65_536
@@ -35,6 +37,7 @@ class Workload:
     bags: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
     micro_batches: int = 1
     all_rows: bool = False
+    fused: bool = True
 
     def __post_init__(self):
         if self.batch_size < 1 or self.data_groups < 1:
