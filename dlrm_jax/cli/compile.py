@@ -65,6 +65,7 @@ def main() -> None:
     check_batch_size(mesh, "batch_size", config.batch_size, config.accumulation_steps)
     print(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     learner = make_learner(config, mesh, feeds=True)
+    print("kernels: " + ", ".join(f"{x} {y}" for x, y in learner.kernels_in_use.items()))
     lowered = lower_step(
         learner, config.batch_size, config.dense_features, pipelined=config.pipelined
     )
@@ -73,6 +74,7 @@ def main() -> None:
     found = {
         "preset": FLAGS.preset,
         "batch_size": config.batch_size,
+        "kernels_in_use": learner.kernels_in_use,
         **found,
         "estimated_temporaries": estimated_temporaries(
             learner, config.batch_size, config.dense_features

@@ -106,7 +106,7 @@ def test_estimates_of_temporaries_are_about_those_kept(case: Case):
     kept = KEPT / case.file
     if not kept.exists():
         pytest.skip(f"{kept.name} isn't kept")
-    config = dataclasses.replace(PRESETS[case.preset], batch_size=case.batch_size, kernels="jax")
+    config = dataclasses.replace(PRESETS[case.preset], batch_size=case.batch_size)
     mesh = target_mesh(parse_target(case.target), parse_mesh(case.mesh))
     given = make_learner(config, mesh), config.batch_size, config.dense_features
     ratio = estimated_temporaries(*given) / read_json(kept)["memory"]["temporaries"]
