@@ -60,7 +60,7 @@ def updated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ("plan", "given", "pallas"),
     [
         ("mixed", LARGE, "triton"),
-        ("fully_sharded", TABLES, "mosaic"),
+        pytest.param("fully_sharded", TABLES, "mosaic", marks=pytest.mark.thorough),
         *(
             pytest.param(*case, marks=pytest.mark.thorough)
             for case in (
