@@ -27,7 +27,7 @@ from dlrm_jax.embedding import (
     row_split,
 )
 from dlrm_jax.embedding.layout import make_layout
-from dlrm_jax.embedding.packed_rows import per_line
+from dlrm_jax.embedding.packed_rows import LANES
 from dlrm_jax.embedding.plan import fully_sharded
 from dlrm_jax.embedding.slab import make_slabs
 from dlrm_jax.errors import UserError
@@ -173,7 +173,7 @@ def test_every_device_has_its_share_and_no_copy():
     assert sum(table.rows for table in TABLES) > 8
     for slab in tables.layout.slabs:
         rows = sum(table.rows for table in slab.tables.values())
-        together = per_line(backend.CPU.packed_from or 128)
+        together = LANES if backend.CPU.packed_from else 1
         assert slab.rows == -(-rows // (8 * together)) * together
     state = built(tables, random_arrays())
     for name, array in state.tables.items():

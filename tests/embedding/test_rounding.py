@@ -124,12 +124,12 @@ def test_bits_differ_between_tables_rows_columns_and_steps():
         return jnp.ones(shape, dtype)
 
     def moved(name: str, steps: int) -> np.ndarray:
-        table = Table(name, 64, 64, "bfloat16", init=ones)
+        table = Table(name, 128, 64, "bfloat16", init=ones)
         collection = EmbeddingCollection(
-            [table], [Feature("x", 64)], [Lookup("x", "x", name)], make_mesh("1x1"), SGD(2**-10)
+            [table], [Feature("x", 128)], [Lookup("x", "x", name)], make_mesh("1x1"), SGD(2**-10)
         )
         state = collection.init(0)
-        ids = jnp.arange(64, dtype=jnp.int32)[None]
+        ids = jnp.arange(128, dtype=jnp.int32)[None]
 
         @jax.jit
         def step(state, count):

@@ -48,7 +48,7 @@ PLACED = [
 
 @pytest.mark.parametrize("placement", ["row_wise", "table_wise", "replicated"])
 def test_on_one_shard_a_large_table_is_read_without_a_copy(placement):
-    table = Table("large", OWN_SLAB_ROWS, 1)
+    table = Table("large", OWN_SLAB_ROWS + 64, 1)  # which fill lines of a TPU
     plan = automatic_plan([table], 1, {"large": placement})
     args = ([table], [Feature("f")], [Lookup("f", "f", "large")], make_mesh("1x1"))
     own = EmbeddingCollection(*args, SGD(1.0), plan)
