@@ -33,7 +33,7 @@ _GRADIENTS = 1.15
 # others that XLA updates; and of a TPU, in tiles, of fully sharded slabs that kernels update, and
 # of what XLA updates. Fitted to programs of docs/results/targets, so that none needs more.
 _SENT_ON_GPU, _SENT_BY_XLA, _ON_GPU = 3.0, 3.5, 2.0
-_SENT_ON_TPU, _ON_TPU = 1.9, 2.25
+_SENT_ON_TPU, _ON_TPU = 2.0, 2.25
 # Arrays of all rows from which new values are rounded at random, fitted to programs of three
 # optimizers.
 _ROUNDING = 3.5
