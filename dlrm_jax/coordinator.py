@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 import jax
@@ -86,15 +87,25 @@ def join(coordinator: str, count: int, index: int | None) -> None:
 
 def _check_port(coordinator: str, port: int) -> None:
     """Checks that process 0 can listen: where it can't, JAX's service ends with a crash."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    families = (socket.AF_INET, socket.AF_INET6) if socket.has_ipv6 else (socket.AF_INET,)
+    for family in families:
         try:
-            listener.bind(("", port))
-        except OSError as error:
-            raise UserError(
-                f"coordinator: expected a free port of this machine, got {coordinator!r}: {error}; "
-                f"choose another one for all processes"
-            ) from error
+            listener = socket.socket(family)
+        except OSError:  # the system has none of this family, so nobody listens
+            continue
+        with listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                listener.bind(("", port))
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:  # so nobody listens there
+                    continue
+                raise UserError(
+                    f"coordinator: expected a free port of this machine, got {coordinator!r}: "
+                    f"{error}; choose another one for all processes"
+                ) from error
 
 
 def coordinator_host() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -21,9 +22,9 @@ def check_new(*names: str) -> None:
         path = Path(given)
         if (other := seen.setdefault(path.absolute(), name)) != name:
             raise UserError(f"--{name}: {path} is the file of --{other}, too; give another name")
-        if path.exists():
-            raise UserError(f"--{name}: {path} exists; remove it, or give another name")
         _check_parents(name, path)
+        if os.path.lexists(path):  # also a link to what isn't there
+            raise UserError(f"--{name}: {path} exists; remove it, or give another name")
 
 
 def check_writable(*names: str) -> None:
@@ -41,7 +42,14 @@ def check_writable(*names: str) -> None:
 
 def _check_parents(name: str, path: Path) -> None:
     """Checks that a file or a directory can be made, if its parents are."""
-    parent = next(x for x in path.parents if x.exists())
+    try:
+        path.exists()
+        parent = next(x for x in path.parents if x.exists())
+    except OSError as error:  # such as a name that is too long
+        raise UserError(
+            f"--{name}: expected a file that can be made, got {path}: {error.strerror}; give "
+            f"another name"
+        ) from error
     if not parent.is_dir():
         raise UserError(
             f"--{name}: expected a file in a directory, got {path}, where {parent} is a file; give "

@@ -54,7 +54,8 @@ class RowOptimizer:
         native: unit of `native_update`: some ``"columns"`` of rows, or only whole ``"rows"`` on one
             device; None if there is no native update.
         fusible: whether kernels of Pallas may trace the update, at a learning rate of their own:
-            there are a ``learning_rate`` and no scalars, and it does only what Pallas can.
+            there are a ``learning_rate``, which is a function of the step then, and no scalars, and
+            it does only what Pallas can.
     """
 
     slots: ClassVar[Mapping[str, SlotKind]] = {}
@@ -70,6 +71,11 @@ class RowOptimizer:
                 f"optimizer {cls.__name__}: its update would never be called, since "
                 f"{cls.__mro__[values].__name__} has an update_values; write update_values"
             )
+        if cls.fusible and not cls._may_be_fused():
+            raise UserError(
+                f"optimizer {cls.__name__}: expected a field learning_rate and no scalar slots of "
+                f"one that is fusible; leave fusible out"
+            )
         # They describe the update of their own class, not one that overrides it.
         update = min(ignored, values)
         if _definition(cls, "linear") > update:
@@ -78,6 +84,11 @@ class RowOptimizer:
             cls.native = None
         if _definition(cls, "fusible") > update:
             cls.fusible = False
+
+    @classmethod
+    def _may_be_fused(cls) -> bool:
+        fields = {name for base in cls.__mro__ for name in vars(base).get("__annotations__", {})}
+        return "learning_rate" in fields and "scalar" not in cls.slots.values()
 
     def update(self, gradients: Rows, slots: Slots, step: Step, row_mean: RowMean) -> Changes:
         """Returns the changes of K rows, and their new state.

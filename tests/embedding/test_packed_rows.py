@@ -85,7 +85,11 @@ def test_written_rows_are_read(width: int, lines: int, seed: int, ascend: bool):
 def _packing(monkeypatch: pytest.MonkeyPatch, packed_from: int | None) -> None:
     """Emulated devices that store and sum rows as TPUs do."""
     record = dataclasses.replace(
-        backend.CPU, row_sums="compacted", native_kernels=False, packed_from=packed_from
+        backend.CPU,
+        row_sums="compacted",
+        row_kernels="xla",
+        native_kernels=False,
+        packed_from=packed_from,
     )
     monkeypatch.setattr(backend, "CPU", record)
 

@@ -16,11 +16,13 @@ from dlrm_jax.embedding import (
     EmbeddingCollection,
     EmbeddingState,
     RowGradients,
+    RowOptimizer,
     RowWiseAdagrad,
     Table,
     fused_update_gpu,
     fused_update_tpu,
 )
+from dlrm_jax.errors import UserError
 
 # With so many rows, copies exchange cotangents.
 LARGE = [dataclasses.replace(x, rows=30 * x.rows) for x in TABLES]
@@ -156,3 +158,13 @@ def test_an_optimizer_with_an_update_of_its_own_is_not_fusible():
 
     assert RowWiseAdagrad.fusible
     assert not Own.fusible
+
+
+@pytest.mark.parametrize(("slots", "field"), [({"n": "scalar"}, "learning_rate"), ({}, "rate")])
+def test_an_optimizer_that_kernels_cannot_have_is_not_fusible(slots: Any, field: str):
+    def update(self: Any, gradients: Any, slots: Any, step: Any, row_mean: Any) -> Any:
+        return gradients, slots
+
+    content = {"__annotations__": {field: float}, "slots": slots, "fusible": True, "update": update}
+    with pytest.raises(UserError, match="optimizer Own: expected a field learning_rate and no sca"):
+        type("Own", (RowOptimizer,), content)
