@@ -22,9 +22,9 @@ def check_new(*names: str) -> None:
         path = Path(given)
         if (other := seen.setdefault(path.absolute(), name)) != name:
             raise UserError(f"--{name}: {path} is the file of --{other}, too; give another name")
-        _check_parents(name, path)
         if os.path.lexists(path):  # also a link to what isn't there
             raise UserError(f"--{name}: {path} exists; remove it, or give another name")
+        _check_parents(name, path)
 
 
 def check_writable(*names: str) -> None:
@@ -57,7 +57,7 @@ def _check_parents(name: str, path: Path) -> None:
         )
     try:
         # Root may write everywhere, and yet no file can be made in /proc.
-        with tempfile.TemporaryFile(dir=parent):
+        with tempfile.NamedTemporaryFile(dir=parent, prefix=f".{path.name}."):
             pass
     except OSError as error:
         raise UserError(

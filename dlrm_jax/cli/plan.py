@@ -130,8 +130,6 @@ def main() -> None:
             f"--memory_gib: expected a finite number of at least 1e-9, which is a byte, got "
             f"{FLAGS.memory_gib}"
         )
-    if config.table_l2_rows == "touched":
-        refuse(["table_l2"], "without --table_l2_rows=all: a plan doesn't depend on it")
     check_simulation(config)
     kind = device(FLAGS.device)
     if FLAGS.compiled:

@@ -233,7 +233,6 @@ def test_memory_that_is_too_small_is_refused():
             ([f"--memory_gib={x}"], f"--memory_gib: expected .* of at least 1e-9, .*, got {x}")
             for x in ("0.0", "1e-300")
         ),
-        (["--table_l2=0.1"], "--table_l2 has no effect without --table_l2_rows=all: .*"),
         (
             ["--mesh=1x8", "--batch_size=248", "--accumulation_steps=2"],
             "--batch_size: 248 samples can't be split .* devices of mesh 1x8, in 2 micro-batches",

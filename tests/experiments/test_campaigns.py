@@ -74,7 +74,7 @@ def test_an_output_that_cannot_be_written_is_refused_at_the_start(
             with pytest.raises(UserError, match="--output: expected a file"):
                 program.main()
         denied = PermissionError(errno.EACCES, "Permission denied")
-        monkeypatch.setattr(tempfile, "TemporaryFile", mock.Mock(side_effect=denied))
+        monkeypatch.setattr(tempfile, "NamedTemporaryFile", mock.Mock(side_effect=denied))
         flags.parse([name, f"--output={tmp_path / 'new' / 'kills.json'}"])
         with pytest.raises(UserError, match="--output: expected a directory that you can write to"):
             program.main()
