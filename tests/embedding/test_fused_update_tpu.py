@@ -98,9 +98,8 @@ def test_ids_of_any_number(rows: list[int]):
     check("rowwise_adagrad", rows, 64, packed=True, weighted=False)
 
 
-@pytest.mark.parametrize(
-    "name", ["rowwise_adagrad", pytest.param("adam", marks=pytest.mark.thorough)]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["rowwise_adagrad", "adam"])
 def test_no_copy_races_with_another(name: str):
     """The emulator of a TPU's memories begins with NaNs, and copies when they are waited for."""
     check(
