@@ -43,9 +43,8 @@ def check_writable(*names: str) -> None:
 def _check_parents(name: str, path: Path) -> None:
     """Checks that a file or a directory can be made, if its parents are."""
     try:
-        path.exists()
         parent = next(x for x in path.parents if x.exists())
-    except OSError as error:  # such as a name that is too long
+    except OSError as error:  # such as a directory's name that is too long
         raise UserError(
             f"--{name}: expected a file that can be made, got {path}: {error.strerror}; give "
             f"another name"
